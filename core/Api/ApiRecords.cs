@@ -1,0 +1,148 @@
+using System.Text.Json.Serialization;
+
+namespace BlockServer.Core.Api;
+
+// The admin API's resources, spoken by blockd and pfcli. JSON names are camelCase and stable; sizes are bytes, times are
+// ISO 8601 UTC, enums are lower-case words.
+//
+//   GET    /v1/version                         VersionInfo
+//   GET    /v1/node                            NodeInfo
+//   GET    /v1/volumes                         VolumeList
+//   POST   /v1/volumes                         CreateVolume -> 201 VolumeInfo
+//   GET    /v1/volumes/{name}                  VolumeInfo (404 when there is none)
+//   PATCH  /v1/volumes/{name}                  ChangeVolume -> VolumeInfo (412 when the revision differs)
+//   DELETE /v1/volumes/{name}?id=..&revision=..  204 (412 when id or revision differ, 409 while in use without force=true)
+//   POST   /v1/volumes/{name}/scrub            ScrubRequest -> 202 TaskInfo
+//   GET    /v1/disks                           DiskList
+//   POST   /v1/disks                           AddDisk -> 201 DiskInfo
+//   DELETE /v1/disks/{id}                      204 (409 while volumes lie on it)
+//   GET    /v1/sessions                        SessionList
+//   DELETE /v1/sessions/{id}                   204, the session is cut
+//   GET    /v1/stats                           StatsInfo (counters since start; a client computes rates)
+//   GET    /v1/tasks, GET /v1/tasks/{id}, DELETE /v1/tasks/{id} (cancel)   TaskList, TaskInfo
+//   GET    /v1/openapi.json                    the OpenAPI document
+//   GET    /healthz                            200 "ok" without a token (loopback Host rules still hold)
+//
+// Every answer but 2xx is application/problem+json: ApiProblem.
+
+/// <summary>An error answer (RFC 9457). <see cref="Code"/> is stable and for programs, <see cref="Detail"/> is for people
+/// and says what to do.</summary>
+public sealed record ApiProblem(string Type, string Title, int Status, string Code, string? Detail, string? Field);
+
+/// <summary>Which daemon answers.</summary>
+public sealed record VersionInfo(string Product, string Version, string ApiVersion);
+
+/// <summary>The node: where it listens, what it runs on.</summary>
+public sealed record NodeInfo(
+    string Id, string Version, string DataDir, string Engine, string Durability, DateTimeOffset StartedAt,
+    IReadOnlyList<ListenerInfo> Listeners, IReadOnlyList<string> Warnings);
+
+/// <summary>One listening address.</summary>
+public sealed record ListenerInfo(string Protocol, string Address, bool Tls, bool Insecure);
+
+/// <summary>How a volume is offered.</summary>
+/// <param name="Nbd">Offered over NBD.</param>
+/// <param name="Iscsi">Offered over iSCSI.</param>
+/// <param name="ReadOnly">Every front end refuses changes.</param>
+public sealed record ExportOptions(bool Nbd = true, bool Iscsi = true, bool ReadOnly = false);
+
+/// <summary>A volume.</summary>
+public sealed record VolumeInfo(
+    uint Id, Guid Uuid, string Name, ulong SizeBytes, ulong UsedBytes, int RepCount, string Status,
+    ExportOptions Export, string? Description, Guid StoreId, int Sessions, long Revision, DateTimeOffset CreatedAt);
+
+/// <summary>All volumes, by name.</summary>
+public sealed record VolumeList(IReadOnlyList<VolumeInfo> Volumes);
+
+/// <summary>Asks for a volume. <see cref="IdempotencyKey"/>: repeating the same request with the same key answers the same
+/// volume instead of a conflict.</summary>
+public sealed record CreateVolume(
+    string Name, ulong SizeBytes, int RepCount = 1, ExportOptions? Export = null, string? Description = null,
+    Guid? StoreId = null, string? IdempotencyKey = null);
+
+/// <summary>Changes a volume; null leaves as it is.</summary>
+/// <param name="Revision">When given, the change is refused (412) unless the volume still has this revision.</param>
+/// <param name="Name">New name; refused when taken.</param>
+/// <param name="SizeBytes">New size. A smaller one is refused unless nothing is allocated beyond it and <paramref name="Force"/>.</param>
+/// <param name="Force">Confirms a shrink.</param>
+/// <param name="Export">New export options, all of them.</param>
+/// <param name="Description">New description.</param>
+public sealed record ChangeVolume(
+    long? Revision = null, string? Name = null, ulong? SizeBytes = null, bool Force = false,
+    ExportOptions? Export = null, string? Description = null);
+
+/// <summary>A disk, that is one store.</summary>
+public sealed record DiskInfo(
+    Guid Id, string Name, string Path, string Kind, string Status, ulong SizeBytes, ulong DataBytes, ulong UsedBytes,
+    ulong FreeBytes, ulong MetadataSlots, ulong MetadataSlotsUsed, ulong MetadataResidentBytes, int Volumes,
+    ulong ChecksumErrors, ulong IoErrors, double RingOccupancy, string? FailReason);
+
+/// <summary>All disks.</summary>
+public sealed record DiskList(IReadOnlyList<DiskInfo> Disks);
+
+/// <summary>Adds a file or raw device as a store. A foreign or non-empty device is refused unless <paramref name="Force"/>.</summary>
+/// <param name="Path">Absolute path.</param>
+/// <param name="Name">The operator's name for it; default: made from the path.</param>
+/// <param name="SizeBytes">For a file that does not exist yet: how large to make it.</param>
+/// <param name="Force">Overwrite whatever the device holds.</param>
+public sealed record AddDisk(string Path, string? Name = null, ulong? SizeBytes = null, bool Force = false);
+
+/// <summary>One client attached to a volume.</summary>
+public sealed record SessionInfo(
+    string Id, string Protocol, string Volume, string Peer, string Listener, bool Tls, string? Identity,
+    DateTimeOffset Since, ulong ReadOps, ulong ReadBytes, ulong WriteOps, ulong WriteBytes, int InFlight);
+
+/// <summary>All sessions.</summary>
+public sealed record SessionList(IReadOnlyList<SessionInfo> Sessions);
+
+/// <summary>Counters of one volume since it was opened. Latency sums are nanoseconds from request to reply; the
+/// histogram's bucket i counts operations of less than 2^i microseconds (and at least 2^(i-1)).</summary>
+public sealed record VolumeStats(
+    string Volume, ulong ReadOps, ulong ReadBytes, ulong WriteOps, ulong WriteBytes, ulong FlushOps, ulong TrimOps,
+    ulong Errors, ulong ReadNanos, ulong WriteNanos, IReadOnlyList<ulong> ReadHistogram, IReadOnlyList<ulong> WriteHistogram);
+
+/// <summary>Counters of everything, taken at one moment.</summary>
+public sealed record StatsInfo(DateTimeOffset At, double UptimeSeconds, double CpuSeconds, IReadOnlyList<VolumeStats> Volumes);
+
+/// <summary>Asks for a scrub.</summary>
+public sealed record ScrubRequest(ulong BytesPerSecond = 0);
+
+/// <summary>A long job.</summary>
+/// <param name="Id">Number of the task.</param>
+/// <param name="Kind">scrub, delete, ...</param>
+/// <param name="Target">What it works on.</param>
+/// <param name="State">running, succeeded, failed or cancelled.</param>
+/// <param name="Progress">0 to 1.</param>
+/// <param name="StartedAt">When it began.</param>
+/// <param name="EndedAt">When it ended, or null.</param>
+/// <param name="Result">What it found, in a sentence, or why it failed.</param>
+public sealed record TaskInfo(
+    long Id, string Kind, string Target, string State, double Progress, DateTimeOffset StartedAt,
+    DateTimeOffset? EndedAt, string? Result);
+
+/// <summary>All tasks, newest first.</summary>
+public sealed record TaskList(IReadOnlyList<TaskInfo> Tasks);
+
+/// <summary>Source-generated JSON of the admin API: no reflection at run time, unknown members refused.</summary>
+[JsonSourceGenerationOptions(
+    PropertyNamingPolicy = JsonKnownNamingPolicy.CamelCase,
+    UnmappedMemberHandling = JsonUnmappedMemberHandling.Disallow,
+    DefaultIgnoreCondition = JsonIgnoreCondition.Never,
+    AllowDuplicateProperties = false,
+    MaxDepth = 32)]
+[JsonSerializable(typeof(ApiProblem))]
+[JsonSerializable(typeof(VersionInfo))]
+[JsonSerializable(typeof(NodeInfo))]
+[JsonSerializable(typeof(VolumeInfo))]
+[JsonSerializable(typeof(VolumeList))]
+[JsonSerializable(typeof(CreateVolume))]
+[JsonSerializable(typeof(ChangeVolume))]
+[JsonSerializable(typeof(DiskInfo))]
+[JsonSerializable(typeof(DiskList))]
+[JsonSerializable(typeof(AddDisk))]
+[JsonSerializable(typeof(SessionList))]
+[JsonSerializable(typeof(StatsInfo))]
+[JsonSerializable(typeof(ScrubRequest))]
+[JsonSerializable(typeof(TaskInfo))]
+[JsonSerializable(typeof(TaskList))]
+public sealed partial class ApiJson : JsonSerializerContext;

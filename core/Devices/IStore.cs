@@ -1,0 +1,136 @@
+namespace BlockServer.Core;
+
+/// <summary>How an acknowledged write survives (engine B2.6).</summary>
+public enum Durability
+{
+    /// <summary>Like a disk with a cache: an ack survives the death of the daemon, FLUSH and FUA make it survive power loss.</summary>
+    Flush,
+
+    /// <summary>Every ack is durable on the medium.</summary>
+    Ack,
+}
+
+/// <summary>What a store keeps about a volume, so that a lost metadata database can be rebuilt from disks.</summary>
+/// <param name="Id">Number of the volume, unique in the cluster and never reused; not 0.</param>
+/// <param name="Uuid">Identity for clients (NAA, unique in the world).</param>
+/// <param name="Name">The operator's name, <see cref="VolumeName"/> rules.</param>
+/// <param name="SizeBytes">Size, a multiple of 512, between <see cref="Units.VolumeBytesMin"/> and <see cref="Units.VolumeBytesMax"/>.</param>
+/// <param name="Epoch">Leader epoch (B2.3); 1 until there is replication.</param>
+public sealed record VolumeHead(uint Id, Guid Uuid, string Name, ulong SizeBytes, ulong Epoch);
+
+/// <summary>Why a store is where it is.</summary>
+public enum StoreState
+{
+    /// <summary>Serving.</summary>
+    Online,
+
+    /// <summary>A flush, log or metadata write failed: every request is answered Unavailable until it is opened anew.</summary>
+    Failed,
+
+    /// <summary>Closed cleanly.</summary>
+    Closed,
+}
+
+/// <summary>A store's figures; plain counters read on the store's loop. Times are nanoseconds.</summary>
+public sealed record StoreStats
+{
+    /// <summary>Blocks that data may use in all.</summary>
+    public required ulong BlocksTotal { get; init; }
+
+    /// <summary>Blocks that live mappings reference.</summary>
+    public required ulong BlocksUsed { get; init; }
+
+    /// <summary>Blocks freed but not reusable yet.</summary>
+    public required ulong BlocksQuarantined { get; init; }
+
+    /// <summary>Blocks never given to writes, so that trim, delete and overwrite always progress (S10).</summary>
+    public required ulong BlocksReserved { get; init; }
+
+    /// <summary>Metadata slots in all.</summary>
+    public required ulong SlotsTotal { get; init; }
+
+    /// <summary>Metadata slots in use.</summary>
+    public required ulong SlotsUsed { get; init; }
+
+    /// <summary>Metadata pages in RAM, in bytes.</summary>
+    public required ulong MetadataResidentBytes { get; init; }
+
+    /// <summary>RAM budget for metadata pages, in bytes.</summary>
+    public required ulong MetadataBudgetBytes { get; init; }
+
+    /// <summary>Part of the redo ring that is in use, 0 to 1.</summary>
+    public required double RingOccupancy { get; init; }
+
+    /// <summary>Completed checkpoint cycles since open.</summary>
+    public required ulong Checkpoints { get; init; }
+
+    /// <summary>Blocks whose checksum did not match, since open.</summary>
+    public required ulong ChecksumErrors { get; init; }
+
+    /// <summary>Medium errors since open.</summary>
+    public required ulong IoErrors { get; init; }
+
+    /// <summary>Why the store failed, or null.</summary>
+    public required string? FailReason { get; init; }
+}
+
+/// <summary>What a scrub found so far.</summary>
+/// <param name="BlocksRead">Blocks read and verified.</param>
+/// <param name="BlocksTotal">Blocks to read in this pass.</param>
+/// <param name="Bad">Each bad block: volume, byte offset, reason. At most 1,000 are kept.</param>
+/// <param name="Finished">The pass is through.</param>
+public sealed record ScrubReport(ulong BlocksRead, ulong BlocksTotal, IReadOnlyList<BadBlock> Bad, bool Finished);
+
+/// <summary>One block that could not be read right.</summary>
+public readonly record struct BadBlock(uint VolumeId, ulong OffsetBytes, IoStatus Reason);
+
+/// <summary>
+/// A store: one file or raw device that holds volumes. Lives on one loop; every member is called on that loop's thread
+/// and answers there. Opened by the storage room, wired by blockd, and seen by everybody else only through this face.
+/// </summary>
+public interface IStore
+{
+    /// <summary>Identity of this store, from its superblock.</summary>
+    Guid StoreUuid { get; }
+
+    /// <summary>Whether it serves.</summary>
+    StoreState State { get; }
+
+    /// <summary>Current figures; allocates, so not for the hot path.</summary>
+    StoreStats GetStats();
+
+    /// <summary>Every volume that has a head here, ordered by id.</summary>
+    IReadOnlyList<VolumeHead> Volumes { get; }
+
+    /// <summary>Creates an empty volume; durable when Ok. Errors: Conflict (id exists), NoSpace (no slot), Invalid, Unavailable.</summary>
+    ValueTask<IoStatus> CreateVolumeAsync(VolumeHead head);
+
+    /// <summary>Deletes a volume: durable when Ok, its blocks are freed in the background (resumed after a restart).
+    /// Open devices answer Unavailable from then on. Errors: NotFound, Unavailable.</summary>
+    ValueTask<IoStatus> DeleteVolumeAsync(uint volumeId);
+
+    /// <summary>Replaces the head (rename, resize, epoch). Shrinking drops what lies beyond the new end and never lets it
+    /// come back. Open devices see the new size. Durable when Ok.</summary>
+    ValueTask<IoStatus> UpdateVolumeAsync(VolumeHead head);
+
+    /// <summary>The device of a volume, or null when there is no such volume. Devices are cheap and need no disposal; all
+    /// devices of one volume are coherent.</summary>
+    IBlockDevice? OpenVolume(uint volumeId);
+
+    /// <summary>Allocated bytes of a volume (whole blocks).</summary>
+    ulong UsedBytes(uint volumeId);
+
+    /// <summary>First byte behind the last allocated block of a volume, 0 when it is empty; for refusing a shrink.</summary>
+    ValueTask<ulong> HighestUsedByteAsync(uint volumeId);
+
+    /// <summary>Makes everything acknowledged durable.</summary>
+    ValueTask<IoStatus> FlushAsync();
+
+    /// <summary>Reads and verifies every allocated block of one volume, or of all when <paramref name="volumeId"/> is null,
+    /// at no more than <paramref name="bytesPerSecond"/> (0: unlimited); <paramref name="progress"/> is called on the loop
+    /// about once a second and at the end. Cancelled between blocks.</summary>
+    ValueTask<ScrubReport> ScrubAsync(uint? volumeId, ulong bytesPerSecond, Action<ScrubReport>? progress, CancellationToken cancel);
+
+    /// <summary>Finishes what is in flight, checkpoints, sets the clean flag. New requests answer ShuttingDown.</summary>
+    ValueTask<IoStatus> CloseAsync();
+}

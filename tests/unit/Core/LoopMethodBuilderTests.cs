@@ -1,0 +1,69 @@
+using System.Runtime.CompilerServices;
+using BlockServer.Core;
+using Xunit;
+
+namespace BlockServer.Tests.Unit.Core;
+
+public class LoopMethodBuilderTests
+{
+    [Fact]
+    public void Sixty_four_methods_in_flight_allocate_nothing_once_warm()
+    {
+#if !DEBUG
+        var operations = new LoopOperation<int>[64];
+        for (int i = 0; i < operations.Length; i++) operations[i] = new LoopOperation<int>();
+        var sums = new Sum[64];
+        for (int i = 0; i < sums.Length; i++) sums[i] = new Sum();
+        for (int warm = 0; warm < 50; warm++) Round(operations, sums);
+
+        long before = GC.GetAllocatedBytesForCurrentThread();
+        for (int round = 0; round < 1000; round++) Round(operations, sums);
+        Assert.Equal(0, GC.GetAllocatedBytesForCurrentThread() - before);
+        Assert.All(sums, s => Assert.Equal(2 * 1050, s.Value));
+#endif
+    }
+
+    [Fact]
+    public async Task An_exception_reaches_the_awaiter()
+    {
+        var operation = new LoopOperation<int>();
+        ValueTask<int> task = Throwing(operation);
+        operation.Complete(1);
+        await Assert.ThrowsAsync<InvalidOperationException>(async () => await task);
+    }
+
+    private static void Round(LoopOperation<int>[] operations, Sum[] sums)
+    {
+        for (int i = 0; i < operations.Length; i++) sums[i].Begin(Outer(operations[i]));
+        for (int i = 0; i < operations.Length; i++) operations[i].Complete(1);
+    }
+
+    [AsyncMethodBuilder(typeof(LoopMethodBuilder<>))]
+    private static async ValueTask<int> Outer(LoopOperation<int> operation) => await Inner(operation) + 1;
+
+    [AsyncMethodBuilder(typeof(LoopMethodBuilder<>))]
+    private static async ValueTask<int> Inner(LoopOperation<int> operation) => await operation.Begin();
+
+    [AsyncMethodBuilder(typeof(LoopMethodBuilder<>))]
+    private static async ValueTask<int> Throwing(LoopOperation<int> operation)
+    {
+        await operation.Begin();
+        throw new InvalidOperationException();
+    }
+
+    private sealed class Sum
+    {
+        private readonly Action _finish;
+        private ValueTaskAwaiter<int> _awaiter;
+
+        public Sum() => _finish = () => Value += _awaiter.GetResult();
+
+        public int Value { get; private set; }
+
+        public void Begin(ValueTask<int> task)
+        {
+            _awaiter = task.GetAwaiter();
+            _awaiter.UnsafeOnCompleted(_finish);
+        }
+    }
+}
