@@ -1,0 +1,62 @@
+namespace BlockServer.Pfcli;
+
+/// <summary>What a command sees of the world around it, so that a test can be that world.</summary>
+public sealed class CliHost
+{
+    /// <summary>Standard output.</summary>
+    public required TextWriter Out { get; init; }
+
+    /// <summary>Standard error.</summary>
+    public required TextWriter Error { get; init; }
+
+    /// <summary>Standard input, read only to ask for a confirmation.</summary>
+    public required TextReader In { get; init; }
+
+    /// <summary>Standard output is a terminal: draw tables and progress there.</summary>
+    public bool OutIsTerminal { get; init; }
+
+    /// <summary>Somebody can be asked: standard input and error are a terminal.</summary>
+    public bool CanAsk { get; init; }
+
+    /// <summary>Columns of the terminal.</summary>
+    public int Width { get; init; } = 80;
+
+    /// <summary>Reads an environment variable.</summary>
+    public required Func<string, string?> Environment { get; init; }
+
+    /// <summary>Makes what carries the HTTP requests; the client owns and disposes it.</summary>
+    public required Func<HttpMessageHandler> Transport { get; init; }
+
+    /// <summary>Waits between two looks at the daemon.</summary>
+    public required Func<TimeSpan, CancellationToken, Task> Delay { get; init; }
+
+    /// <summary>The clock that progress and remaining time are counted by.</summary>
+    public TimeProvider Clock { get; init; } = TimeProvider.System;
+
+    /// <summary>The host of a real process.</summary>
+    public static CliHost OfProcess() => new()
+    {
+        Out = Console.Out,
+        Error = Console.Error,
+        In = Console.In,
+        OutIsTerminal = !Console.IsOutputRedirected,
+        CanAsk = !Console.IsInputRedirected && !Console.IsErrorRedirected,
+        Width = WidthOfConsole(),
+        Environment = System.Environment.GetEnvironmentVariable,
+        // No proxy and no redirect: the token goes to the named server or nowhere.
+        Transport = () => new SocketsHttpHandler { AllowAutoRedirect = false, UseProxy = false, UseCookies = false },
+        Delay = Task.Delay,
+    };
+
+    private static int WidthOfConsole()
+    {
+        try
+        {
+            return Console.IsOutputRedirected || Console.WindowWidth < 40 ? 80 : Console.WindowWidth;
+        }
+        catch (IOException)
+        {
+            return 80;
+        }
+    }
+}

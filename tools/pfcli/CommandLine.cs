@@ -1,0 +1,91 @@
+using System.CommandLine;
+using System.CommandLine.Invocation;
+
+namespace BlockServer.Pfcli;
+
+/// <summary>The whole command line: its options, its commands, and what becomes of their failures.</summary>
+public static class CommandLine
+{
+    /// <summary>Runs one command line; the result is the process's exit code. Throws nothing.</summary>
+    public static async Task<int> RunAsync(IReadOnlyList<string> args, CliHost host, CancellationToken cancel = default)
+    {
+        try
+        {
+            var general = new GeneralOptions();
+            RootCommand root = Build(host, general);
+            // An argument that begins with @ is a name like any other, not a file to read arguments from.
+            ParseResult parsed = root.Parse(
+                PrefixExpander.Expand(root, args), new ParserConfiguration { ResponseFileTokenReplacer = null });
+            if (parsed.Action is ParseErrorAction or null)
+            {
+                string error = parsed.Errors.Count > 0 ? parsed.Errors[0].Message : "no command was given";
+                throw new CliException(error.TrimEnd('.') + "; see " + HelpOf(root, parsed), ExitCode.Usage);
+            }
+
+            int code = await parsed.InvokeAsync(
+                new InvocationConfiguration
+                {
+                    Output = host.Out,
+                    Error = host.Error,
+                    EnableDefaultExceptionHandler = false,
+                    ProcessTerminationTimeout = null,
+                },
+                cancel);
+            await host.Out.FlushAsync(CancellationToken.None);
+            return code;
+        }
+        catch (CliException e)
+        {
+            return Fail(host, e.Message, e.Exit);
+        }
+        catch (OperationCanceledException)
+        {
+            return Fail(host, "interrupted", ExitCode.Failed);
+        }
+        catch (IOException)
+        {
+            // Whoever read our output has gone (pfcli list_volume | head): there is nobody to tell.
+            return ExitCode.Failed;
+        }
+#pragma warning disable CA1031 // Whatever went wrong, an operator gets one line and an exit code, never a stack trace.
+        catch (Exception e)
+#pragma warning restore CA1031
+        {
+            return Fail(host, $"a fault in pfcli itself ({e.GetType().Name}: {e.Message}); please report it", ExitCode.Failed);
+        }
+    }
+
+    private static RootCommand Build(CliHost host, GeneralOptions general)
+    {
+        var root = new RootCommand("Administers blockd, the block storage server.");
+        root.Options.Add(general.Server);
+        root.Options.Add(general.TokenFile);
+        root.Options.Add(general.Json);
+        root.Options.Add(general.Yes);
+        var commands = new CommandSet(root, host, general);
+        VolumeCommands.AddTo(commands);
+        ExportCommands.AddTo(commands);
+        DiskCommands.AddTo(commands);
+        SessionCommands.AddTo(commands);
+        TaskCommands.AddTo(commands);
+        TopCommand.AddTo(commands);
+        return root;
+    }
+
+    private static string HelpOf(RootCommand root, ParseResult parsed) =>
+        ReferenceEquals(parsed.CommandResult.Command, root) ? "pfcli --help" : $"pfcli {parsed.CommandResult.Command.Name} --help";
+
+    private static int Fail(CliHost host, string message, int code)
+    {
+        try
+        {
+            host.Error.WriteLine("pfcli: " + Printer.Clean(message));
+        }
+        catch (IOException)
+        {
+            // Standard error is closed too; the exit code still says it.
+        }
+
+        return code;
+    }
+}

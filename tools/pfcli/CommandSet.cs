@@ -1,0 +1,107 @@
+using System.CommandLine;
+
+namespace BlockServer.Pfcli;
+
+/// <summary>The options that every command takes.</summary>
+public sealed class GeneralOptions
+{
+    /// <summary>Where the daemon listens when nobody says otherwise.</summary>
+    public const string DefaultServer = "http://127.0.0.1:49180";
+
+    /// <summary>--server URL.</summary>
+    public Option<string> Server { get; } = new("--server")
+    {
+        Description = "blockd's admin address", HelpName = "URL", Recursive = true, DefaultValueFactory = _ => DefaultServer,
+    };
+
+    /// <summary>--token-file FILE.</summary>
+    public Option<string?> TokenFile { get; } = new("--token-file")
+    {
+        Description = "File with blockd's admin token (default: $BLOCKD_TOKEN_FILE, else blockd/admin.token in $XDG_DATA_HOME)",
+        HelpName = "FILE",
+        Recursive = true,
+    };
+
+    /// <summary>--json.</summary>
+    public Option<bool> Json { get; } = new("--json") { Description = "Write JSON with stable names, for scripts", Recursive = true };
+
+    /// <summary>--yes.</summary>
+    public Option<bool> Yes { get; } = new("--yes", "-y") { Description = "Do not ask before destroying something", Recursive = true };
+}
+
+/// <summary>What a running command works with.</summary>
+public sealed class CommandContext(CliHost host, ParseResult parsed, AdminClient client, Printer printer, bool yes)
+{
+    /// <summary>The world around.</summary>
+    public CliHost Host => host;
+
+    /// <summary>The daemon.</summary>
+    public AdminClient Client => client;
+
+    /// <summary>The output.</summary>
+    public Printer Printer => printer;
+
+    /// <summary>The value of an option.</summary>
+    public T? Get<T>(Option<T> option) => parsed.GetValue(option);
+
+    /// <summary>The value of an argument.</summary>
+    public T? Get<T>(Argument<T> argument) => parsed.GetValue(argument);
+
+    /// <summary>True when the option stands on the command line.</summary>
+    public bool IsGiven(Option option) => parsed.GetResult(option) is { Implicit: false };
+
+    /// <summary>Asks before something is destroyed; refuses when nobody can be asked and --yes is missing.</summary>
+    public void Confirm(string what)
+    {
+        if (yes) return;
+        if (!host.CanAsk) throw new CliException($"{what} needs --yes when nobody can be asked");
+        host.Error.Write($"{Printer.Clean(what)}: are you sure? [y/N] ");
+        host.Error.Flush();
+        string answer = (host.In.ReadLine() ?? "").Trim();
+        if (!answer.Equals("y", StringComparison.OrdinalIgnoreCase) && !answer.Equals("yes", StringComparison.OrdinalIgnoreCase))
+            throw new CliException("not confirmed, nothing was changed");
+    }
+}
+
+/// <summary>Collects the commands and gives each its context when it runs.</summary>
+public sealed class CommandSet(RootCommand root, CliHost host, GeneralOptions general)
+{
+    /// <summary>Adds a command. <paramref name="run"/> answers the exit code.</summary>
+    public void Add(
+        string name, string description, IReadOnlyList<Symbol> symbols, Func<CommandContext, CancellationToken, Task<int>> run)
+    {
+        var command = new Command(name, description);
+        foreach (Symbol symbol in symbols)
+        {
+            if (symbol is Option option) command.Options.Add(option);
+            else command.Arguments.Add((Argument)symbol);
+        }
+
+        command.SetAction((parsed, cancel) => RunAsync(parsed, run, cancel));
+        root.Subcommands.Add(command);
+    }
+
+    private async Task<int> RunAsync(
+        ParseResult parsed, Func<CommandContext, CancellationToken, Task<int>> run, CancellationToken cancel)
+    {
+        Uri server = ServerOf(parsed.GetValue(general.Server)!);
+        string token = AccessToken.Read(parsed.GetValue(general.TokenFile) ?? AccessToken.DefaultPath(host.Environment));
+        var printer = new Printer(host, parsed.GetValue(general.Json));
+        using var client = new AdminClient(server, token, host.Transport());
+        return await run(new CommandContext(host, parsed, client, printer, parsed.GetValue(general.Yes)), cancel);
+    }
+
+    private static Uri ServerOf(string text)
+    {
+        if (!Uri.TryCreate(text, UriKind.Absolute, out Uri? server) || server.Scheme is not ("http" or "https")
+            || server.UserInfo.Length > 0 || server.AbsolutePath != "/" || server.Query.Length > 0)
+        {
+            throw new CliException(
+                $"--server wants an address like {GeneralOptions.DefaultServer}, without a path", ExitCode.Usage);
+        }
+
+        if (server.Scheme == "http" && !server.IsLoopback)
+            throw new CliException($"the admin token is not sent unencrypted to another host; use https://{server.Authority}");
+        return server;
+    }
+}

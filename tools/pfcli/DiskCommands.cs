@@ -1,0 +1,86 @@
+using System.CommandLine;
+using System.Globalization;
+using BlockServer.Core;
+using BlockServer.Core.Api;
+
+namespace BlockServer.Pfcli;
+
+/// <summary>Disks (each holds one store) and the node that they are in.</summary>
+internal static class DiskCommands
+{
+    private static readonly string[] Headings =
+        ["Name", "uuid", "Status", "Kind", "Size", "Used", "Free", "Volumes", "Errors", "Path"];
+
+    public static void AddTo(CommandSet commands)
+    {
+        commands.Add("list_disk", "Lists the disks", [], ListDisksAsync);
+        commands.Add("list_store", "Lists the storage nodes", [], ListNodesAsync);
+        AddAdd(commands);
+        AddRemove(commands);
+    }
+
+    private static string[] Row(DiskInfo d) =>
+    [
+        d.Name, d.Id.ToString(), d.FailReason is { Length: > 0 } ? $"{d.Status}: {d.FailReason}" : d.Status, d.Kind,
+        SizeText.Format(d.SizeBytes), SizeText.Format(d.UsedBytes), SizeText.Format(d.FreeBytes),
+        d.Volumes.ToString(CultureInfo.InvariantCulture),
+        (d.ChecksumErrors + d.IoErrors).ToString(CultureInfo.InvariantCulture), d.Path,
+    ];
+
+    private static async Task<int> ListDisksAsync(CommandContext context, CancellationToken cancel)
+    {
+        DiskList list = await context.Client.GetAsync("v1/disks", ApiJson.Default.DiskList, cancel);
+        if (context.Printer.TryJson(list, ApiJson.Default.DiskList)) return ExitCode.Done;
+        context.Printer.Line($"{list.Disks.Count} disks returned.");
+        context.Printer.Table(Headings, [.. list.Disks.Select(Row)]);
+        return ExitCode.Done;
+    }
+
+    private static async Task<int> ListNodesAsync(CommandContext context, CancellationToken cancel)
+    {
+        NodeInfo node = await context.Client.GetAsync("v1/node", ApiJson.Default.NodeInfo, cancel);
+        if (context.Printer.TryJson(node, ApiJson.Default.NodeInfo)) return ExitCode.Done;
+        // The node has answered at this very address.
+        context.Printer.Table(["Id", "Management IP", "Status"], [[node.Id, context.Client.Server.Authority, "OK"]]);
+        foreach (string warning in node.Warnings) context.Printer.Line("Warning: " + warning);
+        return ExitCode.Done;
+    }
+
+    private static void AddAdd(CommandSet commands)
+    {
+        var path = new Argument<string>("path") { Description = "Absolute path of the file or raw device" };
+        path.Validators.Add(result =>
+        {
+            if (result.Tokens.Count == 1 && !result.Tokens[0].Value.StartsWith('/'))
+                result.AddError($"'{result.Tokens[0].Value}' is not an absolute path");
+        });
+        var name = new Option<string>("--name", "-n") { Description = "Name of the disk (default: made from the path)", HelpName = "NAME" };
+        Inputs.CheckName(name);
+        Option<ulong> size = Inputs.Size("--size", "-s", "How large to make a file that does not exist yet", required: false);
+        var force = new Option<bool>("--force") { Description = "Overwrite whatever the device holds" };
+        commands.Add("add_disk", "Adds a file or raw device as a disk", [path, name, size, force], async (context, cancel) =>
+        {
+            string wanted = context.Get(path)!;
+            bool overwrite = context.Get(force);
+            if (overwrite) context.Confirm($"overwriting whatever {wanted} holds");
+            var request = new AddDisk(wanted, context.Get(name), context.IsGiven(size) ? context.Get(size) : null, overwrite);
+            DiskInfo disk = await context.Client.ChangeAsync(
+                HttpMethod.Post, "v1/disks", request, ApiJson.Default.AddDisk, ApiJson.Default.DiskInfo, cancel);
+            if (!context.Printer.TryJson(disk, ApiJson.Default.DiskInfo)) context.Printer.Table(Headings, [Row(disk)]);
+            return ExitCode.Done;
+        });
+    }
+
+    private static void AddRemove(CommandSet commands)
+    {
+        var which = new Argument<string>("disk") { Description = "Name or id of the disk" };
+        commands.Add("remove_disk", "Takes a disk without volumes out of service", [which], async (context, cancel) =>
+        {
+            DiskInfo disk = await Inputs.DiskAsync(context, context.Get(which)!, cancel);
+            context.Confirm($"removing disk {disk.Name} ({disk.Path})");
+            await context.Client.DeleteAsync("v1/disks/" + disk.Id.ToString("D"), cancel);
+            context.Printer.Line($"Disk {disk.Name} removed.");
+            return ExitCode.Done;
+        });
+    }
+}

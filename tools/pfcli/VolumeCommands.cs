@@ -1,0 +1,185 @@
+using System.CommandLine;
+using System.Globalization;
+using BlockServer.Core;
+using BlockServer.Core.Api;
+
+namespace BlockServer.Pfcli;
+
+/// <summary>Volumes: make, look at, change, delete.</summary>
+internal static class VolumeCommands
+{
+    private static readonly string[] Headings = ["Id", "Name", "Size", "RepCount", "Status"];
+
+    public static void AddTo(CommandSet commands)
+    {
+        AddCreate(commands);
+        AddDelete(commands);
+        AddExists(commands);
+        AddList(commands);
+        AddShow(commands);
+        AddResize(commands);
+        AddRename(commands);
+    }
+
+    public static int Show(CommandContext context, VolumeInfo volume)
+    {
+        if (!context.Printer.TryJson(volume, ApiJson.Default.VolumeInfo)) context.Printer.Table(Headings, [Row(volume)]);
+        return ExitCode.Done;
+    }
+
+    private static string[] Row(VolumeInfo v) =>
+    [
+        v.Id.ToString(CultureInfo.InvariantCulture), v.Name, SizeText.Format(v.SizeBytes),
+        v.RepCount.ToString(CultureInfo.InvariantCulture), v.Status,
+    ];
+
+    private static void AddCreate(CommandSet commands)
+    {
+        Option<string> name = Inputs.Volume();
+        Option<ulong> size = Inputs.Size("--size", "-s", "Size, for instance 128g", required: true);
+        var copies = new Option<int>("--rep_num", "-r") { Description = "How many replicas", HelpName = "N", DefaultValueFactory = _ => 1 };
+        copies.Validators.Add(result =>
+        {
+            if (result.Tokens.Count == 1 && int.TryParse(result.Tokens[0].Value, CultureInfo.InvariantCulture, out int n) && n is < 1 or > 3)
+                result.AddError("--rep_num is 1, 2 or 3");
+        });
+        var host = new Option<string?>("--host_id") { Description = "Node that the volume must lie on", HelpName = "ID" };
+        var disk = new Option<string?>("--disk") { Description = "Disk that the volume must lie on", HelpName = "NAME|ID" };
+        var description = new Option<string?>("--description") { Description = "Free text", HelpName = "TEXT" };
+        var readOnly = new Option<bool>("--read-only") { Description = "Every front end refuses writes" };
+        var key = new Option<string?>("--idempotency-key")
+        {
+            Description = "Repeating the same request with the same key answers the same volume", HelpName = "KEY",
+        };
+        commands.Add("create_volume", "Makes a volume", [name, size, copies, host, disk, description, readOnly, key], async (context, cancel) =>
+        {
+            if (context.Get(host) is { } node) await CheckHostAsync(context, node, cancel);
+            Guid? store = context.Get(disk) is { } wanted ? (await Inputs.DiskAsync(context, wanted, cancel)).Id : null;
+            var request = new CreateVolume(
+                context.Get(name)!, context.Get(size), context.Get(copies), new ExportOptions(ReadOnly: context.Get(readOnly)),
+                context.Get(description), store, context.Get(key) ?? Guid.NewGuid().ToString("N"));
+            return Show(context, await context.Client.ChangeAsync(
+                HttpMethod.Post, "v1/volumes", request, ApiJson.Default.CreateVolume, ApiJson.Default.VolumeInfo, cancel));
+        });
+    }
+
+    private static async Task CheckHostAsync(CommandContext context, string node, CancellationToken cancel)
+    {
+        NodeInfo info = await context.Client.GetAsync("v1/node", ApiJson.Default.NodeInfo, cancel);
+        if (info.Id != node)
+            throw new CliException($"there is no node '{node}' here; this daemon is '{info.Id}', or leave --host_id out");
+    }
+
+    private static void AddDelete(CommandSet commands)
+    {
+        Option<string> name = Inputs.Volume();
+        var force = new Option<bool>("--force") { Description = "Also while clients are attached" };
+        commands.Add("delete_volume", "Deletes a volume and all its data", [name, force], async (context, cancel) =>
+        {
+            VolumeInfo volume = await Inputs.VolumeAsync(context, context.Get(name)!, cancel);
+            string attached = volume.Sessions == 0 ? "" : $", {volume.Sessions} clients attached";
+            context.Confirm($"deleting volume {volume.Name} ({SizeText.Format(volume.SizeBytes)}, "
+                + $"{SizeText.Format(volume.UsedBytes)} used{attached})");
+            // Id and revision: what is deleted is what was shown, not another volume that took the name meanwhile.
+            string query = string.Create(
+                CultureInfo.InvariantCulture,
+                $"?id={volume.Id}&revision={volume.Revision}{(context.Get(force) ? "&force=true" : "")}");
+            await context.Client.DeleteAsync(Inputs.PathOf(volume.Name) + query, cancel);
+            context.Printer.Line($"Volume {volume.Name} deleted.");
+            return ExitCode.Done;
+        });
+    }
+
+    private static void AddExists(CommandSet commands)
+    {
+        Option<string> name = Inputs.Volume();
+        commands.Add("check_volume_exists", "Exits 0 when the volume exists, 1 when not", [name], async (context, cancel) =>
+        {
+            string wanted = context.Get(name)!;
+            try
+            {
+                VolumeInfo volume = await Inputs.VolumeAsync(context, wanted, cancel);
+                if (!context.Printer.TryJson(volume, ApiJson.Default.VolumeInfo)) context.Printer.Line($"Volume {wanted} exists.");
+                return ExitCode.Done;
+            }
+            catch (CliException e) when (e.Status == 404)
+            {
+                throw new CliException($"volume {wanted} does not exist", status: e.Status, inner: e);
+            }
+        });
+    }
+
+    private static void AddList(CommandSet commands)
+    {
+        var tenant = new Option<string?>("--tenant", "-t") { Description = "Only this tenant's", HelpName = "TENANT" };
+        commands.Add("list_volume", "Lists the volumes", [tenant], async (context, cancel) =>
+        {
+            if (context.Get(tenant) is not null)
+                throw new CliException("this release has no tenants; leave --tenant out");
+            VolumeList list = await context.Client.GetAsync("v1/volumes", ApiJson.Default.VolumeList, cancel);
+            if (context.Printer.TryJson(list, ApiJson.Default.VolumeList)) return ExitCode.Done;
+            context.Printer.Line($"{list.Volumes.Count} volumes returned.");
+            context.Printer.Table(Headings, [.. list.Volumes.Select(Row)]);
+            return ExitCode.Done;
+        });
+    }
+
+    private static void AddShow(CommandSet commands)
+    {
+        Option<string> name = Inputs.Volume();
+        commands.Add("show_volume", "Shows everything about one volume", [name], async (context, cancel) =>
+        {
+            VolumeInfo v = await Inputs.VolumeAsync(context, context.Get(name)!, cancel);
+            if (context.Printer.TryJson(v, ApiJson.Default.VolumeInfo)) return ExitCode.Done;
+            context.Printer.Pairs(
+            [
+                ("Id", v.Id.ToString(CultureInfo.InvariantCulture)),
+                ("Uuid", v.Uuid.ToString()),
+                ("Name", v.Name),
+                ("Description", v.Description ?? ""),
+                ("Size", $"{SizeText.Format(v.SizeBytes)} ({v.SizeBytes.ToString(CultureInfo.InvariantCulture)} bytes)"),
+                ("Used", SizeText.Format(v.UsedBytes)),
+                ("RepCount", v.RepCount.ToString(CultureInfo.InvariantCulture)),
+                ("Status", v.Status),
+                ("Exports", ExportCommands.Describe(v.Export)),
+                ("Sessions", v.Sessions.ToString(CultureInfo.InvariantCulture)),
+                ("Disk", v.StoreId.ToString()),
+                ("Revision", v.Revision.ToString(CultureInfo.InvariantCulture)),
+                ("Created", v.CreatedAt.ToString("u", CultureInfo.InvariantCulture)),
+            ]);
+            return ExitCode.Done;
+        });
+    }
+
+    private static void AddResize(CommandSet commands)
+    {
+        Option<string> name = Inputs.Volume();
+        Option<ulong> size = Inputs.Size("--size", "-s", "The new size, for instance 256g", required: true);
+        commands.Add("resize_volume", "Grows a volume; shrinks one that holds nothing beyond its new end", [name, size], async (context, cancel) =>
+        {
+            VolumeInfo volume = await Inputs.VolumeAsync(context, context.Get(name)!, cancel);
+            ulong wanted = context.Get(size);
+            bool shrinks = wanted < volume.SizeBytes;
+            if (shrinks)
+                context.Confirm($"shrinking volume {volume.Name} from {SizeText.Format(volume.SizeBytes)} to {SizeText.Format(wanted)}");
+            return await ChangeAsync(context, volume, new ChangeVolume(volume.Revision, SizeBytes: wanted, Force: shrinks), cancel);
+        });
+    }
+
+    private static void AddRename(CommandSet commands)
+    {
+        Option<string> name = Inputs.Volume();
+        var target = new Option<string>("--new_name", "-n") { Description = "The new name", HelpName = "NAME", Required = true };
+        Inputs.CheckName(target);
+        commands.Add("rename_volume", "Gives a volume another name; never replaces an existing volume", [name, target], async (context, cancel) =>
+        {
+            VolumeInfo volume = await Inputs.VolumeAsync(context, context.Get(name)!, cancel);
+            return await ChangeAsync(context, volume, new ChangeVolume(volume.Revision, Name: context.Get(target)), cancel);
+        });
+    }
+
+    public static async Task<int> ChangeAsync(
+        CommandContext context, VolumeInfo volume, ChangeVolume change, CancellationToken cancel) =>
+        Show(context, await context.Client.ChangeAsync(
+            HttpMethod.Patch, Inputs.PathOf(volume.Name), change, ApiJson.Default.ChangeVolume, ApiJson.Default.VolumeInfo, cancel));
+}
