@@ -1,0 +1,28 @@
+using BlockServer.Core;
+
+namespace BlockServer.Cluster;
+
+/// <summary>A store as the directory sees it: asked from any thread, answered by messages to the store's loop.</summary>
+public interface IVolumeHost
+{
+    /// <summary>Identity of the store.</summary>
+    Guid StoreId { get; }
+
+    /// <summary>Bytes that data may still use.</summary>
+    Task<ulong> FreeBytesAsync();
+
+    /// <summary>Heads of all volumes that lie there.</summary>
+    Task<IReadOnlyList<VolumeHead>> ListAsync();
+
+    /// <summary>As <see cref="IStore.CreateVolumeAsync"/>.</summary>
+    Task<IoStatus> CreateAsync(VolumeHead head);
+
+    /// <summary>As <see cref="IStore.UpdateVolumeAsync"/>.</summary>
+    Task<IoStatus> UpdateAsync(VolumeHead head);
+
+    /// <summary>As <see cref="IStore.DeleteVolumeAsync"/>.</summary>
+    Task<IoStatus> DeleteAsync(uint volumeId);
+
+    /// <summary>As <see cref="IStore.HighestUsedByteAsync"/>.</summary>
+    Task<ulong> HighestUsedByteAsync(uint volumeId);
+}

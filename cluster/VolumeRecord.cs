@@ -1,0 +1,47 @@
+using System.Text.Json.Serialization;
+using BlockServer.Core.Api;
+
+namespace BlockServer.Cluster;
+
+/// <summary>Where a volume is in its life. A change is written to the metadata first, then done on the store, then
+/// written as done; whoever starts next finishes or undoes what is in between.</summary>
+[JsonConverter(typeof(JsonStringEnumConverter<VolumeState>))]
+public enum VolumeState
+{
+    /// <summary>Named in the metadata, perhaps not on its store yet. Undone at start: nobody was told that it exists.</summary>
+    Creating,
+
+    /// <summary>On its store, as the record says.</summary>
+    Ready,
+
+    /// <summary>Name or size differ on the store, perhaps. Finished at start.</summary>
+    Changing,
+
+    /// <summary>Going. Finished at start.</summary>
+    Deleting,
+}
+
+/// <summary>What the metadata say about a volume; the value of <c>vol/ID</c>.</summary>
+/// <param name="Id">Never reused.</param>
+/// <param name="Uuid">Identity for clients.</param>
+/// <param name="Name">The operator's name.</param>
+/// <param name="SizeBytes">Size in bytes.</param>
+/// <param name="State">Life cycle.</param>
+/// <param name="Export">How it is offered.</param>
+/// <param name="Description">The operator's words.</param>
+/// <param name="StoreId">The store that holds it.</param>
+/// <param name="CreatedAt">Wall clock at creation.</param>
+/// <param name="IdempotencyKey">Key of the request that created it.</param>
+public sealed record VolumeRecord(
+    uint Id, Guid Uuid, string Name, ulong SizeBytes, VolumeState State, ExportOptions Export, string? Description,
+    Guid StoreId, DateTimeOffset CreatedAt, string? IdempotencyKey)
+{
+    /// <summary>Revision of the transaction that wrote this record; what clients compare.</summary>
+    [JsonIgnore]
+    public long Revision { get; init; }
+}
+
+[JsonSourceGenerationOptions(PropertyNamingPolicy = JsonKnownNamingPolicy.CamelCase)]
+[JsonSerializable(typeof(VolumeRecord))]
+[JsonSerializable(typeof(uint))]
+internal sealed partial class VolumeRecordJson : JsonSerializerContext;
