@@ -1,0 +1,283 @@
+using System.Buffers.Binary;
+using System.Runtime.InteropServices;
+using BlockServer.Core;
+
+namespace BlockServer.Tests.Simulation;
+
+/// <summary>One change that a client asked for: what it leaves in each sector of its range, and what is known about it.</summary>
+public sealed class ModelWrite(ulong id, ulong firstSector, ulong sectors, bool isZero, bool isAtomic, ulong start)
+{
+    /// <summary>Unique; the written content carries it.</summary>
+    public ulong Id { get; } = id;
+
+    /// <summary>First sector of the range.</summary>
+    public ulong FirstSector { get; } = firstSector;
+
+    /// <summary>Sectors of the range.</summary>
+    public ulong Sectors { get; } = sectors;
+
+    /// <summary>It leaves zeros (trim, write zeroes, shrink).</summary>
+    public bool IsZero { get; } = isZero;
+
+    /// <summary>All or none of it is there after a crash (P3).</summary>
+    public bool IsAtomic { get; } = isAtomic;
+
+    /// <summary>Model time of the call.</summary>
+    public ulong Start { get; } = start;
+
+    /// <summary>Model time of the answer; the largest number while it is in flight.</summary>
+    public ulong End { get; set; } = ulong.MaxValue;
+
+    /// <summary>It was answered Ok; an unsure one may or may not have happened, before its end.</summary>
+    public bool IsSure { get; set; }
+
+    /// <summary>It survives a power cut.</summary>
+    public bool IsDurable { get; set; }
+
+    /// <summary>It ended before <paramref name="other"/> began.</summary>
+    public bool IsBefore(ModelWrite other) => End < other.Start;
+}
+
+/// <summary>
+/// One volume as its clients may see it: for every 512 B sector the changes whose content it may hold. Contents are
+/// unique per change and sector, so a sector read names the change it came from. The oracle of P1 to P4, P8 and of
+/// request atomicity; it knows nothing of how a store works.
+/// </summary>
+public sealed class VolumeModel
+{
+    private static readonly ModelWrite Fresh = new(0, 0, 0, true, false, 0) { End = 0, IsSure = true, IsDurable = true };
+    private readonly List<ModelWrite> _notDurable = [];
+    private List<ModelWrite>?[] _sectors;
+    private int _reads;
+
+    /// <summary>A new volume: all zeros.</summary>
+    public VolumeModel(VolumeHead head)
+    {
+        Head = head;
+        _sectors = new List<ModelWrite>?[head.SizeBytes / Units.SectorBytes];
+    }
+
+    /// <summary>The head as it is when nothing is going on.</summary>
+    public VolumeHead Head { get; set; }
+
+    /// <summary>The head that an unanswered or failed update asked for.</summary>
+    public VolumeHead? HeadMaybe { get; set; }
+
+    /// <summary>Creation was answered Ok.</summary>
+    public bool IsSure { get; set; }
+
+    /// <summary>Deletion was asked for: it may be gone.</summary>
+    public bool IsDeleting { get; set; }
+
+    /// <summary>Deletion was answered Ok, or it was seen gone.</summary>
+    public bool IsGone { get; set; }
+
+    /// <summary>Sectors at the current size.</summary>
+    public ulong Sectors => Head.SizeBytes / Units.SectorBytes;
+
+    /// <summary>Writes the content that change <paramref name="id"/> leaves in the sectors from <paramref name="firstSector"/>.</summary>
+    public static void Fill(Span<byte> target, ulong id, uint volume, ulong firstSector)
+    {
+        for (int at = 0; at < target.Length; at += Units.SectorBytes)
+        {
+            Span<ulong> words = MemoryMarshal.Cast<byte, ulong>(target.Slice(at, Units.SectorBytes));
+            ulong seed = Tag(id, volume, firstSector + (ulong)(at / Units.SectorBytes));
+            words[0] = id;
+            for (int i = 1; i < words.Length; i++) words[i] = seed + (ulong)i;
+        }
+    }
+
+    /// <summary>A change begins.</summary>
+    public ModelWrite Begin(ulong id, ulong firstSector, ulong sectors, bool isZero, ulong now)
+    {
+        // A change of at most 1 MiB is one record; zeros are left out because nobody can tell whose they are.
+        bool isAtomic = !isZero && sectors <= Units.ExtentBytes / Units.SectorBytes;
+        var write = new ModelWrite(id, firstSector, sectors, isZero, isAtomic, now);
+        for (ulong s = firstSector; s < firstSector + sectors; s++)
+        {
+            List<ModelWrite> history = _sectors[s] ??= [Fresh];
+            if (history.Count >= 4 && _reads == 0) Prune(history);
+            history.Add(write);
+        }
+
+        return write;
+    }
+
+    /// <summary>The change was answered.</summary>
+    public void End(ModelWrite write, bool isOk, bool isDurable, ulong now)
+    {
+        write.End = now;
+        write.IsSure = isOk;
+        write.IsDurable = isOk && isDurable;
+        if (isOk && !isDurable) _notDurable.Add(write);
+    }
+
+    /// <summary>A flush that was called at <paramref name="start"/> was answered Ok.</summary>
+    public void Flushed(ulong start)
+    {
+        foreach (ModelWrite write in _notDurable)
+        {
+            if (write.End < start) write.IsDurable = true;
+        }
+
+        _notDurable.RemoveAll(write => write.IsDurable);
+    }
+
+    /// <summary>A read begins: histories are kept until it ends.</summary>
+    public void BeginRead() => _reads++;
+
+    /// <summary>Judges what a read that began at <paramref name="start"/> answered; a sentence, or null.</summary>
+    public string? EndRead(ulong firstSector, ReadOnlySpan<byte> data, ulong start)
+    {
+        for (int at = 0; at < data.Length; at += Units.SectorBytes)
+        {
+            ulong sector = firstSector + (ulong)(at / Units.SectorBytes);
+            string? fault = JudgeLive(sector, data.Slice(at, Units.SectorBytes), start);
+            if (fault is not null) return fault;
+        }
+
+        return null;
+    }
+
+    /// <summary>The read is over.</summary>
+    public void ReadDone() => _reads--;
+
+    /// <summary>
+    /// Judges the whole content after a restart. <paramref name="powerWasCut"/>: only what is durable must be there.
+    /// <paramref name="staleAllowed"/>: the medium lied, so older content of the same sector is not counted as a fault.
+    /// <paramref name="unreadable"/>: blocks that answered an error. With <paramref name="settle"/> the model takes what
+    /// it saw as the durable truth from now on.
+    /// </summary>
+    public string? JudgeAfterRestart(
+        ReadOnlySpan<byte> content, bool powerWasCut, bool staleAllowed, Func<ulong, bool>? unreadable, bool settle, ulong now)
+    {
+        int count = content.Length / Units.SectorBytes;
+        var seen = new ModelWrite?[count];
+        var partial = new HashSet<ModelWrite>(ReferenceEqualityComparer.Instance);
+        for (int s = 0; s < count; s++)
+        {
+            if (unreadable is not null && unreadable((ulong)s)) continue;
+            ReadOnlySpan<byte> sector = content.Slice(s * Units.SectorBytes, Units.SectorBytes);
+            ModelWrite? write = Identify((ulong)s, sector, out string? fault);
+            if (write is null) return fault;
+            seen[s] = write;
+            if (write.IsAtomic && !IsFirm(write, powerWasCut)) partial.Add(write);
+            if (staleAllowed || _sectors[s] is not { } history) continue;
+            foreach (ModelWrite later in history)
+            {
+                if (IsFirm(later, powerWasCut) && write.IsBefore(later))
+                    return $"volume {Head.Id} sector {s}: {Name(write)} is back, {Name(later)} is lost (power cut: {powerWasCut})";
+            }
+        }
+
+        foreach (ModelWrite write in partial)
+        {
+            for (ulong s = write.FirstSector; !staleAllowed && s < write.FirstSector + write.Sectors && s < (ulong)count; s++)
+            {
+                if (seen[s] is { } found && found.IsBefore(write))
+                    return $"volume {Head.Id} sector {s}: only a part of {Name(write)} is there, this sector holds {Name(found)}";
+            }
+        }
+
+        if (settle) Settle(seen, now);
+        return null;
+    }
+
+    /// <summary>A restart showed that the update of the head happened (or did not).</summary>
+    public void SettleHead(VolumeHead head)
+    {
+        Head = head;
+        HeadMaybe = null;
+        int count = (int)Math.Max(Sectors, (ulong)_sectors.Length);
+        Array.Resize(ref _sectors, count);
+    }
+
+    private static ulong Tag(ulong id, uint volume, ulong sector) =>
+        (id * 0x9E3779B97F4A7C15) ^ (sector * 0xC2B2AE3D27D4EB4F) ^ volume;
+
+    private static string Name(ModelWrite write) =>
+        write.Id == 0 ? "the first zeros" : $"{(write.IsZero ? "zeroing" : "write")} {write.Id} (sectors {write.FirstSector}+{write.Sectors}, "
+            + $"{(write.End == ulong.MaxValue ? "in flight" : write.IsSure ? "acked" : "failed")}{(write.IsDurable ? ", durable" : "")})";
+
+    private static bool IsFirm(ModelWrite write, bool powerWasCut) => write.IsSure && (write.IsDurable || !powerWasCut);
+
+    private static void Prune(List<ModelWrite> history)
+    {
+        ModelWrite? last = null;
+        foreach (ModelWrite write in history)
+        {
+            if (write.IsSure && write.IsDurable && (last is null || write.Start > last.Start)) last = write;
+        }
+
+        if (last is not null) history.RemoveAll(write => write.IsBefore(last));
+    }
+
+    private string? JudgeLive(ulong sector, ReadOnlySpan<byte> data, ulong readStart)
+    {
+        ModelWrite? write = Identify(sector, data, out string? fault);
+        if (write is null) return fault;
+        if (_sectors[sector] is not { } history) return null;
+        foreach (ModelWrite later in history)
+        {
+            if (later.IsSure && later.End < readStart && write.IsBefore(later))
+                return $"volume {Head.Id} sector {sector}: a read gave {Name(write)}, though {Name(later)} was over before";
+        }
+
+        return null;
+    }
+
+    /// <summary>The change whose content this is; of several zeroings the one that ended last.</summary>
+    private ModelWrite? Identify(ulong sector, ReadOnlySpan<byte> data, out string? fault)
+    {
+        fault = null;
+        ulong id = BinaryPrimitives.ReadUInt64LittleEndian(data);
+        List<ModelWrite>? history = _sectors[sector];
+        bool isZero = id == 0 && data.IndexOfAnyExcept((byte)0) < 0;
+        if (isZero && history is null) return Fresh;
+        ModelWrite? found = null;
+        foreach (ModelWrite write in history ?? [])
+        {
+            bool fits = isZero ? write.IsZero : write.Id == id && !write.IsZero;
+            if (fits && (found is null || write.End >= found.End)) found = write;
+        }
+
+        if (found is null)
+        {
+            fault = $"volume {Head.Id} sector {sector}: holds {(isZero ? "zeros" : $"content of id {id}")}, which cannot be there"
+                + (history is null ? "" : $"; possible: {string.Join(", ", history.Select(Name))}");
+            return null;
+        }
+
+        if (isZero) return found;
+        Span<byte> expected = stackalloc byte[Units.SectorBytes];
+        Fill(expected, id, Head.Id, sector);
+        if (data.SequenceEqual(expected)) return found;
+        fault = $"volume {Head.Id} sector {sector}: content of {Name(found)} is damaged or from another place";
+        return null;
+    }
+
+    private void Settle(ModelWrite?[] seen, ulong now)
+    {
+        for (int s = 0; s < _sectors.Length; s++)
+        {
+            ModelWrite? write = s < seen.Length ? seen[s] : Fresh;
+            if (write is null) continue; // unreadable: whatever it may hold stays possible
+            if (!ReferenceEquals(write, Fresh))
+            {
+                write.IsSure = true;
+                write.IsDurable = true;
+                write.End = Math.Min(write.End, now);
+            }
+
+            if (ReferenceEquals(write, Fresh)) _sectors[s] = null;
+            else if (_sectors[s] is { } history)
+            {
+                history.Clear();
+                history.Add(write);
+            }
+        }
+
+        _notDurable.Clear();
+        _reads = 0;
+    }
+}
