@@ -1,0 +1,83 @@
+#!/bin/bash
+# Installs what the tests need (only what is missing), builds everything, runs every test project.
+# The last line is "N passed, N failed, N skipped"; the exit code is non-zero when anything failed.
+set -u -o pipefail
+cd "$(dirname "$0")" || exit 1
+export DOTNET_CLI_TELEMETRY_OPTOUT=1 DOTNET_NOLOGO=1
+export BLOCKSERVER_ROOT="$PWD"
+
+passed=0
+failed=0
+skipped=0
+
+finish() {
+    echo "$passed passed, $failed failed, $skipped skipped"
+    [ "$failed" -eq 0 ]
+    exit
+}
+
+refuse() {
+    echo "test.sh: $1" >&2
+    failed=$((failed + 1))
+}
+
+# package:file that shows that it is there
+needed=(
+    libnbd-bin:/usr/bin/nbdcopy
+    python3-libnbd:/usr/lib/python3/dist-packages/nbd.py
+    qemu-utils:/usr/bin/qemu-img
+    fio:/usr/bin/fio
+    e2fsprogs:/sbin/mkfs.ext4
+    libsqlite3-0:/usr/lib/$(uname -m)-linux-gnu/libsqlite3.so.0
+)
+missing=()
+for entry in "${needed[@]}"; do
+    [ -e "${entry#*:}" ] || missing+=("${entry%%:*}")
+done
+if [ ${#missing[@]} -gt 0 ]; then
+    echo "test.sh: installing ${missing[*]}"
+    sudo=()
+    [ "$(id -u)" -eq 0 ] || sudo=(sudo)
+    { "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get update -qq &&
+        "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}"; } ||
+        refuse "could not install ${missing[*]}; the tests that need them will fail"
+fi
+
+if ! dotnet build BlockServer.sln -c Release -v q --nologo; then
+    refuse "the build failed"
+    finish
+fi
+if [ -x ./start.sh ] && ! ./start.sh --build; then
+    refuse "./start.sh --build failed"
+fi
+
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+for name in tidy unit fuzz simulation interop recovery; do
+    [ -e "tests/$name" ] || continue
+    echo "== tests/$name"
+    dotnet run -c Release --no-build --project "tests/$name" 2>&1 | tee "$log"
+    code=${PIPESTATUS[0]}
+    # xunit: "Name  Total: 7, Errors: 0, Failed: 0, Skipped: 0, Not Run: 0, Time: 0.1s", or only "Total: 0"
+    summary=$(grep -E ' Total: [0-9]+' "$log" | tail -n 1)
+    if [ -z "$summary" ]; then
+        refuse "tests/$name printed no summary (exit code $code)"
+        continue
+    fi
+    field() { sed -nE "s/.*$1: *([0-9]+).*/\1/p" <<<"$summary"; }
+    total=$(field Total)
+    errors=$(field Errors)
+    bad=$(field Failed)
+    skip=$(field Skipped)
+    bad=$((${bad:-0} + ${errors:-0}))
+    skip=${skip:-0}
+    good=$((total - bad - skip))
+    [ "$good" -ge 0 ] || good=0
+    passed=$((passed + good))
+    failed=$((failed + bad))
+    skipped=$((skipped + skip))
+    if [ "$code" -ne 0 ] && [ "$bad" -eq 0 ] && [ "$total" -gt 0 ]; then
+        refuse "tests/$name ended with exit code $code though no test failed"
+    fi
+done
+finish
