@@ -58,15 +58,9 @@ for name in tidy unit fuzz simulation interop recovery; do
     echo "== tests/$name"
     dotnet run -c Release --no-build --project "tests/$name" 2>&1 | tee "$log"
     code=${PIPESTATUS[0]}
-    # xunit: "Name  Total: 7, Errors: 0, Failed: 0, Skipped: 0, Not Run: 0, Time: 0.1s"
-    summary=$(grep -E 'Total: *[0-9]+' "$log" | tail -n 1)
+    # xunit: "Name  Total: 7, Errors: 0, Failed: 0, Skipped: 0, Not Run: 0, Time: 0.1s", or only "Total: 0"
+    summary=$(grep -E ' Total: [0-9]+' "$log" | tail -n 1)
     if [ -z "$summary" ]; then
-        # A project that holds no test at all is not a crash; anything else without a summary is.
-        if ! find "tests/$name" -name '*.cs' -not -path '*/obj/*' -not -path '*/bin/*' -print0 |
-            xargs -0 -r grep -qE '\[(Fact|Theory)'; then
-            echo "tests/$name holds no tests"
-            continue
-        fi
         refuse "tests/$name printed no summary (exit code $code)"
         continue
     fi
