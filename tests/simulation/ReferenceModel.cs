@@ -158,11 +158,11 @@ public sealed class VolumeModel
         {
             if (unreadable is not null && unreadable((ulong)s)) continue;
             ReadOnlySpan<byte> sector = content.Slice(s * Units.SectorBytes, Units.SectorBytes);
-            ModelWrite? write = Identify((ulong)s, sector, out string? fault);
+            ModelWrite? write = Identify((ulong)s, sector, out string? fault) ?? (staleAllowed ? Stale((ulong)s, sector) : null);
             if (write is null) return fault;
             seen[s] = write;
             if (write.IsAtomic && !IsFirm(write, powerWasCut)) partial.Add(write);
-            if (staleAllowed || _sectors[s] is not { } history) continue;
+            if (staleAllowed || HistoryOf((ulong)s) is not { } history) continue;
             foreach (ModelWrite later in history)
             {
                 if (IsFirm(later, powerWasCut) && write.IsBefore(later))
@@ -212,11 +212,26 @@ public sealed class VolumeModel
         if (last is not null) history.RemoveAll(write => write.IsBefore(last));
     }
 
+    /// <summary>A sector beyond every size the volume had so far (a growth in flight) is untouched.</summary>
+    private List<ModelWrite>? HistoryOf(ulong sector) => sector < (ulong)_sectors.Length ? _sectors[sector] : null;
+
+    /// <summary>Content that was right for this sector once, though it is forgotten by now; null when it never was.</summary>
+    private ModelWrite? Stale(ulong sector, ReadOnlySpan<byte> data)
+    {
+        if (data.IndexOfAnyExcept((byte)0) < 0) return Fresh;
+        ulong id = BinaryPrimitives.ReadUInt64LittleEndian(data);
+        Span<byte> expected = stackalloc byte[Units.SectorBytes];
+        Fill(expected, id, Head.Id, sector);
+        return data.SequenceEqual(expected)
+            ? new ModelWrite(id, sector, 1, isZero: false, isAtomic: false, 0) { End = 0, IsSure = true, IsDurable = true }
+            : null;
+    }
+
     private string? JudgeLive(ulong sector, ReadOnlySpan<byte> data, ulong readStart)
     {
         ModelWrite? write = Identify(sector, data, out string? fault);
         if (write is null) return fault;
-        if (_sectors[sector] is not { } history) return null;
+        if (HistoryOf(sector) is not { } history) return null;
         foreach (ModelWrite later in history)
         {
             if (later.IsSure && later.End < readStart && write.IsBefore(later))
@@ -231,7 +246,7 @@ public sealed class VolumeModel
     {
         fault = null;
         ulong id = BinaryPrimitives.ReadUInt64LittleEndian(data);
-        List<ModelWrite>? history = _sectors[sector];
+        List<ModelWrite>? history = HistoryOf(sector);
         bool isZero = id == 0 && data.IndexOfAnyExcept((byte)0) < 0;
         if (isZero && history is null) return Fresh;
         ModelWrite? found = null;
@@ -270,11 +285,7 @@ public sealed class VolumeModel
             }
 
             if (ReferenceEquals(write, Fresh)) _sectors[s] = null;
-            else if (_sectors[s] is { } history)
-            {
-                history.Clear();
-                history.Add(write);
-            }
+            else _sectors[s] = [write];
         }
 
         _notDurable.Clear();
