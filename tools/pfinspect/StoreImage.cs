@@ -73,6 +73,8 @@ public sealed class StoreImage
     private readonly uint _fold;
     private readonly SortedDictionary<ulong, RedoPageHeader> _logPages = [];
     private readonly SortedDictionary<uint, string> _lost = [];
+    private readonly Dictionary<uint, ulong> _freedAt = [];
+    private readonly SortedDictionary<uint, ulong> _homeLsn = [];
     private readonly byte[] _block = new byte[Units.BlockBytes];
 
     private StoreImage(StoreFile file, Superblock superblock, IReadOnlyList<SuperblockCopy> copies)
@@ -156,6 +158,7 @@ public sealed class StoreImage
         image.ReadRing();
         image.ReadSlots();
         image.Replay(keepLog);
+        image.CheckHomes();
         foreach ((uint slot, string fault) in image._lost) image.Problems.Error("slot", $"slot {slot}", fault);
         return image;
     }
@@ -195,6 +198,16 @@ public sealed class StoreImage
         }
 
         if (good < 3) Problems.Warning("superblock", "copies", $"only {good} of 4 agree; an update leaves 3 at least");
+    }
+
+    /// <summary>S4: what a home holds was durable in the log before. The log's own claim may be older than that (nothing was
+    /// written after the flush), but the log itself must reach that far.</summary>
+    private void CheckHomes()
+    {
+        foreach ((uint slot, ulong lsn) in _homeLsn)
+        {
+            if (lsn > EndLsn) Problems.Error("S4", $"slot {slot}", $"its home holds LSN {lsn}, beyond the log's end {EndLsn}");
+        }
     }
 
     private void ReadRing()
@@ -285,9 +298,14 @@ public sealed class StoreImage
     private void TakeHome(uint slot, MetadataPageHeader header, ReadOnlySpan<byte> page)
     {
         string where = $"slot {slot}";
-        if (header.PageLsn > DurableLsn)
-            Problems.Error("S4", where, $"its home holds LSN {header.PageLsn}, beyond the durable {DurableLsn}");
-        if (header.Kind == MetadataKind.Free) return;
+        _homeLsn[slot] = header.PageLsn;
+        if (header.Kind == MetadataKind.Free)
+        {
+            // Records older than the tombstone still lie in the log and must not bring the page back.
+            _freedAt[slot] = header.PageLsn;
+            return;
+        }
+
         var taken = new SlotPage
         {
             Slot = slot,
@@ -393,7 +411,7 @@ public sealed class StoreImage
         }
 
         Slots.TryGetValue(record.Slot, out SlotPage? page);
-        if (page is not null && lsn <= page.PageLsn) return "home";
+        if (lsn <= (page?.PageLsn ?? _freedAt.GetValueOrDefault(record.Slot))) return "home";
         switch (record.Kind)
         {
             case RedoKind.PageImage:
@@ -405,6 +423,7 @@ public sealed class StoreImage
                 return ApplyDelete(record.VolumeId, lsn);
             case RedoKind.DropPage:
                 Slots.Remove(record.Slot);
+                _freedAt[record.Slot] = lsn;
                 _lost.Remove(record.Slot);
                 return "replay";
             default:

@@ -133,6 +133,18 @@ public class InspectTests
     }
 
     [Fact]
+    public void A_tombstone_outlives_older_records_of_its_slot()
+    {
+        using StoreBuilder store = Small(out _);
+        store.LogPlain(RedoKind.DropPage, 1, 7);
+        store.ClosePage(durable: store.PageNumber * 4096 + 64);
+        store.PutTombstone(1, 0, (store.PageNumber - 1) * 4096 + 64);
+        Assert.Equal(0, store.Run("check"));
+        Assert.Contains("1 slots, 0 extents, 0 blocks referenced", store.Out, StringComparison.Ordinal);
+        Assert.DoesNotContain("error", store.Out, StringComparison.Ordinal);
+    }
+
+    [Fact]
     public void Broken_maps_are_found()
     {
         using StoreBuilder store = Small(out uint first);

@@ -61,6 +61,13 @@ internal sealed class StoreBuilder : IDisposable
         Seal.Put(page, Geometry.HomeOffset(slot, home), _fold);
     }
 
+    public void PutTombstone(uint slot, int home, ulong lsn)
+    {
+        Span<byte> page = Home(slot, home);
+        new MetadataPageHeader { Kind = MetadataKind.Free, Slot = slot, PageLsn = lsn }.WriteTo(page);
+        Seal.Put(page, Geometry.HomeOffset(slot, home), _fold);
+    }
+
     public void PutHead(uint slot, int home, ulong lsn, VolumeHeadLayout head)
     {
         Span<byte> page = Home(slot, home);
