@@ -1,0 +1,138 @@
+using BlockServer.Core;
+using BlockServer.Pfinspect;
+using BlockServer.Storage;
+
+namespace BlockServer.Tests.Unit.Pfinspect;
+
+/// <summary>Lays a store out by hand, byte by byte as the format says, and runs pfinspect on it.</summary>
+internal sealed class StoreBuilder : IDisposable
+{
+    public const ulong Incarnation = 3;
+    private static readonly Guid Uuid = Guid.Parse("0c0ffee0-1234-4321-8888-000000000001");
+    private readonly byte[] _bytes = new byte[4 << 20];
+    private readonly uint _fold = Seal.Fold(Uuid);
+    private readonly byte[] _page = new byte[Units.BlockBytes];
+    private int _used;
+    private ushort _count;
+    private uint _previousCrc;
+
+    public StoreBuilder()
+    {
+        if (StoreGeometry.Plan((ulong)_bytes.Length, 32 * 4096, 0.02, out StoreGeometry geometry) is { } fault)
+            throw new InvalidOperationException(fault);
+        Geometry = geometry;
+        PageNumber = 40; // not the ring's first page, and its second lap
+        Root = new Superblock
+        {
+            StoreUuid = Uuid, Geometry = geometry, Incarnation = Incarnation, StartLsn = PageNumber * 4096 - 1, Sequence = 9, SlotHighWater = 8,
+        };
+        for (int copy = 0; copy < 4; copy++) PutRoot(copy, Root);
+        BeginPage();
+    }
+
+    public string Path { get; } = System.IO.Path.Combine(System.IO.Path.GetTempPath(), $"pfinspect-{Guid.NewGuid():N}.store");
+    public StoreGeometry Geometry { get; }
+    public Superblock Root { get; set; }
+    public ulong PageNumber { get; private set; }
+    public string Out { get; private set; } = "";
+    public string Error { get; private set; } = "";
+
+    public static VolumeHeadLayout Volume(uint id, string name, ulong size = 2 << 20) =>
+        new() { Head = new VolumeHead(id, new Guid((int)id, 0, 0, new byte[8]), name, size, 1) };
+
+    public void PutRoot(int copy, Superblock root) =>
+        (root with { Copy = copy }).WriteTo(_bytes.AsSpan((int)Geometry.SuperblockOffset(copy), 4096));
+
+    public uint PutData(uint block, byte fill)
+    {
+        Span<byte> data = _bytes.AsSpan((int)block * 4096, 4096);
+        data.Fill(fill);
+        return Crc32C.Compute(data);
+    }
+
+    public void PutHome(uint slot, int home, ulong lsn, uint volume, uint extent, params (int Index, BlockEntry Entry)[] entries)
+    {
+        Span<byte> page = Home(slot, home);
+        new MetadataPageHeader
+        {
+            Kind = MetadataKind.Extent, VolumeId = volume, Extent = extent, Slot = slot, PageLsn = lsn, MinVersion = 1, MaxVersion = 100,
+        }.WriteTo(page);
+        foreach ((int index, BlockEntry entry) in entries) MetadataPage.SetEntry(page[64..], index, entry);
+        Seal.Put(page, Geometry.HomeOffset(slot, home), _fold);
+    }
+
+    public void PutTombstone(uint slot, int home, ulong lsn)
+    {
+        Span<byte> page = Home(slot, home);
+        new MetadataPageHeader { Kind = MetadataKind.Free, Slot = slot, PageLsn = lsn }.WriteTo(page);
+        Seal.Put(page, Geometry.HomeOffset(slot, home), _fold);
+    }
+
+    public void PutHead(uint slot, int home, ulong lsn, VolumeHeadLayout head)
+    {
+        Span<byte> page = Home(slot, home);
+        new MetadataPageHeader { Kind = MetadataKind.VolumeHead, VolumeId = head.Head.Id, Slot = slot, PageLsn = lsn }.WriteTo(page);
+        head.WriteTo(page[64..]);
+        Seal.Put(page, Geometry.HomeOffset(slot, home), _fold);
+    }
+
+    public void Damage(ulong offset) => _bytes[offset] ^= 0x40;
+
+    public void LogWrite(uint slot, uint volume, uint extent, bool isNew, ulong version, int index, uint block, uint crc) =>
+        Logged(RedoRecordWriter.Write(_page.AsSpan(_used), slot, volume, extent, isNew, version, [new BlockRun(index, 1, block)], [crc]));
+
+    public void LogHole(uint slot, uint volume, uint extent, ulong version, int index) =>
+        Logged(RedoRecordWriter.Hole(_page.AsSpan(_used), slot, volume, extent, version, [new BlockRun(index, 1, 0)]));
+
+    public void LogVolume(uint slot, VolumeHeadLayout head) => Logged(RedoRecordWriter.Volume(_page.AsSpan(_used), slot, head));
+
+    public void LogPlain(RedoKind kind, uint slot, uint volume, uint extent = 0) =>
+        Logged(RedoRecordWriter.Plain(_page.AsSpan(_used), kind, slot, volume, extent));
+
+    public void ClosePage(ulong durable = 0, ulong tail = 0, ulong incarnation = Incarnation)
+    {
+        new RedoPageHeader
+        {
+            StoreFold = _fold, PreviousCrc = _previousCrc, Incarnation = incarnation, PageNumber = PageNumber,
+            Lap = (uint)(PageNumber / Geometry.RingPages), Count = _count, UsedBytes = (ushort)_used, DurableLsn = durable, TailLsn = tail,
+        }.WriteTo(_page);
+        ulong address = Geometry.PageOffset(PageNumber);
+        _previousCrc = Seal.Put(_page, address, _fold);
+        _page.CopyTo(_bytes.AsSpan((int)address));
+        PageNumber++;
+        BeginPage();
+    }
+
+    public int Run(string command, params string[] more)
+    {
+        File.WriteAllBytes(Path, _bytes);
+        return RunOnFile(command, more);
+    }
+
+    public int RunOnFile(string command, params string[] more)
+    {
+        using var output = new StringWriter();
+        using var error = new StringWriter();
+        int code = CommandLine.Run([command, Path, .. more], output, error);
+        Out = output.ToString();
+        Error = error.ToString();
+        return code;
+    }
+
+    public void Dispose() => File.Delete(Path);
+
+    private Span<byte> Home(uint slot, int home) => _bytes.AsSpan((int)Geometry.HomeOffset(slot, home), 4096);
+
+    private void Logged(int length)
+    {
+        _used += length;
+        _count++;
+    }
+
+    private void BeginPage()
+    {
+        Array.Clear(_page);
+        _used = RedoPageHeader.Size;
+        _count = 0;
+    }
+}

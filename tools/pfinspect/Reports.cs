@@ -1,0 +1,58 @@
+using System.Text.Json.Serialization;
+
+namespace BlockServer.Pfinspect;
+
+/// <summary>Something about a store that is not as it should be.</summary>
+/// <param name="Severity">error: data or an invariant is lost. warning: a crash or one bad copy explains it; the next open mends it.</param>
+/// <param name="Rule">The invariant of engine.md B1.9 (S1 to S11), or superblock, log, slot, volume, map.</param>
+/// <param name="Where">Which copy, page, slot or extent.</param>
+/// <param name="What">What is wrong.</param>
+public sealed record Problem(string Severity, string Rule, string Where, string What);
+
+/// <summary>One superblock copy; <see cref="Fault"/> is null when it is valid.</summary>
+public sealed record SuperblockCopy(int Copy, ulong OffsetBytes, string? Fault, ulong? Sequence, bool Chosen);
+
+/// <summary>The store's root, and how its four copies are.</summary>
+public sealed record SuperblockReport(
+    string Path, Guid StoreUuid, Guid ClusterUuid, bool Clean, ulong TotalBytes, ulong RingBytes, uint SlotCount, uint SlotHighWater,
+    uint DataStart, uint DataEnd, ulong Incarnation, ulong StartLsn, ulong Sequence, IReadOnlyList<SuperblockCopy> Copies);
+
+/// <summary>One record of the log.</summary>
+public sealed record LogRecord(ulong Lsn, string Kind, uint Slot, uint VolumeId, uint Extent, string Text, string Fate);
+
+/// <summary>One page of the log.</summary>
+public sealed record LogPage(
+    ulong PageNumber, ulong Incarnation, uint Lap, ulong DurableLsn, ulong TailLsn, ulong FlushPoint, string? Fault,
+    IReadOnlyList<LogRecord> Records);
+
+/// <summary>The log that recovery would replay.</summary>
+public sealed record LogReport(
+    ulong Incarnation, ulong TailLsn, ulong DurableLsn, ulong EndLsn, int PagesOfThisIncarnation, int PagesOfOthers,
+    int PagesUnreadable, IReadOnlyList<LogPage> Pages);
+
+/// <summary>A volume as the store would show it after recovery.</summary>
+public sealed record VolumeReport(
+    uint Id, Guid Uuid, string Name, ulong SizeBytes, ulong UsedBytes, ulong Extents, ulong Epoch, bool Deleting);
+
+/// <summary>All volumes, by id.</summary>
+public sealed record VolumesReport(IReadOnlyList<VolumeReport> Volumes);
+
+/// <summary>A run of a volume's blocks that lie consecutively on the store.</summary>
+public sealed record MapRunReport(ulong OffsetBytes, ulong LengthBytes, uint Block, uint Slot, ulong VersionMin, ulong VersionMax);
+
+/// <summary>Where a volume lies.</summary>
+public sealed record MapReport(uint VolumeId, string Name, IReadOnlyList<MapRunReport> Runs);
+
+/// <summary>What a check or verification went through, and what it found.</summary>
+public sealed record CheckReport(
+    bool Sound, ulong Slots, ulong Extents, ulong BlocksReferenced, ulong BlocksFree, ulong LogRecordsReplayed, ulong LogRecordsSkipped,
+    ulong BlocksRead, ulong ProblemsFound, IReadOnlyList<Problem> Problems);
+
+/// <summary>Source-generated JSON of pfinspect's output.</summary>
+[JsonSourceGenerationOptions(PropertyNamingPolicy = JsonKnownNamingPolicy.CamelCase)]
+[JsonSerializable(typeof(SuperblockReport))]
+[JsonSerializable(typeof(LogReport))]
+[JsonSerializable(typeof(VolumesReport))]
+[JsonSerializable(typeof(MapReport))]
+[JsonSerializable(typeof(CheckReport))]
+internal sealed partial class InspectJson : JsonSerializerContext;

@@ -1,0 +1,125 @@
+using BlockServer.Core;
+using BlockServer.Storage;
+
+namespace BlockServer.Pfinspect;
+
+/// <summary>
+/// The invariants of engine B1.9 that a closed store can show: S2 and S9 (each block referenced once, inside the data
+/// area), S4, S5 and S8 (homes and log agree; seen while loading), and with the data read, S1 (every checksum).
+/// S3, S6, S7, S10 and S11 are about a running store.
+/// </summary>
+public static class StoreCheck
+{
+    /// <summary>Checks a loaded store; <paramref name="readData"/> reads every referenced block too.</summary>
+    public static CheckReport Run(StoreImage image, bool readData)
+    {
+        ulong extents = 0, referenced = 0, read = 0;
+        var seen = new ulong[(image.Superblock.Geometry.DataBlocks + 63) / 64];
+        Dictionary<uint, SlotPage> heads = CheckHeads(image);
+        var keys = new Dictionary<(uint Volume, uint Extent), uint>();
+        foreach (SlotPage page in image.Slots.Values)
+        {
+            if (page.Kind != MetadataKind.Extent) continue;
+            extents++;
+            CheckKey(image, page, heads, keys);
+            for (int i = 0; i < Units.BlocksPerExtent; i++)
+            {
+                BlockEntry entry = MetadataPage.Entry(page.Entries, i);
+                if (!CheckEntry(image, page, i, entry, seen)) continue;
+                referenced++;
+                if (!readData) continue;
+                read++;
+                if (!image.BlockMatches(entry.Block, entry.Crc))
+                    image.Problems.Error("S1", Where(heads, page, i), $"block {entry.Block} does not match its checksum");
+            }
+        }
+
+        return new CheckReport(
+            !image.Problems.HasErrors, (ulong)image.Slots.Count, extents, referenced,
+            image.Superblock.Geometry.DataBlocks - CountOf(seen), image.RecordsReplayed, image.RecordsSkipped, read,
+            image.Problems.Count, image.Problems.Kept);
+    }
+
+    private static Dictionary<uint, SlotPage> CheckHeads(StoreImage image)
+    {
+        var heads = new Dictionary<uint, SlotPage>();
+        var names = new HashSet<string>(StringComparer.Ordinal);
+        foreach (SlotPage head in image.Heads)
+        {
+            string where = $"slot {head.Slot}";
+            if (head.VolumeId != head.Head.Head.Id)
+                image.Problems.Error("volume", where, $"belongs to volume {head.VolumeId} but holds the head of {head.Head.Head.Id}");
+            if (!heads.TryAdd(head.VolumeId, head))
+                image.Problems.Error("volume", where, $"volume {head.VolumeId} has another head in slot {heads[head.VolumeId].Slot}");
+            if (!head.Head.IsDeleting && !names.Add(head.Head.Head.Name))
+                image.Problems.Error("volume", where, $"two volumes are named {head.Head.Head.Name}");
+        }
+
+        return heads;
+    }
+
+    private static void CheckKey(
+        StoreImage image, SlotPage page, Dictionary<uint, SlotPage> heads, Dictionary<(uint Volume, uint Extent), uint> keys)
+    {
+        string where = $"slot {page.Slot}";
+        if (!keys.TryAdd((page.VolumeId, page.Extent), page.Slot))
+        {
+            uint other = keys[(page.VolumeId, page.Extent)];
+            image.Problems.Error("S2", where, $"extent {page.Extent} of volume {page.VolumeId} is in slot {other} too");
+        }
+
+        if (!heads.TryGetValue(page.VolumeId, out SlotPage? head))
+        {
+            image.Problems.Error("volume", where, $"extent {page.Extent} of volume {page.VolumeId}, which has no head");
+        }
+        else if ((ulong)page.Extent << Units.ExtentShift >= head.Head.Head.SizeBytes && !head.Head.IsDeleting)
+        {
+            // A shrink drops extents one after the other; a crash in between leaves the rest to the next open.
+            image.Problems.Warning("volume", where, $"extent {page.Extent} lies beyond the end of volume {head.Head.Head.Name}");
+        }
+    }
+
+    private static bool CheckEntry(StoreImage image, SlotPage page, int index, BlockEntry entry, ulong[] seen)
+    {
+        string Here() => $"slot {page.Slot} volume {page.VolumeId} extent {page.Extent} block {index}";
+        if (entry.Block == 0)
+        {
+            if (entry.Crc != 0) image.Problems.Error("map", Here(), "a hole with a checksum");
+            return false;
+        }
+
+        if (entry.Block == MetadataPage.UnknownBlock)
+        {
+            image.Problems.Error("S1", Here(), "marked as lost: its content is not known any more");
+            return false;
+        }
+
+        if (!image.IsData(entry.Block))
+        {
+            image.Problems.Error("S9", Here(), $"refers to block {entry.Block}, outside the data area");
+            return false;
+        }
+
+        if (entry.Version == 0) image.Problems.Error("map", Here(), "written but without a version");
+        uint bit = entry.Block - image.Superblock.Geometry.DataStart;
+        ulong mask = 1UL << (int)(bit % 64);
+        if ((seen[bit / 64] & mask) != 0)
+            image.Problems.Error("S2", Here(), $"block {entry.Block} is referenced by another entry too");
+        seen[bit / 64] |= mask;
+        return true;
+    }
+
+    private static string Where(Dictionary<uint, SlotPage> heads, SlotPage page, int index)
+    {
+        string volume = heads.TryGetValue(page.VolumeId, out SlotPage? head) ? head.Head.Head.Name : $"volume {page.VolumeId}";
+        ulong offset = ((ulong)page.Extent << Units.ExtentShift) + ((ulong)index << Units.BlockShift);
+        return $"{volume} offset {offset}";
+    }
+
+    private static ulong CountOf(ulong[] bits)
+    {
+        ulong count = 0;
+        foreach (ulong word in bits) count += ulong.PopCount(word);
+        return count;
+    }
+}
