@@ -1,14 +1,10 @@
-using System.Globalization;
 using Xunit;
 
 namespace BlockServer.Tests.Simulation;
 
-/// <summary>Seeds of <see cref="StoreSimulation"/>. More of them: BLOCKSERVER_SEEDS=2000 BLOCKSERVER_CRASH_STATES=20000.</summary>
+/// <summary>Seeds of <see cref="StoreSimulation"/>. <see cref="Settings"/> says how many.</summary>
 public sealed class StoreSimulationTests(ITestOutputHelper output)
 {
-    private static int Setting(string name, int otherwise) =>
-        int.TryParse(Environment.GetEnvironmentVariable(name), CultureInfo.InvariantCulture, out int value) ? value : otherwise;
-
     /// <summary>The oracle is content with a store that is right; the seeds are as many as a few seconds allow.</summary>
     [Fact]
     public void The_simplest_right_store_passes()
@@ -43,8 +39,8 @@ public sealed class StoreSimulationTests(ITestOutputHelper output)
     [Fact]
     public void Every_seed_gives_the_same_events_twice_and_no_violation()
     {
-        int seeds = Setting("BLOCKSERVER_SEEDS", 40);
-        int states = Setting("BLOCKSERVER_CRASH_STATES", 400);
+        int seeds = Settings.Seeds;
+        int states = Settings.CrashStates / 2;
         var sum = new SimulationCounters();
         for (ulong seed = 1; seed <= (ulong)seeds; seed++)
         {

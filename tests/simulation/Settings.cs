@@ -1,0 +1,16 @@
+using System.Globalization;
+
+namespace BlockServer.Tests.Simulation;
+
+/// <summary>How much to try; from the environment, so that a long run needs no build.</summary>
+public static class Settings
+{
+    /// <summary>Seeds, each run twice: BLOCKSERVER_SEEDS.</summary>
+    public static int Seeds { get; } = Of("BLOCKSERVER_SEEDS", 40);
+
+    /// <summary>Crash states in all, half of them beside the seeds: BLOCKSERVER_CRASH_STATES.</summary>
+    public static int CrashStates { get; } = Of("BLOCKSERVER_CRASH_STATES", 2_000);
+
+    private static int Of(string name, int otherwise) =>
+        int.TryParse(Environment.GetEnvironmentVariable(name), CultureInfo.InvariantCulture, out int value) ? value : otherwise;
+}
