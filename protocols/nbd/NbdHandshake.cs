@@ -222,7 +222,7 @@ public sealed class NbdHandshake
         int rest = 0;
         NbdReply fault = data.Length < 6 ? NbdReply.ErrInvalid : ReadName(data, out name, out rest);
         int count = fault == 0 && data.Length - rest >= 2 ? BinaryPrimitives.ReadUInt16BigEndian(data.AsSpan(rest)) : -1;
-        if (fault == 0 && data.Length - rest != 2 + 2 * count) fault = NbdReply.ErrInvalid;
+        if (fault == 0 && (count < 0 || data.Length - rest != 2 + 2 * count)) fault = NbdReply.ErrInvalid;
         if (fault != 0)
         {
             Reply(option, fault, "malformed INFO or GO");
