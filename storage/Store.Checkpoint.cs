@@ -25,6 +25,12 @@ public sealed partial class Store
 
     private async Task PaceAsync()
     {
+        if (_isClosing || State != StoreState.Online)
+        {
+            _isKicked = false; // a close checkpoints by itself
+            return;
+        }
+
         _background++;
         do
         {
