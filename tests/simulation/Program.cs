@@ -16,11 +16,12 @@ if (args.Length == 0 || args[0] != "simulate") return await Xunit.Runner.InProc.
 };
 if (to < from)
 {
-    Console.Error.WriteLine("usage: simulate --seed N | --seeds A..B [--store log] [--crash-states N] [--keep-going]");
+    Console.Error.WriteLine("usage: simulate --seed N | --seeds A..B [--store log] [--broken RULE] [--crash-states N] [--keep-going]");
     return 2;
 }
 
-StoreDriver driver = args.Contains("log") ? new LogStoreDriver() : Drivers.Default();
+StoreDriver driver = args.Contains("log") ? new LogStoreDriver()
+    : Array.IndexOf(args, "--broken") is var brokenAt and > 0 ? Drivers.Broken(args[brokenAt + 1]) : Drivers.Default();
 int statesAt = Array.IndexOf(args, "--crash-states");
 int crashStates = statesAt > 0 ? int.Parse(args[statesAt + 1], CultureInfo.InvariantCulture) : 10;
 var sum = new SimulationCounters();

@@ -161,7 +161,7 @@ public sealed class VolumeModel
             ModelWrite? write = Identify((ulong)s, sector, out string? fault) ?? (staleAllowed ? Stale((ulong)s, sector) : null);
             if (write is null) return fault;
             seen[s] = write;
-            if (write.IsAtomic && !IsFirm(write, powerWasCut)) partial.Add(write);
+            if (write.IsAtomic && !IsFirm(write, powerWasCut) && !IsCarried((ulong)s, write)) partial.Add(write);
             if (staleAllowed || HistoryOf((ulong)s) is not { } history) continue;
             foreach (ModelWrite later in history)
             {
@@ -210,6 +210,26 @@ public sealed class VolumeModel
         }
 
         if (last is not null) history.RemoveAll(write => write.IsBefore(last));
+    }
+
+    /// <summary>
+    /// A later request may have merged into this block: it read what <paramref name="write"/> had left and wrote it again
+    /// as its own, so the content may be here though the write itself was dropped.
+    /// </summary>
+    private bool IsCarried(ulong sector, ModelWrite write)
+    {
+        const ulong perBlock = Units.BlockBytes / Units.SectorBytes;
+        ulong first = sector / perBlock * perBlock;
+        for (ulong s = first; s < first + perBlock; s++)
+        {
+            foreach (ModelWrite other in HistoryOf(s) ?? [])
+            {
+                bool isWhole = other.FirstSector <= first && other.FirstSector + other.Sectors >= first + perBlock;
+                if (!isWhole && !ReferenceEquals(other, write) && !other.IsBefore(write)) return true;
+            }
+        }
+
+        return false;
     }
 
     /// <summary>A sector beyond every size the volume had so far (a growth in flight) is untouched.</summary>

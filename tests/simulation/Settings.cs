@@ -11,6 +11,9 @@ public static class Settings
     /// <summary>Crash states in all, half of them beside the seeds: BLOCKSERVER_CRASH_STATES.</summary>
     public static int CrashStates { get; } = Of("BLOCKSERVER_CRASH_STATES", 2_000);
 
+    /// <summary>Seeds after which a broken rule counts as not found: BLOCKSERVER_BROKEN_SEEDS.</summary>
+    public static int BrokenSeeds { get; } = Of("BLOCKSERVER_BROKEN_SEEDS", 300);
+
     private static int Of(string name, int otherwise) =>
         int.TryParse(Environment.GetEnvironmentVariable(name), CultureInfo.InvariantCulture, out int value) ? value : otherwise;
 }

@@ -176,7 +176,7 @@ public sealed class StoreSimulation
     {
         NewLoop();
         bool crashInRecovery = _random.NextChance(0.25);
-        ulong crashAt = _random.NextBelow(crashInRecovery ? 300UL : 6_000UL);
+        ulong crashAt = _random.NextBelow(crashInRecovery ? 150UL : 6_000UL);
         _disk.Faults = _isLying ? _faults with { WriteError = 0, FlushError = 0, NoSpace = 0 } : SimDiskFaults.None;
         _loop.StopBeforeEvent = crashInRecovery ? n => n >= crashAt : null;
         if (!TryOpen(out IStore? store))
@@ -311,7 +311,7 @@ public sealed class StoreSimulation
         foreach (VolumeModel volume in _volumes.Values)
         {
             if (IsBroken || volume.IsGone) continue;
-            JudgeContent(_loop, store, volume, _powerWasCut, settle: true, MayMiss);
+            JudgeContent(_loop, store, volume, _powerWasCut, settle: true, () => MayMiss);
         }
 
         _powerWasCut = false;
@@ -348,7 +348,7 @@ public sealed class StoreSimulation
         }
     }
 
-    private void JudgeContent(SimLoop loop, IStore store, VolumeModel volume, bool powerWasCut, bool settle, bool mayMiss)
+    private void JudgeContent(SimLoop loop, IStore store, VolumeModel volume, bool powerWasCut, bool settle, Func<bool> mayMiss)
     {
         IBlockDevice? device = store.OpenVolume(volume.Head.Id);
         if (device is null)
@@ -370,7 +370,7 @@ public sealed class StoreSimulation
                 IoStatus status = ReadNow(loop, device, (ulong)(at + block), one);
                 if (status == IoStatus.Ok) continue;
                 unreadable.Add((ulong)(at + block) / Units.BlockBytes);
-                if (!mayMiss)
+                if (!mayMiss())
                 {
                     Violate($"volume {volume.Head.Id} offset {at + block}: read answered {status} though the disk is honest");
                     return;
@@ -380,7 +380,7 @@ public sealed class StoreSimulation
 
         if (settle) _counters.BytesJudged += content.Length;
         string? fault = volume.JudgeAfterRestart(
-            content, powerWasCut, mayMiss, sector => unreadable.Contains(sector / (Units.BlockBytes / Units.SectorBytes)), settle, ++_now);
+            content, powerWasCut, mayMiss(), sector => unreadable.Contains(sector / (Units.BlockBytes / Units.SectorBytes)), settle, ++_now);
         _now++;
         if (fault is not null) Violate(fault);
     }
@@ -431,7 +431,7 @@ public sealed class StoreSimulation
         JudgeHeads(store, settle: false);
         foreach (VolumeModel volume in _volumes.Values)
         {
-            if (!IsBroken && !volume.IsGone) JudgeContent(loop, store, volume, powerWasCut: true, settle: false, mayMiss: false);
+            if (!IsBroken && !volume.IsGone) JudgeContent(loop, store, volume, powerWasCut: true, settle: false, () => false);
         }
 
         _hash = (_hash ^ loop.EventHash) * 1099511628211;

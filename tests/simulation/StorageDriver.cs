@@ -1,0 +1,28 @@
+using BlockServer.Core;
+using BlockServer.Storage;
+
+namespace BlockServer.Tests.Simulation;
+
+/// <summary>Drives the product's store: small, so that the log laps and space runs short; the size of the ring is drawn.</summary>
+public sealed class StorageDriver(BrokenRules broken = BrokenRules.None) : StoreDriver
+{
+    /// <inheritdoc/>
+    public override ulong MediumBytes => 24 * Units.MiB;
+
+    /// <inheritdoc/>
+    public override ValueTask<string?> FormatAsync(ILoop loop, IFile file) =>
+        Store.FormatAsync(loop, file, new StoreOptions
+        {
+            RingBytes = (256 * Units.KiB) << loop.Random.NextBelow(4),
+            StoreUuid = loop.Random.NextGuid(),
+            Force = true,
+        });
+
+    /// <inheritdoc/>
+    public override async ValueTask<Opened> OpenAsync(ILoop loop, IFile file, Durability durability)
+    {
+        StoreOpenResult result = await Store.OpenAsync(
+            loop, file, null, new StoreOptions { Durability = durability, BrokenRules = broken });
+        return new Opened(result.Store, result.Refusal);
+    }
+}
