@@ -1,0 +1,92 @@
+using System.Runtime.CompilerServices;
+using BlockServer.Core;
+
+namespace BlockServer.Storage;
+
+/// <summary>A record in flight: in the log page, waiting for its data and its turn. Lives on one loop.</summary>
+internal sealed class Pending(Stack<Pending> home) : LoopOperation<IoStatus>
+{
+    public readonly BlockRun[] Runs = new BlockRun[Units.BlocksPerExtent];
+    public readonly uint[] Crcs = new uint[Units.BlocksPerExtent];
+    public RedoKind Kind;
+    public uint Slot;
+    public int RunCount;
+    public int BlockCount;
+    public ulong Version;
+    public ulong Lsn;
+    public int DataPending;
+    public bool HasFailed;
+    public Volume? Volume;
+    public VolumeHeadLayout Head;
+    public LogPage Page = null!;
+    public Pending? Next;
+
+    protected override void OnTaken()
+    {
+        // With a broken rule the data may still be under way: then the object is left to the collector.
+        if (DataPending == 0 && Page.IsDone) home.Push(this);
+    }
+}
+
+/// <summary>One page of the log being filled or written. Lives on one loop.</summary>
+internal sealed class LogPage
+{
+    public readonly IoBuffer Buffer;
+    private readonly Store _store;
+    private readonly Action _finish;
+    private ValueTaskAwaiter<IoStatus> _awaiter;
+
+    public LogPage(Store store, IoBuffer buffer)
+    {
+        _store = store;
+        Buffer = buffer;
+        _finish = () => _store.OnLogWritten(this, _awaiter.GetResult());
+    }
+
+    public ulong Number;
+    public int Used;
+    public int Count;
+    public int Left;
+    public bool IsDone;
+
+    public void Start(ValueTask<IoStatus> write)
+    {
+        _awaiter = write.GetAwaiter();
+        if (_awaiter.IsCompleted) _finish();
+        else _awaiter.UnsafeOnCompleted(_finish);
+    }
+}
+
+/// <summary>One write of a run of data; retried once, for media that remap. Lives on one loop.</summary>
+internal sealed class DataWrite
+{
+    private readonly Store _store;
+    private readonly Action _finish;
+    private ValueTaskAwaiter<IoStatus> _awaiter;
+
+    public DataWrite(Store store)
+    {
+        _store = store;
+        _finish = () => _store.OnDataWritten(this, _awaiter.GetResult());
+    }
+
+    public Pending Record = null!;
+    public ulong Offset;
+    public ReadOnlyMemory<byte> Source;
+    public bool IsRetry;
+
+    public void Start(ValueTask<IoStatus> write)
+    {
+        _awaiter = write.GetAwaiter();
+        if (_awaiter.IsCompleted) _finish();
+        else _awaiter.UnsafeOnCompleted(_finish);
+    }
+}
+
+/// <summary>Somebody who waits until the log is durable up to an LSN.</summary>
+internal sealed class FlushWait(Stack<FlushWait> home) : LoopOperation<IoStatus>
+{
+    public ulong Lsn;
+
+    protected override void OnTaken() => home.Push(this);
+}

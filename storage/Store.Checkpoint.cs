@@ -1,0 +1,220 @@
+using BlockServer.Core;
+
+namespace BlockServer.Storage;
+
+// Checkpoint (B1.6): images, flush, homes, flush, read back, tail, note.
+public sealed partial class Store
+{
+    // Pages of one cycle; their images are at most 4 MiB of memory.
+    private const int CyclePages = 1024;
+
+    // New slots are zeroed on the medium this many at a time before the superblock counts them.
+    private const uint HighWaterStep = 256;
+    private readonly Queue<uint> _dirty = new();
+    private ulong _checkpoints;
+    private bool _isCheckpointing;
+
+    private void KickCheckpoint()
+    {
+        if (_isCheckpointing || _isClosing || State != StoreState.Online || _isKicked) return;
+        _isKicked = true;
+        _loop.Post(() => _ = PaceAsync());
+    }
+
+    private bool _isKicked;
+
+    private async Task PaceAsync()
+    {
+        _background++;
+        do
+        {
+            await CheckpointAsync();
+        }
+        while (State == StoreState.Online && !_isClosing && RingOccupancy >= 0.3 && (_dirty.Count > 0 || RingOccupancy > 0.8));
+
+        _isKicked = false;
+        _background--;
+    }
+
+    private async ValueTask CheckpointAsync()
+    {
+        Check.That(!_isCheckpointing);
+        _isCheckpointing = true;
+        string? fault = await CycleAsync();
+        _isCheckpointing = false;
+        if (fault is not null) Fail(fault);
+        else _checkpoints++;
+    }
+
+    private async ValueTask<string?> CycleAsync()
+    {
+        var images = new List<(uint Slot, int Home, byte[] Page, MetadataKind Kind)>();
+        ulong highest = 0;
+        uint end = 0;
+        while (images.Count < CyclePages && _dirty.TryDequeue(out uint number))
+        {
+            (byte[] page, int home) = TakeImage(number);
+            highest = Math.Max(highest, _slots[number].PageLsn);
+            end = Math.Max(end, number + 1);
+            images.Add((number, home, page, _slots[number].Kind));
+        }
+
+        if (!Breaks(BrokenRules.SkipFlushBeforeHome) && !_isRecovering
+            && await EnsureDurable(highest) != IoStatus.Ok) return "checkpoint: flush failed";
+        if (_isRecovering && await FlushFilesAsync() != IoStatus.Ok) return "checkpoint: flush failed";
+        string? fault = await RaiseHighWaterAsync(end) ?? await WriteHomesAsync(images);
+        if (fault is not null) return fault;
+        foreach ((uint slot, _, _, MetadataKind kind) in images)
+        {
+            // Dirty again means reused? No: a dropped slot is not handed out before this line.
+            if (kind == MetadataKind.Free) _slots.Release(slot);
+        }
+
+        ulong tail = _dirty.TryPeek(out uint oldest) ? Math.Min(_slots[oldest].RecLsn - 1, _appliedLsn) : _appliedLsn;
+        _tailLsn = Math.Max(_tailLsn, tail);
+        if (_isRecovering) return null;
+        await MakeSpaceAsync();
+        return null;
+    }
+
+    private (byte[] Page, int Home) TakeImage(uint number)
+    {
+        ref Slot slot = ref _slots[number];
+        var page = new byte[Units.BlockBytes];
+        int home = slot.NextHome;
+        slot.NextHome = (byte)(1 - home);
+        slot.IsDirty = false;
+        new MetadataPageHeader
+        {
+            Kind = slot.Kind,
+            VolumeId = slot.VolumeId,
+            Extent = slot.Extent,
+            Slot = number,
+            PageLsn = slot.PageLsn,
+            MaxVersion = slot.MaxVersion,
+            MinVersion = slot.Kind == MetadataKind.Extent ? MinVersion(_slots.Entries(number)) : 0,
+        }.WriteTo(page);
+        if (slot.Kind == MetadataKind.Extent)
+        {
+            _slots.Entries(number).CopyTo(page.AsSpan(MetadataPage.EntriesOffset));
+        }
+        else if (slot.Kind == MetadataKind.VolumeHead)
+        {
+            Volume volume = _volumes[slot.VolumeId];
+            new VolumeHeadLayout { Head = volume.Head, IsDeleting = volume.IsDeleting }
+                .WriteTo(page.AsSpan(MetadataPage.EntriesOffset));
+        }
+
+        Seal.Put(page, _geometry.HomeOffset(number, home), _fold);
+        return (page, home);
+    }
+
+    private static ulong MinVersion(ReadOnlySpan<byte> entries)
+    {
+        ulong least = ulong.MaxValue;
+        for (int i = 0; i < Units.BlocksPerExtent; i++)
+        {
+            ulong version = MetadataPage.Entry(entries, i).Version;
+            if (version != 0) least = Math.Min(least, version);
+        }
+
+        return least == ulong.MaxValue ? 0 : least;
+    }
+
+    private async ValueTask<string?> WriteHomesAsync(List<(uint Slot, int Home, byte[] Page, MetadataKind Kind)> images)
+    {
+        const int atOnce = 32;
+        var under = new ValueTask<IoStatus>[atOnce];
+        for (int done = 0; done < images.Count; done += atOnce)
+        {
+            int count = Math.Min(atOnce, images.Count - done);
+            for (int i = 0; i < count; i++)
+            {
+                (uint slot, int home, byte[] page, _) = images[done + i];
+#pragma warning disable CA2012 // Several at once; each is awaited exactly once below.
+                under[i] = _file.WriteAsync(_geometry.HomeOffset(slot, home), page);
+#pragma warning restore CA2012
+            }
+
+            bool good = true;
+            for (int i = 0; i < count; i++) good &= await under[i] == IoStatus.Ok;
+            if (!good) return "checkpoint: writing a metadata page failed";
+        }
+
+        if (images.Count == 0) return null;
+        if (await FlushFilesAsync() != IoStatus.Ok) return "checkpoint: flush failed";
+        IoBuffer back = await _pool.RentAsync(Units.BlockBytes);
+        string? fault = null;
+        foreach ((uint slot, int home, byte[] page, _) in images)
+        {
+            Memory<byte> target = back.Slice(0, Units.BlockBytes);
+            IoStatus status = await _file.ReadAsync(_geometry.HomeOffset(slot, home), target);
+            if (status != IoStatus.Ok || !target.Span.SequenceEqual(page))
+                fault = $"checkpoint: the metadata page of slot {slot} does not read back";
+        }
+
+        back.Return();
+        return fault;
+    }
+
+    private async ValueTask<string?> RaiseHighWaterAsync(uint end)
+    {
+        uint mark = _superblock.SlotHighWater;
+        if (end <= mark) return null;
+        uint next = (uint)Math.Min(_geometry.SlotCount, ((ulong)end + HighWaterStep - 1) / HighWaterStep * HighWaterStep);
+        var zeros = new byte[HighWaterStep * 2 * Units.BlockBytes / 4];
+        ulong stop = _geometry.HomeOffset(next, 0);
+        for (ulong at = _geometry.HomeOffset(mark, 0); at < stop; at += (ulong)zeros.Length)
+        {
+            int length = (int)Math.Min((ulong)zeros.Length, stop - at);
+            if (await _file.WriteAsync(at, zeros.AsMemory(0, length)) != IoStatus.Ok)
+                return "checkpoint: clearing metadata slots failed";
+        }
+
+        return await FlushFilesAsync() == IoStatus.Ok
+            && await WriteSuperblockAsync(_superblock with { SlotHighWater = next }) == IoStatus.Ok
+                ? null
+                : "checkpoint: raising the slots' high-water mark failed";
+    }
+
+    /// <summary>Two copies, flush, the other two, flush, read back: never fewer than two good ones (B1.3).</summary>
+    private async ValueTask<IoStatus> WriteSuperblockAsync(Superblock next)
+    {
+        next = next with { Sequence = _superblock.Sequence + 1 };
+        if (await WriteSuperblocksAsync(_file, next) != IoStatus.Ok)
+        {
+            Fail("writing the superblock failed");
+            return IoStatus.Unavailable;
+        }
+
+        _superblock = next;
+        return IoStatus.Ok;
+    }
+
+    private static async ValueTask<IoStatus> WriteSuperblocksAsync(IFile file, Superblock next)
+    {
+        // Copies 0 and 2 first, so that one pair of neighbours never holds all that is good.
+        foreach ((int one, int two) in new[] { (0, 2), (1, 3) })
+        {
+            foreach (int copy in new[] { one, two })
+            {
+                var page = new byte[Units.BlockBytes];
+                (next with { Copy = copy }).WriteTo(page);
+                if (await file.WriteAsync(next.Geometry.SuperblockOffset(copy), page) != IoStatus.Ok) return IoStatus.IoError;
+            }
+
+            if (await file.FlushAsync() != IoStatus.Ok) return IoStatus.IoError;
+        }
+
+        int good = 0;
+        for (int copy = 0; copy < 4; copy++)
+        {
+            var page = new byte[Units.BlockBytes];
+            IoStatus status = await file.ReadAsync(next.Geometry.SuperblockOffset(copy), page);
+            if (status == IoStatus.Ok && Superblock.TryRead(page, out Superblock back) is null
+                && back.Sequence == next.Sequence) good++;
+        }
+
+        return good >= 3 ? IoStatus.Ok : IoStatus.IoError;
+    }
+}

@@ -1,0 +1,154 @@
+using System.Runtime.CompilerServices;
+using BlockServer.Core;
+
+namespace BlockServer.Storage;
+
+// Flush: one fdatasync for all who wait; what it made durable; and when a replaced block is free again.
+public sealed partial class Store
+{
+    private const int ReadGenerations = 1024;
+    private readonly TurnEndHook _flushHook;
+    private readonly Action _finishFlush;
+    private readonly LoopTimer _flushTimer;
+    private readonly List<FlushWait> _flushWaiters = [];
+    private readonly Stack<FlushWait> _flushPool = new();
+    private readonly Queue<(ulong Lsn, uint Block, uint Count, ulong Generation)> _quarantine = new();
+    private readonly int[] _readsIn = new int[ReadGenerations];
+    private ValueTaskAwaiter<IoStatus> _flushAwaiter;
+    private ulong _durableLsn;
+    private ulong _durableVersion;
+    private ulong _flushingLsn;
+    private ulong _flushingVersion;
+    private ulong _volatileBytes;
+    private ulong _quarantined;
+    private ulong _generation;
+    private ulong _oldestGeneration;
+    private bool _isFlushing;
+    private bool _isTidying;
+    private int _background;
+
+    private ValueTask<IoStatus> EnsureDurable(ulong lsn)
+    {
+        if (State == StoreState.Failed) return new(IoStatus.Unavailable);
+        if (_durableLsn >= lsn) return new(IoStatus.Ok);
+        FlushWait wait = _flushPool.TryPop(out FlushWait? spare) ? spare : new FlushWait(_flushPool);
+        wait.Lsn = lsn;
+        _flushWaiters.Add(wait);
+        _loop.CallAtTurnEnd(_flushHook);
+        return wait.Begin();
+    }
+
+    private void StartFlush()
+    {
+        if (_isFlushing || _flushWaiters.Count == 0 || _appliedLsn <= _durableLsn || State != StoreState.Online) return;
+        _isFlushing = true;
+        _flushingLsn = _appliedLsn;
+        _flushingVersion = _appliedVersion;
+        _volatileBytes = 0;
+#pragma warning disable CA2012 // Several at once; each is awaited exactly once below.
+        _flushAwaiter = FlushFilesAsync().GetAwaiter();
+#pragma warning restore CA2012
+        if (_flushAwaiter.IsCompleted) FinishFlush();
+        else _flushAwaiter.UnsafeOnCompleted(_finishFlush);
+    }
+
+    [AsyncMethodBuilder(typeof(LoopMethodBuilder<>))]
+    private async ValueTask<IoStatus> FlushFilesAsync()
+    {
+        if (_options.IsWriteThrough) return IoStatus.Ok;
+        IoStatus status = await _file.FlushAsync();
+        if (status == IoStatus.Ok && !ReferenceEquals(_log, _file)) status = await _log.FlushAsync();
+        if (status != IoStatus.Ok) Fail($"flush failed: {status}"); // never tried again
+        return status;
+    }
+
+    private void FinishFlush()
+    {
+        IoStatus status = _flushAwaiter.GetResult();
+        _isFlushing = false;
+        if (status == IoStatus.Ok && State == StoreState.Online)
+        {
+            _durableLsn = Math.Max(_durableLsn, _flushingLsn);
+            _durableVersion = Math.Max(_durableVersion, _flushingVersion);
+            while (_claims.TryPeek(out (ulong FirstLsn, ulong Durable, ulong Tail) page) && page.FirstLsn <= _durableLsn)
+            {
+                _claims.Dequeue();
+                _claimedLsn = Math.Max(_claimedLsn, page.Durable);
+                _claimedTail = Math.Max(_claimedTail, page.Tail);
+            }
+
+            if (_generation - _oldestGeneration < ReadGenerations - 1) _generation++;
+            Reclaim();
+            WakeRingWaiters();
+        }
+
+        WakeFlushWaiters();
+        if (_flushWaiters.Count > 0) _loop.CallAtTurnEnd(_flushHook);
+    }
+
+    private void WakeFlushWaiters()
+    {
+        // Waiters run inline and may add others or wake again: look anew each time.
+        bool found = true;
+        while (found)
+        {
+            found = false;
+            for (int i = 0; i < _flushWaiters.Count; i++)
+            {
+                FlushWait wait = _flushWaiters[i];
+                if (State == StoreState.Online && wait.Lsn > _durableLsn) continue;
+                _flushWaiters.RemoveAt(i);
+                wait.Complete(wait.Lsn <= _durableLsn ? IoStatus.Ok : IoStatus.Unavailable);
+                found = true;
+                break;
+            }
+        }
+    }
+
+    private void Quarantine(ulong lsn, uint block, uint count)
+    {
+        if (Breaks(BrokenRules.FreeEarly))
+        {
+            _blocks.Give(block, count);
+            return;
+        }
+
+        _quarantine.Enqueue((lsn, block, count, _generation));
+        _quarantined += count;
+    }
+
+    private void Reclaim()
+    {
+        while (_oldestGeneration < _generation && _readsIn[_oldestGeneration % ReadGenerations] == 0) _oldestGeneration++;
+        ulong limit = Breaks(BrokenRules.ReuseAtDurable) ? _durableLsn : _claimedLsn;
+        while (_quarantine.TryPeek(out (ulong Lsn, uint Block, uint Count, ulong Generation) freed)
+            && freed.Lsn <= limit && freed.Generation < _oldestGeneration)
+        {
+            _quarantine.Dequeue();
+            _quarantined -= freed.Count;
+            _blocks.Give(freed.Block, freed.Count);
+        }
+    }
+
+    /// <summary>The periodic flush, and what lets quarantined blocks go. Leaves no timer behind when all is durable.</summary>
+    private async Task TidyAsync()
+    {
+        if (_isTidying || State != StoreState.Online || _isClosing) return;
+        _isTidying = true;
+        _background++;
+        await EnsureDurable(_appliedLsn);
+        if (_quarantine.Count > 0 && State == StoreState.Online) await MakeSpaceAsync();
+        _background--;
+        _isTidying = false;
+        _flushTimer.Stop();
+        if (_appliedLsn > _durableLsn && State == StoreState.Online) _flushTimer.Start(_options.FlushIntervalNanos);
+    }
+
+    /// <summary>Flush, note, flush: afterwards everything superseded before is claimed (B1.5, 4).</summary>
+    private async Task MakeSpaceAsync()
+    {
+        if (await EnsureDurable(_appliedLsn) != IoStatus.Ok) return;
+        if (await NoteAsync() != IoStatus.Ok) return;
+        await EnsureDurable(_appliedLsn);
+    }
+}

@@ -1,0 +1,233 @@
+using BlockServer.Core;
+
+namespace BlockServer.Storage;
+
+// The log: records of one turn share a page, data and page are written in parallel, records are applied in order.
+public sealed partial class Store
+{
+    private readonly TurnEndHook _closeHook;
+    private readonly Stack<Pending> _pendingPool = new();
+    private readonly Stack<LogPage> _pagePool = new();
+    private readonly Stack<DataWrite> _dataPool = new();
+    private readonly Queue<(ulong FirstLsn, ulong Durable, ulong Tail)> _claims = new();
+    private readonly List<LoopEvent<bool>> _ringWaiters = [];
+    private LogPage? _open;
+    private Pending? _head, _last;
+    private ulong _nextPage;
+    private uint _previousCrc;
+    private ulong _appliedLsn;
+    private ulong _appliedVersion;
+    private ulong _tailLsn;
+    private ulong _claimedTail;
+    private ulong _claimedLsn;
+    private bool _isAdvancing;
+
+    private double RingOccupancy => (_nextPage - (_claimedTail + 1) / Units.BlockBytes) / (double)_geometry.RingPages;
+
+    private Pending NewPending(RedoKind kind, Volume? volume, uint slot)
+    {
+        Pending record = _pendingPool.TryPop(out Pending? spare) ? spare : new Pending(_pendingPool);
+        record.Kind = kind;
+        record.Volume = volume;
+        record.Slot = slot;
+        record.RunCount = record.BlockCount = record.DataPending = 0;
+        record.HasFailed = false;
+        record.Version = 0;
+        record.Next = null;
+        return record;
+    }
+
+    /// <summary>Room for a record of <paramref name="length"/> bytes; sets the record's page and LSN.</summary>
+    private Span<byte> Append(Pending record, int length)
+    {
+        if (_open is not null && _open.Used + length > Units.BlockBytes) CloseLogPage();
+        _open ??= OpenLogPage();
+        LogPage page = _open;
+        record.Page = page;
+        record.Lsn = page.Number * Units.BlockBytes + (ulong)page.Used;
+        Span<byte> target = page.Buffer.Data.Span.Slice(page.Used, length);
+        page.Used += length;
+        page.Count++;
+        page.Left++;
+        if (_last is null) _head = record;
+        else _last.Next = record;
+        _last = record;
+        _loop.CallAtTurnEnd(_closeHook);
+        return target;
+    }
+
+    private LogPage OpenLogPage()
+    {
+        // S5: a ring page is overwritten only when all of it lies below the claimed tail.
+        Check.That(_nextPage < _geometry.RingPages || PageEnd(_nextPage - _geometry.RingPages) <= _claimedTail);
+        if (!_pagePool.TryPop(out LogPage? page)) page = new LogPage(this, _pool.TryRent(Units.BlockBytes)!);
+        page.Number = _nextPage++;
+        page.Used = RedoPageHeader.Size;
+        page.Count = page.Left = 0;
+        page.IsDone = false;
+        return page;
+    }
+
+    private void CloseLogPage()
+    {
+        if (_open is not { } page) return;
+        _open = null;
+        Span<byte> bytes = page.Buffer.Data.Span[..Units.BlockBytes];
+        bytes[page.Used..].Clear();
+        var header = new RedoPageHeader
+        {
+            StoreFold = _fold,
+            PreviousCrc = _previousCrc,
+            Incarnation = _superblock.Incarnation,
+            PageNumber = page.Number,
+            Lap = (uint)(page.Number / _geometry.RingPages),
+            Count = (ushort)page.Count,
+            UsedBytes = (ushort)page.Used,
+            DurableLsn = _durableLsn,
+            TailLsn = _tailLsn,
+            FlushPoint = _durableVersion,
+        };
+        header.WriteTo(bytes);
+        ulong address = _geometry.PageOffset(page.Number);
+        _previousCrc = Seal.Put(bytes, address, _fold);
+        _claims.Enqueue((header.FirstLsn, header.DurableLsn, header.TailLsn));
+        page.Start(_log.WriteAsync(address, page.Buffer.Slice(0, Units.BlockBytes)));
+        if (RingOccupancy >= 0.3) KickCheckpoint();
+    }
+
+    internal void OnLogWritten(LogPage page, IoStatus status)
+    {
+        page.IsDone = true;
+        if (status != IoStatus.Ok)
+        {
+            _ioErrors++;
+            Fail($"writing log page {page.Number} failed: {status}");
+        }
+
+        if (page.Left == 0 && State == StoreState.Online) _pagePool.Push(page); // only a broken rule gets here
+        Advance();
+    }
+
+    private void StartData(Pending record, ulong offset, ReadOnlyMemory<byte> source)
+    {
+        if (!_dataPool.TryPop(out DataWrite? write)) write = new DataWrite(this);
+        record.DataPending++;
+        write.Record = record;
+        write.Offset = offset;
+        write.Source = source;
+        write.IsRetry = false;
+        write.Start(_file.WriteAsync(offset, source));
+    }
+
+    internal void OnDataWritten(DataWrite write, IoStatus status)
+    {
+        if (status != IoStatus.Ok)
+        {
+            _ioErrors++;
+            if (!write.IsRetry && State == StoreState.Online)
+            {
+                write.IsRetry = true;
+                write.Start(_file.WriteAsync(write.Offset, write.Source));
+                return;
+            }
+
+            // The log already names this block: the record can neither be completed nor withdrawn.
+            Fail($"writing data at {write.Offset} failed twice: {status}");
+        }
+
+        Pending record = write.Record;
+        record.DataPending--;
+        write.Source = default;
+        _dataPool.Push(write);
+        Advance();
+    }
+
+    /// <summary>Applies and answers what is complete, in log order (S6).</summary>
+    private void Advance()
+    {
+        if (_isAdvancing) return;
+        _isAdvancing = true;
+        while (State == StoreState.Online && _head is { } record && IsComplete(record))
+        {
+            Unlink();
+            LogPage page = record.Page;
+            page.Left--;
+            bool last = page.Left == 0 && page != _open;
+            _appliedLsn = last ? PageEnd(page.Number) : record.Lsn;
+            _appliedVersion = Math.Max(_appliedVersion, record.Version);
+            Apply(record);
+            record.Complete(IoStatus.Ok);
+            if (last && page.IsDone) _pagePool.Push(page);
+        }
+
+        if (State == StoreState.Failed) FailPending();
+        _isAdvancing = false;
+        if (_flushWaiters.Count > 0) _loop.CallAtTurnEnd(_flushHook);
+        if (_appliedLsn > _durableLsn && !_flushTimer.IsArmed && State == StoreState.Online)
+            _flushTimer.Start(_options.FlushIntervalNanos);
+    }
+
+    private bool IsComplete(Pending record) =>
+        (record.DataPending == 0 || Breaks(BrokenRules.AckBeforeData))
+        && (record.Page.IsDone || Breaks(BrokenRules.CompleteBeforeLog));
+
+    private bool Breaks(BrokenRules rule) => (_options.BrokenRules & rule) != 0;
+
+    private void Unlink()
+    {
+        _head = _head!.Next;
+        if (_head is null) _last = null;
+    }
+
+    private void FailPending()
+    {
+        Pending? record = _head;
+        _head = _last = null;
+        while (record is not null)
+        {
+            Pending? next = record.Next;
+            record.Next = null;
+            if (record.DataPending == 0)
+            {
+                record.Complete(IoStatus.Unavailable);
+            }
+            else
+            {
+                if (_last is null) _head = record;
+                else _last.Next = record;
+                _last = record;
+            }
+
+            record = next;
+        }
+    }
+
+    /// <summary>Waits while the ring is fuller than writers may make it; the rest is kept for notes and drops.</summary>
+    private async ValueTask WaitForRing()
+    {
+        while (State == StoreState.Online && RingOccupancy > 0.8)
+        {
+            var ready = new LoopEvent<bool>();
+            _ringWaiters.Add(ready);
+            KickCheckpoint();
+            await ready.WaitAsync();
+        }
+    }
+
+    private void WakeRingWaiters()
+    {
+        if (_ringWaiters.Count == 0 || (RingOccupancy > 0.8 && State == StoreState.Online)) return;
+        LoopEvent<bool>[] waiting = [.. _ringWaiters];
+        _ringWaiters.Clear();
+        // One a turn each: together they could fill what the ring keeps back.
+        foreach (LoopEvent<bool> waiter in waiting) _loop.Post(() => waiter.Set(true));
+    }
+
+    /// <summary>A page in the log that says what is durable and where replay starts.</summary>
+    private ValueTask<IoStatus> NoteAsync()
+    {
+        Pending record = NewPending(RedoKind.Note, null, 0);
+        RedoRecordWriter.Note(Append(record, 32), _durableVersion, _tailLsn);
+        return record.Begin();
+    }
+}

@@ -1,0 +1,188 @@
+using BlockServer.Core;
+
+namespace BlockServer.Storage;
+
+// Volumes: created, changed, deleted; what they use.
+public sealed partial class Store
+{
+    /// <inheritdoc/>
+    public async ValueTask<IoStatus> CreateVolumeAsync(VolumeHead head)
+    {
+        if (Refusal is { } refusal) return refusal;
+        if (!IsValid(head)) return IoStatus.Invalid;
+        if (_volumes.ContainsKey(head.Id)) return IoStatus.Conflict;
+        if (!_slots.TryTake(MetadataKind.VolumeHead, head.Id, 0, out uint slot)) return IoStatus.NoSpace;
+        var volume = new Volume(head, slot);
+        _volumes.Add(head.Id, volume);
+        return await WriteHeadAsync(volume, head);
+    }
+
+    /// <inheritdoc/>
+    public async ValueTask<IoStatus> UpdateVolumeAsync(VolumeHead head)
+    {
+        if (Refusal is { } refusal) return refusal;
+        if (!IsValid(head)) return IoStatus.Invalid;
+        if (!_volumes.TryGetValue(head.Id, out Volume? volume) || volume.IsDeleting) return IoStatus.NotFound;
+        if (volume.IsChanging) return IoStatus.Conflict;
+        volume.IsChanging = true;
+        bool shrinks = head.SizeBytes < volume.Head.SizeBytes;
+        IoStatus status = await WriteHeadAsync(volume, head);
+        if (status == IoStatus.Ok && shrinks)
+        {
+            // The smaller size is durable first: after a crash the rest is dropped at the next open.
+            status = await DropBeyondAsync(volume);
+            if (status == IoStatus.Ok) status = await EnsureDurable(_appliedLsn);
+        }
+
+        volume.IsChanging = false;
+        return status;
+    }
+
+    /// <inheritdoc/>
+    public async ValueTask<IoStatus> DeleteVolumeAsync(uint volumeId)
+    {
+        if (Refusal is { } refusal) return refusal;
+        if (!_volumes.TryGetValue(volumeId, out Volume? volume) || volume.IsDeleting) return IoStatus.NotFound;
+        volume.IsDeleting = true;
+        Pending record = NewPending(RedoKind.VolumeDelete, volume, volume.Slot);
+        RedoRecordWriter.Plain(
+            Append(record, RedoRecord.HeadBytes), RedoKind.VolumeDelete, volume.Slot, volumeId, 0);
+        IoStatus status = await record.Begin();
+        if (status == IoStatus.Ok) status = await EnsureDurable(_appliedLsn);
+        if (status == IoStatus.Ok) _loop.Post(() => _ = FreeVolumeAsync(volume));
+        return status;
+    }
+
+    /// <inheritdoc/>
+    public IBlockDevice? OpenVolume(uint volumeId) =>
+        _volumes.TryGetValue(volumeId, out Volume? volume) && !volume.IsDeleting
+            ? new VolumeDevice(this, volume, _pool)
+            : null;
+
+    /// <inheritdoc/>
+    public ulong UsedBytes(uint volumeId) =>
+        _volumes.TryGetValue(volumeId, out Volume? volume) ? volume.UsedBlocks * Units.BlockBytes : 0;
+
+    /// <inheritdoc/>
+    public ValueTask<ulong> HighestUsedByteAsync(uint volumeId)
+    {
+        if (!_volumes.TryGetValue(volumeId, out Volume? volume)) return new(0UL);
+        for (uint extent = volume.ExtentEnd; extent-- > 0;)
+        {
+            if (!volume.TryGetSlot(extent, out uint slot)) continue;
+            for (int i = Units.BlocksPerExtent; i-- > 0;)
+            {
+                if (MetadataPage.Entry(_slots.Entries(slot), i).Block != 0)
+                    return new(((ulong)extent << Units.ExtentShift) + ((ulong)(i + 1) << Units.BlockShift));
+            }
+        }
+
+        return new(0UL);
+    }
+
+    /// <summary>What an answer still waits for: durability, when asked for.</summary>
+    internal ValueTask<IoStatus> SettleAsync(WriteFlags flags) =>
+        (flags & WriteFlags.Fua) != 0 || _options.Durability == Durability.Ack
+            ? EnsureDurable(_appliedLsn)
+            : new(IoStatus.Ok);
+
+    /// <summary>Whether the block at <paramref name="offset"/> is a hole, and where the run of its kind ends at the latest
+    /// (within its extent, or behind a gap of extents).</summary>
+    internal bool IsHole(Volume volume, ulong offset, out ulong end)
+    {
+        uint extent = (uint)(offset >> Units.ExtentShift);
+        if (extent >= volume.ExtentEnd)
+        {
+            end = ulong.MaxValue;
+            return true;
+        }
+
+        if (!volume.TryGetSlot(extent, out uint slot))
+        {
+            end = (ulong)volume.Skip(extent + 1) << Units.ExtentShift;
+            return true;
+        }
+
+        int at = (int)(offset % Units.ExtentBytes) >> Units.BlockShift;
+        bool hole = MetadataPage.Entry(_slots.Entries(slot), at).Block == 0;
+        int next = at + 1;
+        while (next < Units.BlocksPerExtent && MetadataPage.Entry(_slots.Entries(slot), next).Block == 0 == hole) next++;
+        end = ((ulong)extent << Units.ExtentShift) + ((ulong)next << Units.BlockShift);
+        return hole;
+    }
+
+    private static bool IsValid(VolumeHead head) =>
+        head.Id != 0 && VolumeName.IsValid(head.Name, out _) && VolumeHeadLayout.SizeFault(head.SizeBytes) is null;
+
+    private async ValueTask<IoStatus> WriteHeadAsync(Volume volume, VolumeHead head)
+    {
+        await WaitForRing();
+        if (State != StoreState.Online) return IoStatus.Unavailable;
+        Pending record = NewPending(RedoKind.Volume, volume, volume.Slot);
+        record.Head = new VolumeHeadLayout { Head = head };
+        RedoRecordWriter.Volume(Append(record, 16 + VolumeHeadLayout.Size), volume.Slot, record.Head);
+        IoStatus status = await record.Begin();
+        return status == IoStatus.Ok ? await EnsureDurable(_appliedLsn) : status;
+    }
+
+    /// <summary>Drops what lies behind the end of a volume.</summary>
+    private async ValueTask<IoStatus> DropBeyondAsync(Volume volume)
+    {
+        ulong end = volume.Head.SizeBytes;
+        ulong whole = (end + Units.ExtentBytes - 1) >> Units.ExtentShift;
+        for (uint extent = volume.Skip((uint)whole); extent < volume.ExtentEnd; extent = volume.Skip(extent + 1))
+        {
+            IoStatus status = await DropExtentAsync(volume, extent);
+            if (status != IoStatus.Ok) return status;
+        }
+
+        uint last = (uint)(end >> Units.ExtentShift);
+        int from = (int)(end % Units.ExtentBytes);
+        int hole = (from + Units.BlockBytes - 1) & ~(Units.BlockBytes - 1);
+        if (from == 0 || !volume.TryGetSlot(last, out uint slot)) return IoStatus.Ok;
+        if (hole < Units.ExtentBytes)
+        {
+            IoStatus status = await ChangeExtentAsync(volume, last, hole, Units.ExtentBytes - hole, default);
+            if (status != IoStatus.Ok) return status;
+        }
+
+        // The half block at the end: zeros behind it, unless it is a hole.
+        return hole == from || MetadataPage.Entry(_slots.Entries(slot), from >> Units.BlockShift).Block == 0
+            ? IoStatus.Ok
+            : await ChangeExtentAsync(volume, last, from, hole - from, new byte[hole - from]);
+    }
+
+    private async ValueTask<IoStatus> DropExtentAsync(Volume volume, uint extent)
+    {
+        if (!volume.TryGetSlot(extent, out uint slot)) return IoStatus.Ok;
+        RangeLock held = await _locks.TakeAsync(volume.Head.Id, extent, 0, Units.BlocksPerExtent);
+        await WaitForRing();
+        IoStatus status = State == StoreState.Online ? await DropSlotAsync(volume, slot, extent) : IoStatus.Unavailable;
+        _locks.Give(held);
+        return status;
+    }
+
+    private ValueTask<IoStatus> DropSlotAsync(Volume volume, uint slot, uint extent)
+    {
+        Pending record = NewPending(RedoKind.DropPage, volume, slot);
+        RedoRecordWriter.Plain(
+            Append(record, RedoRecord.HeadBytes), RedoKind.DropPage, slot, volume.Head.Id, extent);
+        return record.Begin();
+    }
+
+    /// <summary>Gives a deleted volume's blocks back, then its head.</summary>
+    private async Task FreeVolumeAsync(Volume volume)
+    {
+        _background++;
+        IoStatus status = IoStatus.Ok;
+        for (uint extent = volume.Skip(0); extent < volume.ExtentEnd; extent = volume.Skip(extent + 1))
+        {
+            if (_isClosing || status != IoStatus.Ok) break;
+            status = await DropExtentAsync(volume, extent);
+        }
+
+        if (!_isClosing && status == IoStatus.Ok && await DropSlotAsync(volume, volume.Slot, 0) == IoStatus.Ok)
+            _volumes.Remove(volume.Head.Id);
+        _background--;
+    }
+}

@@ -1,0 +1,116 @@
+using BlockServer.Core;
+
+namespace BlockServer.Storage;
+
+/// <summary>
+/// One file or raw device that holds volumes: redirect on write at 4 KiB with a redo record written in parallel
+/// (engine B1). Lives on one loop.
+/// </summary>
+public sealed partial class Store : IStore
+{
+    private readonly ILoop _loop;
+    private readonly IFile _file;
+    private readonly IFile _log;
+    private readonly StoreOptions _options;
+    private readonly StoreGeometry _geometry;
+    private readonly uint _fold;
+    private readonly BufferPool _pool = new(256 << 20);
+    private readonly SlotTable _slots;
+    private readonly BlockAllocator _blocks;
+    private readonly SortedDictionary<uint, Volume> _volumes = [];
+    private readonly RangeLocks _locks = new();
+    private readonly uint _reserve;
+    private Superblock _superblock;
+    private ulong _nextVersion = 1;
+    private ulong _checksumErrors;
+    private ulong _ioErrors;
+    private ulong _used;
+    private string? _failReason;
+    private int _active;
+    private bool _isClosing;
+
+    private Store(ILoop loop, IFile file, IFile? logFile, StoreOptions options, Superblock superblock)
+    {
+        _loop = loop;
+        _file = file;
+        _log = logFile ?? file;
+        _options = options;
+        _superblock = superblock;
+        _geometry = superblock.Geometry;
+        _fold = Seal.Fold(superblock.StoreUuid);
+        _slots = new SlotTable(_geometry.SlotCount);
+        _blocks = new BlockAllocator(_geometry.DataStart, _geometry.DataBlocks);
+        _reserve = Math.Max(4, _geometry.DataBlocks / 100);
+        _closeHook = new TurnEndHook(CloseLogPage);
+        _flushHook = new TurnEndHook(StartFlush);
+        _flushTimer = loop.CreateTimer(() => _ = TidyAsync());
+        _finishFlush = FinishFlush;
+    }
+
+    /// <inheritdoc/>
+    public Guid StoreUuid => _superblock.StoreUuid;
+
+    /// <inheritdoc/>
+    public StoreState State { get; private set; }
+
+    /// <inheritdoc/>
+    public IReadOnlyList<VolumeHead> Volumes => [.. _volumes.Values.Where(v => !v.IsDeleting).Select(v => v.Head)];
+
+    /// <inheritdoc/>
+    public StoreStats GetStats() => new()
+    {
+        BlocksTotal = _geometry.DataBlocks,
+        BlocksUsed = _used,
+        BlocksQuarantined = _quarantined,
+        BlocksReserved = _reserve,
+        SlotsTotal = _geometry.SlotCount,
+        SlotsUsed = _slots.Used,
+        MetadataResidentBytes = _slots.ResidentBytes,
+        MetadataBudgetBytes = _options.MetadataBudgetBytes,
+        RingOccupancy = RingOccupancy,
+        Checkpoints = _checkpoints,
+        ChecksumErrors = _checksumErrors,
+        IoErrors = _ioErrors,
+        FailReason = _failReason,
+    };
+
+    /// <inheritdoc/>
+    public ValueTask<IoStatus> FlushAsync() => Refusal is { } status ? new(status) : EnsureDurable(_appliedLsn);
+
+    /// <inheritdoc/>
+    public async ValueTask<IoStatus> CloseAsync()
+    {
+        if (State != StoreState.Online) return State == StoreState.Closed ? IoStatus.Ok : IoStatus.Unavailable;
+        _isClosing = true;
+        while (_active > 0 || _background > 0) await _loop.DelayAsync(1_000_000);
+        _flushTimer.Stop();
+        while (State == StoreState.Online && _dirty.Count > 0) await CheckpointAsync();
+        if (State != StoreState.Online) return IoStatus.Unavailable;
+        IoStatus status = await EnsureDurable(_appliedLsn);
+        if (status != IoStatus.Ok) return status;
+        status = await WriteSuperblockAsync(_superblock with
+        {
+            IsClean = true, Incarnation = _superblock.Incarnation + 1, StartLsn = PageEnd(_nextPage - 1),
+        });
+        if (status == IoStatus.Ok) State = StoreState.Closed;
+        return status;
+    }
+
+    private IoStatus? Refusal =>
+        State != StoreState.Online ? IoStatus.Unavailable : _isClosing ? IoStatus.ShuttingDown : null;
+
+    /// <summary>Stops for good: nothing that failed is tried again. Requests whose memory is still lent to a write are
+    /// answered when that write is.</summary>
+    private void Fail(string reason)
+    {
+        if (State == StoreState.Failed) return;
+        State = StoreState.Failed;
+        _failReason = reason;
+        _flushTimer.Stop();
+        Advance();
+        WakeFlushWaiters();
+        WakeRingWaiters();
+    }
+
+    private static ulong PageEnd(ulong page) => page * Units.BlockBytes + Units.BlockBytes - 1;
+}

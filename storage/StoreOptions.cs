@@ -1,0 +1,81 @@
+using BlockServer.Core;
+
+namespace BlockServer.Storage;
+
+/// <summary>How a store is made and opened.</summary>
+public sealed record StoreOptions
+{
+    /// <summary>What an acknowledgement means.</summary>
+    public Durability Durability { get; init; }
+
+    /// <summary>Format: size of the redo ring; 0 takes 1/64 of the store between 64 MiB and 1 GiB.</summary>
+    public ulong RingBytes { get; init; }
+
+    /// <summary>Format: part of the store that metadata slots take.</summary>
+    public double SlotFraction { get; init; } = 0.02;
+
+    /// <summary>Format: identity of the store; empty draws one.</summary>
+    public Guid StoreUuid { get; init; }
+
+    /// <summary>Format: the cluster it belongs to.</summary>
+    public Guid ClusterUuid { get; init; }
+
+    /// <summary>Format: overwrite whatever the medium holds.</summary>
+    public bool Force { get; init; }
+
+    /// <summary>RAM that metadata pages should take at most, in bytes; reported in the figures, pages beyond it stay
+    /// resident all the same.</summary>
+    public ulong MetadataBudgetBytes { get; init; } = 256 * Units.MiB;
+
+    /// <summary>Open although something acknowledged is lost; without it such a store is refused.</summary>
+    public bool AcceptDataLoss { get; init; }
+
+    /// <summary>The medium is durable by itself (write-through, or power-loss protection declared): fdatasync is skipped.</summary>
+    public bool IsWriteThrough { get; init; }
+
+    /// <summary>Longest time that an acknowledged write stays volatile without a flush by the client.</summary>
+    public ulong FlushIntervalNanos { get; init; } = 5_000_000_000;
+
+    /// <summary>Most bytes that stay volatile without a flush by the client.</summary>
+    public ulong FlushBytes { get; init; } = 64 * Units.MiB;
+
+    /// <summary>Tests only: rules that the store breaks on purpose, to prove that the simulation notices.</summary>
+    public BrokenRules BrokenRules { get; init; }
+}
+
+/// <summary>Rules that a test can break, each named by what is done wrong.</summary>
+[Flags]
+public enum BrokenRules
+{
+    /// <summary>All rules are kept.</summary>
+    None = 0,
+
+    /// <summary>Page images are written home before their log is durable (S4).</summary>
+    SkipFlushBeforeHome = 1,
+
+    /// <summary>A replaced block is free at once (S3).</summary>
+    FreeEarly = 2,
+
+    /// <summary>A write is acknowledged before its log page is complete (S6).</summary>
+    CompleteBeforeLog = 4,
+
+    /// <summary>A write is acknowledged before its data is complete (S6).</summary>
+    AckBeforeData = 8,
+
+    /// <summary>Recovery serves without its checkpoint and new incarnation (B1.7, step 6).</summary>
+    NoEndOfRecoveryCheckpoint = 16,
+
+    /// <summary>Recovery takes log pages of every incarnation (S8).</summary>
+    AnyIncarnation = 32,
+
+    /// <summary>Recovery applies records above the durable claim without checking their blocks (B1.7, step 3).</summary>
+    SkipTailCrc = 64,
+
+    /// <summary>A replaced block is free when its record is durable, not when a durable page says so (B1.5, 4a).</summary>
+    ReuseAtDurable = 128,
+}
+
+/// <summary>What became of opening a store.</summary>
+/// <param name="Store">The store, or null.</param>
+/// <param name="Refusal">Why it was not opened, a sentence for the operator, or null.</param>
+public sealed record StoreOpenResult(IStore? Store, string? Refusal);
