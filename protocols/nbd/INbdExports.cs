@@ -1,0 +1,105 @@
+using BlockServer.Core;
+
+namespace BlockServer.Protocols.Nbd;
+
+/// <summary>What there is to attach to. Called on the loop of the handshake.</summary>
+public interface INbdExports
+{
+    /// <summary>The export of that name ("" asks for the default one) as far as <paramref name="identity"/>, the subject
+    /// of the client's certificate, may use it; null otherwise.</summary>
+    ValueTask<NbdExport?> FindAsync(string name, string? identity);
+
+    /// <summary>What LIST shows to <paramref name="identity"/>.</summary>
+    IReadOnlyList<NbdListing> List(string? identity);
+}
+
+/// <summary>One line of a list of exports.</summary>
+public readonly record struct NbdListing(string Name, string Description);
+
+/// <summary>One thing to attach to.</summary>
+public sealed class NbdExport
+{
+    /// <summary>Canonical name.</summary>
+    public required string Name { get; init; }
+
+    /// <summary>For people; may be empty.</summary>
+    public string Description { get; init; } = "";
+
+    /// <summary>The disk; touched by the transmission phase only, on its loop.</summary>
+    public required IBlockDevice Device { get; init; }
+
+    /// <summary>Size to announce.</summary>
+    public required ulong SizeBytes { get; init; }
+
+    /// <summary>Changes are refused with EPERM.</summary>
+    public bool IsReadOnly { get; init; }
+
+    /// <summary>With TLS optional: not without TLS.</summary>
+    public bool RequiresTls { get; init; }
+
+    /// <summary>A flush on one connection covers the answered writes of all.</summary>
+    public bool CanMultiConn { get; init; } = true;
+
+    /// <summary>On a rotating disk.</summary>
+    public bool IsRotational { get; init; }
+
+    /// <summary>Told about every finished request, or null.</summary>
+    public INbdMeter? Meter { get; init; }
+
+    /// <summary>The daemon's own.</summary>
+    public object? Tag { get; init; }
+}
+
+/// <summary>Counts requests of a volume. Called on the volume's loop; must not allocate.</summary>
+public interface INbdMeter
+{
+    /// <summary>A request's reply was queued, <paramref name="durationNanos"/> after its header was read.</summary>
+    void OnRequest(NbdCommand command, ulong bytes, ulong durationNanos, NbdError error);
+}
+
+/// <summary>What a handshake agreed on; everything that the transmission phase needs.</summary>
+public sealed class NbdNegotiated
+{
+    /// <summary>The connection, after TLS if there was any.</summary>
+    public required IConnection Connection { get; init; }
+
+    /// <summary>What was chosen.</summary>
+    public required NbdExport Export { get; init; }
+
+    /// <summary>Subject of the client's certificate, or null.</summary>
+    public string? Identity { get; init; }
+
+    /// <summary>The connection is encrypted.</summary>
+    public bool IsTls { get; init; }
+
+    /// <summary>Headers in use.</summary>
+    public NbdReplyMode Mode { get; init; }
+
+    /// <summary>BLOCK_STATUS may be asked.</summary>
+    public bool HasBaseAllocation { get; init; }
+
+    /// <summary>Bytes of the transmission phase that were received already.</summary>
+    public byte[] Leftover { get; init; } = [];
+}
+
+/// <summary>A session's figures; read on its loop.</summary>
+public sealed class NbdCounters
+{
+    /// <summary>READs answered.</summary>
+    public ulong Reads { get; internal set; }
+
+    /// <summary>Bytes of answered READs.</summary>
+    public ulong ReadBytes { get; internal set; }
+
+    /// <summary>WRITEs answered.</summary>
+    public ulong Writes { get; internal set; }
+
+    /// <summary>Bytes of answered WRITEs.</summary>
+    public ulong WrittenBytes { get; internal set; }
+
+    /// <summary>Requests answered with an error.</summary>
+    public ulong Errors { get; internal set; }
+
+    /// <summary>Requests between header and reply.</summary>
+    public int InFlight { get; internal set; }
+}

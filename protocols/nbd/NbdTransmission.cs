@@ -1,0 +1,370 @@
+using System.Runtime.CompilerServices;
+using BlockServer.Core;
+
+namespace BlockServer.Protocols.Nbd;
+
+/// <summary>
+/// The transmission phase of one connection. Lives on the loop of the export's device. Requests run concurrently and are
+/// answered as they finish; replies that are ready at the end of a turn leave in one send. Owns the connection. Nothing
+/// that a peer sends makes it throw, and in steady state a request allocates nothing.
+/// </summary>
+public sealed partial class NbdTransmission
+{
+    // A batch is bounded so that its answer is a sign of progress: 60 s without one drops the client.
+    private const int BatchBytesMax = 4 << 20;
+
+    // A write refused for its length is read away up to this; a client that announces more is not worth it.
+    private const ulong DrainBytesMax = 64 << 20;
+
+    private readonly ILoop _loop;
+    private readonly IConnection _connection;
+    private readonly NbdOptions _options;
+    private readonly NbdExport _export;
+    private readonly IBlockDevice _device;
+    private readonly NbdReplyMode _mode;
+    private readonly bool _hasContext;
+    private readonly byte[] _input;
+    private readonly SendBatch _batch = new();
+    private readonly TurnEndHook _sendHook;
+    private readonly Action _onSent;
+    private readonly LoopTimer _watch;
+    private readonly LoopTimer _linger;
+    private readonly LoopOperation<bool> _room = new();
+    private readonly Queue<Slot> _ready = new();
+    private readonly Queue<Slot> _sending = new();
+
+    private ValueTaskAwaiter<int> _sent;
+    private Slot? _freeSlots;
+    private int _start, _end;
+    private int _windowBytes;
+    private ulong _sendSince, _halfSince;
+    private bool _isSending, _isClosed, _stopping, _isLingerOver;
+    private string? _reason;
+    private Exception? _bug;
+
+    /// <summary>Prepares; nothing is read before <see cref="RunAsync"/>.</summary>
+    public NbdTransmission(ILoop loop, IConnection connection, NbdNegotiated negotiated, NbdOptions options)
+    {
+        (_loop, _connection, _options) = (loop, connection, options);
+        (_export, _mode, _hasContext) = (negotiated.Export, negotiated.Mode, negotiated.HasBaseAllocation);
+        _device = _export.Device;
+        int size = Math.Max(options.ReceiveBytes, negotiated.Leftover.Length + NbdRequest.ExtendedSize);
+        _input = GC.AllocateUninitializedArray<byte>(size, pinned: true);
+        negotiated.Leftover.CopyTo(_input, 0);
+        _end = negotiated.Leftover.Length;
+        _sendHook = new TurnEndHook(SendReady);
+        _onSent = OnSent;
+        _watch = loop.CreateTimer(OnWatch);
+        _linger = loop.CreateTimer(() =>
+        {
+            _isLingerOver = true;
+            CloseIfStopped();
+        });
+    }
+
+    /// <summary>Figures so far.</summary>
+    public NbdCounters Counters { get; } = new();
+
+    /// <summary>Serves until the client left or was dropped and every request has finished; answers why it ended.</summary>
+    public async ValueTask<string> RunAsync()
+    {
+        bool polite = await ReceiveAllAsync();
+        if (!polite) Close("the connection broke");
+        while (Counters.InFlight > 0) await _room.Begin();
+        if (!_isClosed) _connection.ShutdownSend();
+        Close("the client left");
+        _watch.Stop();
+        _linger.Stop();
+        if (_bug is not null) throw new InvalidOperationException("a request met a bug: " + _bug.Message, _bug);
+        return _reason!;
+    }
+
+    /// <summary>Finishes what is in flight, answers new requests ESHUTDOWN, and closes after the linger time.</summary>
+    public void RequestStop()
+    {
+        if (_stopping) return;
+        _stopping = true;
+        _linger.Start(_options.StopLingerNanos);
+    }
+
+    /// <summary>Ends the session at once; requests in flight still finish on the device.</summary>
+    public void Cut(string reason) => Close(reason);
+
+    private void Close(string reason)
+    {
+        _reason ??= reason;
+        if (_isClosed) return;
+        _isClosed = true;
+        _connection.Close();
+    }
+
+    private void CloseIfStopped()
+    {
+        if (_stopping && _isLingerOver && Counters.InFlight == 0) Close("the server is shutting down");
+    }
+
+    private void OnWatch()
+    {
+        ulong now = _loop.NowNanos;
+        if (_isSending && now - _sendSince >= _options.SendStallNanos) Close("the client does not read");
+        else if (_halfSince != 0 && now - _halfSince >= _options.HalfRequestNanos) Close("half a request, then silence");
+        else WatchOver();
+    }
+
+    /// <summary>One timer serves both waits and is moved only when it elapses, so that the hot path never touches it.</summary>
+    private void WatchOver()
+    {
+        if (_watch.IsArmed || _isClosed || (!_isSending && _halfSince == 0)) return;
+        ulong now = _loop.NowNanos;
+        ulong left = ulong.MaxValue;
+        if (_isSending) left = _options.SendStallNanos - (now - _sendSince);
+        if (_halfSince != 0) left = Math.Min(left, _options.HalfRequestNanos - (now - _halfSince));
+        _watch.Start(left);
+    }
+
+    /// <summary>Reads requests until DISC or the end of the stream (true), or until the stream is unusable (false).</summary>
+    private async ValueTask<bool> ReceiveAllAsync()
+    {
+        int headerBytes = NbdRequest.SizeIn(_mode);
+        while (true)
+        {
+            if (_end - _start < headerBytes)
+            {
+                int had = _end - _start;
+                if (!await ReceiveMoreAsync()) return had == 0 && !_isClosed;
+                continue;
+            }
+
+            string? fault = NbdRequest.TryRead(_input.AsSpan(_start, headerBytes), _mode, out NbdRequest request);
+            if (fault is not null)
+            {
+                Close(fault);
+                return false;
+            }
+
+            _start += headerBytes;
+            if (request.Command == NbdCommand.Disconnect) return true;
+            ValueTask<bool> taken = TakeAsync(request);
+            if (!(taken.IsCompletedSuccessfully ? taken.Result : await taken)) return false;
+        }
+    }
+
+    /// <summary>Waits for room in the window, fetches the payload and starts the request.</summary>
+    [AsyncMethodBuilder(typeof(LoopMethodBuilder<>))]
+    private async ValueTask<bool> TakeAsync(NbdRequest request)
+    {
+        ulong payload = request.PayloadBytes(_mode);
+        if (payload > DrainBytesMax)
+        {
+            Close("a payload is too large");
+            return false;
+        }
+
+        ulong effect = request.Command == NbdCommand.BlockStatus && payload > 0 ? 1 : request.LengthBytes;
+        NbdError error = FaultOf(request with { LengthBytes = effect }, payload);
+        int dataBytes = error == NbdError.None && request.Command is NbdCommand.Read or NbdCommand.Write
+            && request.LengthBytes <= Units.RequestBytesMax ? (int)request.LengthBytes : 0;
+        while (Counters.InFlight >= _options.WindowRequests
+            || (Counters.InFlight > 0 && _windowBytes + dataBytes > _options.WindowBytes))
+        {
+            await _room.Begin();
+            if (_isClosed) return false;
+        }
+
+        Slot slot = RentSlot(request, dataBytes);
+        if (error == NbdError.None && dataBytes > 0)
+        {
+            int lead = (int)(request.OffsetBytes % Units.BlockBytes);
+            slot.Lead = lead;
+            slot.Buffer = _loop.Buffers.TryRent(lead + dataBytes) ?? await _loop.Buffers.RentAsync(lead + dataBytes);
+        }
+
+        if (payload > 0)
+        {
+            bool received;
+            if (error == NbdError.None && request.Command == NbdCommand.Write)
+                received = await FillAsync(slot.Buffer!.Slice(slot.Lead, dataBytes));
+            else if (error == NbdError.None && payload <= Slot.HeadBytes)
+                received = await FillAsync(slot.Head.AsMemory(0, (int)payload));
+            else
+                received = await DrainAsync(payload);
+            if (!received)
+            {
+                Release(slot);
+                return false;
+            }
+        }
+
+        if (error != NbdError.None) slot.Refuse(error);
+        else slot.Start((int)payload);
+        return true;
+    }
+
+    private NbdError FaultOf(in NbdRequest request, ulong payload)
+    {
+        if (_stopping) return NbdError.Shutdown;
+        if (payload > Slot.HeadBytes && request.Command == NbdCommand.BlockStatus) return NbdError.Invalid;
+        return request.Fault(
+            _mode, _device.SizeBytes, _export.IsReadOnly || _device.IsReadOnly, _hasContext, Units.RequestBytesMax, out _);
+    }
+
+    /// <summary>Fills from what was received already, then straight from the connection.</summary>
+    [AsyncMethodBuilder(typeof(LoopMethodBuilder<>))]
+    private async ValueTask<bool> FillAsync(Memory<byte> target)
+    {
+        int here = Math.Min(target.Length, _end - _start);
+        _input.AsSpan(_start, here).CopyTo(target.Span);
+        _start += here;
+        target = target[here..];
+        while (!target.IsEmpty)
+        {
+            _halfSince = _loop.NowNanos;
+            WatchOver();
+            int count = await _connection.ReceiveAsync(target);
+            _halfSince = 0;
+            if (count <= 0) return false;
+            target = target[count..];
+        }
+
+        return true;
+    }
+
+    [AsyncMethodBuilder(typeof(LoopMethodBuilder<>))]
+    private async ValueTask<bool> DrainAsync(ulong bytes)
+    {
+        while (true)
+        {
+            int here = (int)Math.Min(bytes, (ulong)(_end - _start));
+            _start += here;
+            bytes -= (ulong)here;
+            if (bytes == 0) return true;
+            if (!await ReceiveMoreAsync(isInside: true)) return false;
+        }
+    }
+
+    [AsyncMethodBuilder(typeof(LoopMethodBuilder<>))]
+    private async ValueTask<bool> ReceiveMoreAsync(bool isInside = false)
+    {
+        if (_start > 0)
+        {
+            _input.AsSpan(_start, _end - _start).CopyTo(_input);
+            (_start, _end) = (0, _end - _start);
+        }
+
+        if (isInside || _end > 0)
+        {
+            _halfSince = _loop.NowNanos;
+            WatchOver();
+        }
+
+        int count = await _connection.ReceiveAsync(_input.AsMemory(_end));
+        _halfSince = 0;
+        if (count <= 0) return false;
+        _end += count;
+        return true;
+    }
+
+    private Slot RentSlot(in NbdRequest request, int dataBytes)
+    {
+        Slot slot = _freeSlots ?? new Slot(this);
+        _freeSlots = slot.Next;
+        slot.Next = null;
+        slot.Begin(request, dataBytes, _loop.NowNanos);
+        Counters.InFlight++;
+        _windowBytes += dataBytes;
+        return slot;
+    }
+
+    private void Release(Slot slot)
+    {
+        Counters.InFlight--;
+        _windowBytes -= slot.WindowBytes;
+        slot.End();
+        slot.Next = _freeSlots;
+        _freeSlots = slot;
+    }
+
+    /// <summary>A request has its reply ready; it leaves at the end of the turn.</summary>
+    private void OnReady(Slot slot, NbdError error)
+    {
+        Count(slot, error);
+        _ready.Enqueue(slot);
+        _loop.CallAtTurnEnd(_sendHook);
+    }
+
+    private void Count(Slot slot, NbdError error)
+    {
+        ulong bytes = slot.Request.LengthBytes;
+        if (error != NbdError.None)
+        {
+            Counters.Errors++;
+        }
+        else if (slot.Request.Command == NbdCommand.Read)
+        {
+            Counters.Reads++;
+            Counters.ReadBytes += bytes;
+        }
+        else if (slot.Request.Command == NbdCommand.Write)
+        {
+            Counters.Writes++;
+            Counters.WrittenBytes += bytes;
+        }
+
+        _export.Meter?.OnRequest(slot.Request.Command, bytes, _loop.NowNanos - slot.BeganNanos, error);
+    }
+
+    private void SendReady()
+    {
+        if (_isSending) return;
+        while (_isClosed && _ready.TryDequeue(out Slot? lost)) Release(lost);
+        while (_ready.TryPeek(out Slot? slot)
+            && _batch.Count + slot.PartCount <= SendBatch.PartsMax
+            && (_batch.Count == 0 || _batch.LengthBytes < BatchBytesMax))
+        {
+            slot.AddTo(_batch);
+            _sending.Enqueue(_ready.Dequeue());
+        }
+
+        if (_batch.Count == 0)
+        {
+            AfterRelease();
+            return;
+        }
+
+        _isSending = true;
+        _sendSince = _loop.NowNanos;
+        WatchOver();
+#pragma warning disable CA2012 // The awaiter is kept and asked once, in OnSent.
+        _sent = _connection.SendAsync(_batch).GetAwaiter();
+#pragma warning restore CA2012
+        if (_sent.IsCompleted) OnSent();
+        else _sent.UnsafeOnCompleted(_onSent);
+    }
+
+    private void OnSent()
+    {
+#pragma warning disable CA2012 // Completed: either seen so, or this is its continuation.
+        int answer = _sent.GetResult();
+#pragma warning restore CA2012
+        _isSending = false;
+        _batch.Clear();
+        while (_sending.TryDequeue(out Slot? slot)) Release(slot);
+        if (answer < 0) Close("a send failed");
+        if (_ready.Count > 0) _loop.CallAtTurnEnd(_sendHook);
+        AfterRelease();
+    }
+
+    private void AfterRelease()
+    {
+        if (_stopping) CloseIfStopped();
+        if (_room.IsPending) _room.Complete(true);
+    }
+
+    private void OnBug(Slot slot, Exception bug)
+    {
+        _bug ??= bug;
+        Close("a request met a bug");
+        Release(slot);
+        AfterRelease();
+    }
+}

@@ -1,0 +1,152 @@
+using BlockServer.Core;
+
+namespace BlockServer.Tests.Simulated;
+
+/// <summary>
+/// One end of a pipe in RAM on a <see cref="SimLoop"/>. Bytes arrive after a drawn delay in pieces cut anywhere; either
+/// end may close at any time. What was sent is held back while the reader does not read (a socket buffer of
+/// <c>windowBytes</c>).
+/// </summary>
+public sealed class SimConnection : IConnection
+{
+    private readonly SimLoop _loop;
+    private readonly int _windowBytes;
+    private readonly Queue<byte> _inbox = new();
+    private SimConnection _other = null!;
+    private LoopEvent<int>? _receive;
+    private Memory<byte> _target;
+    private LoopEvent<int>? _send;
+    private byte[] _outgoing = [];
+    private int _sent;
+    private bool _closed, _finSent, _finReceived, _pumping, _delivering;
+
+    private SimConnection(SimLoop loop, string peer, int windowBytes) =>
+        (_loop, Peer, _windowBytes) = (loop, peer, windowBytes);
+
+    /// <summary>Two ends.</summary>
+    public static (SimConnection Client, SimConnection Server) Pair(SimLoop loop, int windowBytes = 256 << 10)
+    {
+        var client = new SimConnection(loop, "sim:server", windowBytes);
+        var server = new SimConnection(loop, "sim:client", windowBytes);
+        (client._other, server._other) = (server, client);
+        return (client, server);
+    }
+
+    /// <inheritdoc/>
+    public string Peer { get; }
+
+    /// <summary>This end was closed by its owner.</summary>
+    public bool IsClosed => _closed;
+
+    /// <summary>How many bytes one delivery carries at most; 0 draws it. 1 delivers byte by byte.</summary>
+    public int PieceBytesMax { get; set; }
+
+    /// <inheritdoc/>
+    public ValueTask<int> ReceiveAsync(Memory<byte> target)
+    {
+        Check.That(_receive is null && !target.IsEmpty);
+        if (_closed) return new ValueTask<int>(-9);
+        (_receive, _target) = (new LoopEvent<int>(), target);
+        ValueTask<int> answer = _receive.WaitAsync();
+        Deliver();
+        return answer;
+    }
+
+    /// <inheritdoc/>
+    public ValueTask<int> SendAsync(SendBatch batch)
+    {
+        Check.That(_send is null);
+        if (_closed || _finSent) return new ValueTask<int>(-32);
+        _outgoing = new byte[batch.LengthBytes];
+        int at = 0;
+        foreach (ReadOnlyMemory<byte> part in batch.Parts)
+        {
+            part.Span.CopyTo(_outgoing.AsSpan(at));
+            at += part.Length;
+        }
+
+        _sent = 0;
+        _send = new LoopEvent<int>();
+        ValueTask<int> answer = _send.WaitAsync();
+        Pump();
+        return answer;
+    }
+
+    /// <inheritdoc/>
+    public void ShutdownSend()
+    {
+        if (_finSent || _closed) return;
+        _finSent = true;
+        _loop.Schedule(50_000, () =>
+        {
+            _other._finReceived = true;
+            _other.Deliver();
+        });
+    }
+
+    /// <inheritdoc/>
+    public void Close()
+    {
+        if (_closed) return;
+        ShutdownSend();
+        _closed = true;
+        _loop.Post(() =>
+        {
+            Finish(ref _receive, -9);
+            Finish(ref _send, -9);
+            _other.Pump();
+        });
+    }
+
+    private void Pump()
+    {
+        if (_send is null || _pumping || (_other._inbox.Count >= _windowBytes && !_other._closed)) return;
+        _pumping = true;
+        _loop.Schedule(100 + _loop.Random.NextBelow(10_000UL), () =>
+        {
+            _pumping = false;
+            if (_send is null) return;
+            if (_closed || _other._closed)
+            {
+                Finish(ref _send, -32);
+                return;
+            }
+
+            int room = Math.Min(_outgoing.Length - _sent, _windowBytes - _other._inbox.Count);
+            int piece = Piece(room);
+            for (int i = 0; i < piece; i++) _other._inbox.Enqueue(_outgoing[_sent++]);
+            _other.Deliver();
+            if (_sent == _outgoing.Length) Finish(ref _send, 0);
+            else Pump();
+        });
+    }
+
+    private void Deliver()
+    {
+        if (_receive is null || _delivering || (_inbox.Count == 0 && !_finReceived)) return;
+        _delivering = true;
+        _loop.Schedule(100 + _loop.Random.NextBelow(10_000UL), () =>
+        {
+            _delivering = false;
+            if (_receive is null) return;
+            int count = Math.Min(Piece(_inbox.Count), _target.Length);
+            for (int i = 0; i < count; i++) _target.Span[i] = _inbox.Dequeue();
+            _other.Pump();
+            Finish(ref _receive, count);
+        });
+    }
+
+    private int Piece(int available)
+    {
+        if (available <= 1) return Math.Max(available, 0);
+        if (PieceBytesMax > 0) return Math.Min(available, PieceBytesMax);
+        return _loop.Random.NextChance(0.5) ? available : 1 + _loop.Random.NextBelow(available);
+    }
+
+    private static void Finish(ref LoopEvent<int>? waiting, int answer)
+    {
+        LoopEvent<int>? event_ = waiting;
+        waiting = null;
+        event_?.Set(answer);
+    }
+}
