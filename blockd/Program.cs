@@ -64,8 +64,8 @@ internal static class Program
                 return Refuse(e.Message, 1);
             }
         });
-        int code = await root.Parse(args).InvokeAsync();
-        return code;
+        // The daemon handles signals itself and takes the time that it needs.
+        return await root.Parse(args).InvokeAsync(new InvocationConfiguration { ProcessTerminationTimeout = null });
     }
 
     private static int Refuse(string message, int code)
