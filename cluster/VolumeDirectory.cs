@@ -81,6 +81,14 @@ public sealed class VolumeDirectory(IMetaStore meta, IWallClock clock, IRandom r
         }
     }
 
+    /// <summary>Takes an empty store out of service: nothing is placed there any more.</summary>
+    public async Task ForgetAsync(Guid storeId)
+    {
+        await _change.WaitAsync();
+        _hosts.Remove(storeId);
+        _change.Release();
+    }
+
     /// <summary>Creates a volume: on <see cref="CreateVolume.StoreId"/>, else on the store with the most free space.</summary>
     public async Task<DirectoryResult> CreateAsync(CreateVolume request)
     {

@@ -1,0 +1,273 @@
+using System.Security.Cryptography;
+using System.Text;
+using System.Text.Json;
+using System.Text.Json.Serialization.Metadata;
+using BlockServer.Core.Api;
+using Microsoft.AspNetCore.Server.Kestrel.Core;
+
+namespace BlockServer.Blockd;
+
+/// <summary>An answer that is a problem; thrown by routes and written by <see cref="AdminApi"/>.</summary>
+internal sealed class ApiException(int status, string code, string detail, string? field = null) : Exception(detail)
+{
+    public int Status { get; } = status;
+
+    public string Code { get; } = code;
+
+    public string? Field { get; } = field;
+}
+
+/// <summary>
+/// The admin API over HTTP: the guard (host, token, origin, content type, size, form) and the writing of answers. What the
+/// routes do is in <see cref="AdminRoutes"/>. Runs on the ordinary thread pool.
+/// </summary>
+internal sealed class AdminApi : IAsyncDisposable
+{
+    private const int BodyBytesMax = 1 << 20;
+
+    private readonly WebApplication _app;
+    private readonly IAdminRoutes _routes;
+    private readonly byte[] _tokenHash;
+
+    private AdminApi(WebApplication app, IAdminRoutes routes, string tokenHash)
+    {
+        _app = app;
+        _routes = routes;
+        _tokenHash = Convert.FromHexString(tokenHash);
+    }
+
+    /// <summary>Where it listens, as URLs.</summary>
+    public IReadOnlyList<string> Addresses => [.. _app.Urls];
+
+    /// <summary>Serves the daemon at <paramref name="addresses"/> and enters them in its list of listeners.</summary>
+    public static async Task<AdminApi> StartAsync(Daemon daemon, IReadOnlyList<ListenAddress> addresses)
+    {
+        AdminApi api = await StartAsync(new AdminRoutes(daemon), daemon.TokenHash, addresses);
+        for (int i = 0; i < addresses.Count; i++)
+        {
+            string address = addresses[i].Tcp is null ? addresses[i].ToString() : api.Addresses.ElementAtOrDefault(i) ?? "http://" + addresses[i];
+            daemon.AddListener(new ListenerInfo("api", address, false, !addresses[i].IsLocal));
+        }
+
+        return api;
+    }
+
+    /// <summary>Serves <paramref name="routes"/>; a token is right when its SHA-256 is <paramref name="tokenHash"/>.</summary>
+    public static async Task<AdminApi> StartAsync(IAdminRoutes routes, string tokenHash, IReadOnlyList<ListenAddress> addresses)
+    {
+        // No arguments and an empty root: the daemon's settings are the only ones.
+        WebApplicationBuilder builder = WebApplication.CreateEmptyBuilder(new WebApplicationOptions { Args = [] });
+        builder.WebHost.UseKestrelCore().ConfigureKestrel(kestrel =>
+        {
+            kestrel.AddServerHeader = false;
+            kestrel.Limits.MaxRequestBodySize = BodyBytesMax;
+            kestrel.Limits.MaxRequestHeadersTotalSize = 16 << 10;
+            kestrel.Limits.RequestHeadersTimeout = TimeSpan.FromSeconds(10);
+            kestrel.Limits.KeepAliveTimeout = TimeSpan.FromSeconds(60);
+            kestrel.Limits.MaxConcurrentConnections = 128;
+            kestrel.Limits.MinRequestBodyDataRate = new MinDataRate(240, TimeSpan.FromSeconds(5));
+            foreach (ListenAddress address in addresses)
+            {
+                if (address.Tcp is { } endPoint)
+                {
+                    kestrel.Listen(endPoint, o => o.Protocols = HttpProtocols.Http1);
+                }
+                else
+                {
+                    File.Delete(address.UnixPath!);
+                    kestrel.ListenUnixSocket(address.UnixPath!, o => o.Protocols = HttpProtocols.Http1);
+                }
+            }
+        });
+        WebApplication app = builder.Build();
+        var api = new AdminApi(app, routes, tokenHash);
+        app.Run(api.HandleAsync);
+        await app.StartAsync();
+        return api;
+    }
+
+    /// <inheritdoc/>
+    public async ValueTask DisposeAsync()
+    {
+        using var patience = new CancellationTokenSource(TimeSpan.FromSeconds(2));
+        await _app.StopAsync(patience.Token);
+        await _app.DisposeAsync();
+    }
+
+    private async Task HandleAsync(HttpContext context)
+    {
+        context.Response.Headers.CacheControl = "no-store";
+        context.Response.Headers.XContentTypeOptions = "nosniff";
+        try
+        {
+            await RouteAsync(context);
+        }
+        catch (ApiException e)
+        {
+            await WriteProblemAsync(context, e);
+        }
+        catch (Microsoft.AspNetCore.Http.BadHttpRequestException e)
+        {
+            await WriteProblemAsync(context, e.StatusCode == 413
+                ? new ApiException(413, "body-too-large", "a body has at most 1 MiB")
+                : new ApiException(e.StatusCode, "bad-request", "the request is not well-formed HTTP"));
+        }
+        catch (Exception e) when (e is not OperationCanceledException)
+        {
+            // The text may hold paths or more; it goes to the log, never to the client.
+            await Console.Error.WriteLineAsync($"api {context.Request.Method} {context.Request.Path}: {e}");
+            await WriteProblemAsync(context, new ApiException(500, "internal-error", "the daemon failed; its log says more"));
+        }
+    }
+
+    private async Task RouteAsync(HttpContext context)
+    {
+        HttpRequest request = context.Request;
+        if (!IsOurHost(request.Host.Host)) throw new ApiException(421, "wrong-host", "the Host header does not name this daemon");
+        string path = request.Path.Value ?? "";
+        if (path == "/healthz" && HttpMethods.IsGet(request.Method))
+        {
+            await context.Response.WriteAsync("ok");
+            return;
+        }
+
+        if (!HasToken(request))
+        {
+            context.Response.Headers.WWWAuthenticate = "Bearer";
+            throw new ApiException(401, "no-token", "send the token of DIR/admin.token as Authorization: Bearer TOKEN");
+        }
+
+        bool isChange = !HttpMethods.IsGet(request.Method) && !HttpMethods.IsHead(request.Method);
+        if (isChange) CheckChange(request);
+        string[] parts = path.Split('/');
+        if (parts.Length < 3 || parts[0].Length > 0 || parts[1] != "v1" || HasEncodedSlash(context))
+            throw new ApiException(404, "no-such-resource", "there is no such resource");
+        await _routes.HandleAsync(new ApiCall(context, parts[2..]));
+    }
+
+    private bool HasToken(HttpRequest request)
+    {
+        string header = request.Headers.Authorization.Count == 1 ? request.Headers.Authorization[0] ?? "" : "";
+        const string Scheme = "Bearer ";
+        if (!header.StartsWith(Scheme, StringComparison.OrdinalIgnoreCase)) return false;
+        byte[] hash = SHA256.HashData(Encoding.UTF8.GetBytes(header[Scheme.Length..].Trim()));
+        return CryptographicOperations.FixedTimeEquals(hash, _tokenHash);
+    }
+
+    // A browser that was lured to a name that resolves here sends that name.
+    private static bool IsOurHost(string host)
+    {
+        string bare = host.Trim('[', ']');
+        return bare is "localhost" or "" || System.Net.IPAddress.TryParse(bare, out _);
+    }
+
+    private static void CheckChange(HttpRequest request)
+    {
+        string? origin = request.Headers.Origin;
+        string? site = request.Headers["Sec-Fetch-Site"];
+        bool isForeign = (origin is not null && origin != $"{request.Scheme}://{request.Host}")
+            || (site is not null && site is not ("same-origin" or "none"));
+        if (isForeign) throw new ApiException(403, "cross-origin", "changes from other web pages are refused");
+        if (request.ContentLength > BodyBytesMax) throw new ApiException(413, "body-too-large", "a body has at most 1 MiB");
+        bool hasBody = request.ContentLength is > 0 || request.Headers.TransferEncoding.Count > 0;
+        bool needsBody = !HttpMethods.IsDelete(request.Method);
+        string type = (request.ContentType ?? "").Split(';')[0].Trim();
+        if ((hasBody || needsBody) && !type.Equals("application/json", StringComparison.OrdinalIgnoreCase))
+            throw new ApiException(415, "wrong-content-type", "send application/json");
+    }
+
+    private static bool HasEncodedSlash(HttpContext context)
+    {
+        string raw = context.Features.Get<Microsoft.AspNetCore.Http.Features.IHttpRequestFeature>()?.RawTarget ?? "";
+        int query = raw.IndexOf('?', StringComparison.Ordinal);
+        if (query >= 0) raw = raw[..query];
+        return raw.Contains("%2f", StringComparison.OrdinalIgnoreCase) || raw.Contains("%5c", StringComparison.OrdinalIgnoreCase)
+            || raw.Contains('\\', StringComparison.Ordinal) || raw.Contains("..", StringComparison.Ordinal);
+    }
+
+    private static async Task WriteProblemAsync(HttpContext context, ApiException problem)
+    {
+        if (context.Response.HasStarted) return;
+        context.Response.StatusCode = problem.Status;
+        context.Response.ContentType = "application/problem+json";
+        var body = new ApiProblem(
+            "urn:blockd:" + problem.Code, Microsoft.AspNetCore.WebUtilities.ReasonPhrases.GetReasonPhrase(problem.Status),
+            problem.Status, problem.Code, problem.Message, problem.Field);
+        await JsonSerializer.SerializeAsync(context.Response.Body, body, ApiJson.Default.ApiProblem);
+    }
+}
+
+/// <summary>What the API does, behind its guard.</summary>
+internal interface IAdminRoutes
+{
+    /// <summary>Answers a call that passed the guard; throws <see cref="ApiException"/>.</summary>
+    Task HandleAsync(ApiCall call);
+}
+
+/// <summary>One call that passed the guard.</summary>
+internal sealed class ApiCall(HttpContext context, string[] parts)
+{
+    /// <summary>The path behind /v1, by its slashes.</summary>
+    public IReadOnlyList<string> Parts { get; } = parts;
+
+    public string Method => context.Request.Method;
+
+    public CancellationToken Aborted => context.RequestAborted;
+
+    /// <summary>A parameter of the query, or null; once only.</summary>
+    public string? Query(string name)
+    {
+        Microsoft.Extensions.Primitives.StringValues values = context.Request.Query[name];
+        return values.Count <= 1 ? values : throw new ApiException(400, "invalid-query", $"{name} is given more than once", name);
+    }
+
+    /// <summary>A number in the query, or null.</summary>
+    public long? QueryNumber(string name)
+    {
+        string? text = Query(name);
+        if (text is null) return null;
+        return long.TryParse(text, System.Globalization.NumberStyles.None, System.Globalization.CultureInfo.InvariantCulture, out long number)
+            ? number : throw new ApiException(400, "invalid-query", $"{name} must be a whole number", name);
+    }
+
+    /// <summary>The body. Every fault is a 400 that names the field.</summary>
+    public async Task<T> ReadAsync<T>(JsonTypeInfo<T> type)
+    {
+        try
+        {
+            return await JsonSerializer.DeserializeAsync(context.Request.Body, type, context.RequestAborted)
+                ?? throw new ApiException(400, "invalid-json", "the body is null");
+        }
+        catch (JsonException e)
+        {
+            string? field = e.Path is { Length: > 2 } path && path.StartsWith("$.", StringComparison.Ordinal) ? path[2..] : null;
+            throw new ApiException(400, "invalid-json", "the body is not what this resource takes", field);
+        }
+    }
+
+    public Task AnswerAsync<T>(T value, JsonTypeInfo<T> type, int status = 200)
+    {
+        context.Response.StatusCode = status;
+        context.Response.ContentType = "application/json";
+        return JsonSerializer.SerializeAsync(context.Response.Body, value, type);
+    }
+
+    public Task AnswerAsync(string json)
+    {
+        context.Response.ContentType = "application/json";
+        return context.Response.WriteAsync(json);
+    }
+
+    public Task AnswerNothingAsync()
+    {
+        context.Response.StatusCode = 204;
+        return Task.CompletedTask;
+    }
+
+    /// <summary>405 with the methods that would do.</summary>
+    public ApiException WrongMethod(string allowed)
+    {
+        context.Response.Headers.Allow = allowed;
+        return new ApiException(405, "wrong-method", "allowed here: " + allowed);
+    }
+}

@@ -1,0 +1,94 @@
+using System.Security.Cryptography;
+using System.Text;
+using BlockServer.Core;
+
+namespace BlockServer.Blockd;
+
+/// <summary>
+/// The directory that holds everything of one daemon: <c>lock</c> (so that two daemons never share it),
+/// <c>metadata.db</c>, <c>admin.token</c>, <c>store-N.blk</c>. Owned until disposed.
+/// </summary>
+internal sealed class DataDirectory : IDisposable
+{
+    private const UnixFileMode OwnerOnly = UnixFileMode.UserRead | UnixFileMode.UserWrite;
+
+    private readonly FileStream _lock;
+
+    private DataDirectory(string path, FileStream locked)
+    {
+        DirectoryPath = path;
+        _lock = locked;
+    }
+
+    public string DirectoryPath { get; }
+
+    public string MetadataPath => Path.Combine(DirectoryPath, "metadata.db");
+
+    public string TokenPath => Path.Combine(DirectoryPath, "admin.token");
+
+    /// <summary>Where the store number <paramref name="index"/> lies by default.</summary>
+    public string StorePath(int index) => Path.Combine(DirectoryPath, $"store-{index}.blk");
+
+    /// <summary>Store files that lie here, by name.</summary>
+    public IReadOnlyList<string> StoreFiles() =>
+        [.. Directory.EnumerateFiles(DirectoryPath, "store-*.blk").Order(StringComparer.Ordinal)];
+
+    /// <summary>Creates the directory if needed and locks it. Throws <see cref="IOException"/> with a sentence.</summary>
+    public static DataDirectory Open(string path)
+    {
+        Directory.CreateDirectory(path, OwnerOnly | UnixFileMode.UserExecute);
+        string lockPath = Path.Combine(path, "lock");
+        try
+        {
+            // FileShare.None is an exclusive flock: it goes with the process, however that ends.
+            return new DataDirectory(path, new FileStream(lockPath, FileMode.OpenOrCreate, FileAccess.ReadWrite, FileShare.None));
+        }
+        catch (IOException e)
+        {
+            throw new IOException($"{path} is in use by another blockd; stop it or choose another --data-dir", e);
+        }
+        catch (UnauthorizedAccessException e)
+        {
+            throw new IOException($"{path} may not be written by this user; choose another --data-dir", e);
+        }
+    }
+
+    /// <summary>
+    /// Makes sure that a token exists whose SHA-256 is <paramref name="knownHash"/>: a missing, foreign or damaged token
+    /// file is replaced by a new token. Answers the hash to keep (hex).
+    /// </summary>
+    public string EnsureToken(string? knownHash)
+    {
+        if (knownHash is not null && File.Exists(TokenPath) && HashOf(File.ReadAllText(TokenPath).Trim()) == knownHash)
+        {
+            File.SetUnixFileMode(TokenPath, OwnerOnly);
+            return knownHash;
+        }
+
+        string token = Convert.ToHexStringLower(RandomNumberGenerator.GetBytes(32));
+        string fresh = TokenPath + ".new";
+        File.Delete(fresh);
+        var options = new FileStreamOptions { Mode = FileMode.CreateNew, Access = FileAccess.Write, UnixCreateMode = OwnerOnly };
+        using (var file = new FileStream(fresh, options))
+        {
+            file.Write(Encoding.ASCII.GetBytes(token + "\n"));
+            file.Flush(flushToDisk: true);
+        }
+
+        File.Move(fresh, TokenPath, overwrite: true);
+        return HashOf(token);
+    }
+
+    /// <summary>SHA-256 of a token in hex.</summary>
+    public static string HashOf(string token) => Convert.ToHexStringLower(SHA256.HashData(Encoding.UTF8.GetBytes(token)));
+
+    /// <summary>Size of the first store file: what was asked for, else half of the free disk, at most 64 GiB, whole MiB.</summary>
+    public ulong FirstStoreBytes(ulong? wanted)
+    {
+        if (wanted is { } bytes) return bytes / Units.MiB * Units.MiB;
+        ulong free = (ulong)new DriveInfo(DirectoryPath).AvailableFreeSpace;
+        return Math.Min(free / 2, 64 * Units.GiB) / Units.MiB * Units.MiB;
+    }
+
+    public void Dispose() => _lock.Dispose();
+}

@@ -1,0 +1,57 @@
+using BlockServer.Cluster;
+using BlockServer.Core;
+using BlockServer.Core.Api;
+
+namespace BlockServer.Blockd;
+
+/// <summary>What a started daemon says: where everything is and what to type next.</summary>
+internal static class Greeting
+{
+    /// <summary>Ends with the line <c>ready</c>.</summary>
+    public static async Task WriteAsync(TextWriter output, Daemon daemon)
+    {
+        var text = new StringWriter { NewLine = "\n" };
+        await text.WriteLineAsync($"blockd {Program.Version}, engine {daemon.EngineName}, durability {daemon.Settings.Durability.ToString().ToLowerInvariant()}");
+        await text.WriteLineAsync($"  data     {daemon.Settings.DataDir}");
+        foreach (StoreHost host in daemon.Stores.All)
+        {
+            DiskInfo disk = await host.DescribeAsync();
+            await text.WriteLineAsync($"  disk     {disk.Name} {disk.Path}, {SizeText.Format(disk.SizeBytes)}, {SizeText.Format(disk.FreeBytes)} free");
+        }
+
+        foreach (VolumeRecord volume in daemon.Directory.List().Take(20))
+            await text.WriteLineAsync($"  volume   {volume.Name}, {SizeText.Format(volume.SizeBytes)}");
+        foreach (ListenerInfo listener in daemon.Listeners)
+            await text.WriteLineAsync($"  {listener.Protocol,-8} {listener.Address}{(listener.Tls ? " (TLS)" : "")}");
+        foreach (string warning in daemon.Warnings) await text.WriteLineAsync($"  warning: {warning}");
+
+        string volumeName = daemon.Directory.List() is { Count: > 0 } volumes ? volumes[0].Name : "NAME";
+        ListenerInfo? tcp = daemon.Listeners.FirstOrDefault(l => l.Protocol == "nbd" && !l.Address.StartsWith("unix:", StringComparison.Ordinal));
+        ListenerInfo? unix = daemon.Listeners.FirstOrDefault(l => l.Protocol == "nbd" && l.Address.StartsWith("unix:", StringComparison.Ordinal));
+        string? uri = tcp is not null ? $"nbd://{tcp.Address}/{volumeName}"
+            : unix is not null ? $"nbd+unix:///{volumeName}?socket={unix.Address["unix:".Length..]}" : null;
+        if (uri is not null)
+        {
+            await text.WriteLineAsync($"""
+
+                Type next, for instance:
+                  nbdinfo '{uri}'
+                  nbdcopy disk.img '{uri}'
+                  qemu-img convert -n -O raw disk.qcow2 '{uri}'
+                  qemu-system-x86_64 -drive file='{uri}',format=raw,if=virtio
+                  fio --name=t --ioengine=nbd --uri='{uri}' --rw=randread --bs=4k --iodepth=32
+                """);
+            if (tcp is not null)
+            {
+                int colon = tcp.Address.LastIndexOf(':');
+                await text.WriteLineAsync($"  sudo nbd-client -N {volumeName} {tcp.Address[..colon].Trim('[', ']')} {tcp.Address[(colon + 1)..]} /dev/nbd0");
+            }
+        }
+
+        if (daemon.Listeners.FirstOrDefault(l => l.Protocol == "api" && l.Address.StartsWith("http", StringComparison.Ordinal)) is { } api)
+            await text.WriteLineAsync($"  pfcli --server {api.Address} --token-file '{daemon.TokenPath}' list_volume");
+        await text.WriteLineAsync("ready");
+        await output.WriteAsync(text.ToString());
+        await output.FlushAsync();
+    }
+}

@@ -1,0 +1,134 @@
+using System.Collections.Concurrent;
+using System.Globalization;
+using BlockServer.Core.Api;
+using BlockServer.Io;
+using BlockServer.Protocols.Nbd;
+
+namespace BlockServer.Blockd;
+
+/// <summary>One client that negotiated a volume.</summary>
+internal sealed class Session(
+    string id, uint volumeId, string peer, string listener, bool isTls, string? identity, DateTimeOffset since,
+    LoopThread thread, NbdTransmission transmission)
+{
+    public string Id { get; } = id;
+
+    public uint VolumeId { get; } = volumeId;
+
+    /// <summary>Ends it at once.</summary>
+    public void Cut(string reason) => thread.Post(() => transmission.Cut(reason));
+
+    /// <summary>Ends it after what is in flight.</summary>
+    public void RequestStop() => thread.Post(transmission.RequestStop);
+
+    /// <summary>As the API shows it. The counters are read while their loop writes them: each is whole.</summary>
+    public SessionInfo Describe(string volume)
+    {
+        NbdCounters counters = transmission.Counters;
+        return new SessionInfo(
+            Id, "nbd", volume, peer, listener, isTls, identity, since, (ulong)counters.Reads, (ulong)counters.ReadBytes,
+            (ulong)counters.Writes, (ulong)counters.WrittenBytes, (int)counters.InFlight);
+    }
+}
+
+/// <summary>Who is connected, and how many may be. Thread-safe.</summary>
+internal sealed class Sessions
+{
+    /// <summary>Connections of the process.</summary>
+    public const int ConnectionsMax = 256;
+
+    /// <summary>Connections of one address.</summary>
+    public const int PerAddressMax = 32;
+
+    /// <summary>Connections that have not negotiated yet.</summary>
+    public const int UnauthenticatedMax = 64;
+
+    private readonly Lock _lock = new();
+    private readonly Dictionary<string, int> _byAddress = new(StringComparer.Ordinal);
+    private readonly LinkedList<(LoopThread Thread, NbdHandshake Handshake)> _handshakes = new();
+    private readonly ConcurrentDictionary<string, Session> _sessions = new(StringComparer.Ordinal);
+    private int _connections;
+    private long _next;
+
+    /// <summary>Connections in any phase.</summary>
+    public int Connections => Volatile.Read(ref _connections);
+
+    public IReadOnlyList<Session> List() => [.. _sessions.Values.OrderBy(s => s.Id, StringComparer.Ordinal)];
+
+    public int CountOf(uint volumeId) => _sessions.Values.Count(s => s.VolumeId == volumeId);
+
+    public Session? Find(string id) => _sessions.GetValueOrDefault(id);
+
+    public string NextId() => Interlocked.Increment(ref _next).ToString(CultureInfo.InvariantCulture);
+
+    public void Add(Session session) => _sessions[session.Id] = session;
+
+    public void Remove(Session session) => _sessions.TryRemove(session.Id, out _);
+
+    /// <summary>Admits a connection: null, or why not. Every admitted one is paired with <see cref="Leave"/>.</summary>
+    public string? Enter(string peer, out string address)
+    {
+        address = AddressOf(peer);
+        lock (_lock)
+        {
+            if (_connections >= ConnectionsMax) return $"more than {ConnectionsMax} connections";
+            int here = _byAddress.GetValueOrDefault(address);
+            if (address.Length > 0 && here >= PerAddressMax) return $"more than {PerAddressMax} connections of {address}";
+            _byAddress[address] = here + 1;
+            _connections++;
+            return null;
+        }
+    }
+
+    public void Leave(string address)
+    {
+        lock (_lock)
+        {
+            _connections--;
+            if (--_byAddress[address] == 0) _byAddress.Remove(address);
+        }
+    }
+
+    /// <summary>Counts a handshake; the oldest gives way to the one too many.</summary>
+    public LinkedListNode<(LoopThread Thread, NbdHandshake Handshake)> BeginHandshake(LoopThread thread, NbdHandshake handshake)
+    {
+        lock (_lock)
+        {
+            if (_handshakes.Count >= UnauthenticatedMax && _handshakes.First is { } oldest)
+            {
+                (LoopThread Thread, NbdHandshake Handshake) dropped = oldest.Value;
+                _handshakes.RemoveFirst();
+                dropped.Thread.Post(dropped.Handshake.RequestStop);
+            }
+
+            return _handshakes.AddLast((thread, handshake));
+        }
+    }
+
+    public void EndHandshake(LinkedListNode<(LoopThread Thread, NbdHandshake Handshake)> node)
+    {
+        lock (_lock)
+        {
+            if (node.List is not null) _handshakes.Remove(node);
+        }
+    }
+
+    /// <summary>Asks everybody to end.</summary>
+    public void StopAll()
+    {
+        lock (_lock)
+        {
+            foreach ((LoopThread thread, NbdHandshake handshake) in _handshakes) thread.Post(handshake.RequestStop);
+        }
+
+        foreach (Session session in _sessions.Values) session.RequestStop();
+    }
+
+    // The address without the port; empty for unix sockets, whose file permissions are the limit.
+    private static string AddressOf(string peer)
+    {
+        if (peer.StartsWith("unix:", StringComparison.Ordinal)) return "";
+        int colon = peer.LastIndexOf(':');
+        return colon < 0 ? peer : peer[..colon];
+    }
+}

@@ -1,0 +1,226 @@
+using System.Globalization;
+using System.Net;
+using BlockServer.Core;
+
+namespace BlockServer.Blockd;
+
+/// <summary>An address to listen at.</summary>
+/// <param name="Tcp">Address and port, or null.</param>
+/// <param name="UnixPath">Absolute path of a unix socket, or null.</param>
+internal sealed record ListenAddress(IPEndPoint? Tcp, string? UnixPath)
+{
+    public bool IsLocal => Tcp is null || IPAddress.IsLoopback(Tcp.Address);
+
+    public override string ToString() => Tcp is not null ? Tcp.ToString() : "unix:" + UnixPath;
+}
+
+/// <summary>A volume to create at start, if absent.</summary>
+internal sealed record WantedVolume(string Name, ulong SizeBytes);
+
+/// <summary>What the daemon was told, checked.</summary>
+internal sealed record Settings
+{
+    public required string DataDir { get; init; }
+
+    public required IReadOnlyList<ListenAddress> Nbd { get; init; }
+
+    /// <summary>Nobody said where NBD is served.</summary>
+    public required bool IsNbdDefault { get; init; }
+
+    public required IReadOnlyList<ListenAddress> Api { get; init; }
+
+    /// <summary>Size of the first store file; null: half of the free disk, at most 64 GiB.</summary>
+    public required ulong? StoreSizeBytes { get; init; }
+
+    public required Durability Durability { get; init; }
+
+    public required string Engine { get; init; }
+
+    /// <summary>RAM for metadata pages, bytes, shared by all stores.</summary>
+    public required ulong MetadataRamBytes { get; init; }
+
+    public required int Loops { get; init; }
+
+    public required string? TlsCert { get; init; }
+
+    public required string? TlsKey { get; init; }
+
+    public required string? TlsCa { get; init; }
+
+    /// <summary>none, optional or required client certificates.</summary>
+    public required string TlsClients { get; init; }
+
+    public required bool Insecure { get; init; }
+
+    public required IReadOnlyList<WantedVolume> CreateVolumes { get; init; }
+
+    /// <summary>Serve this export to standard input and output, and nothing else.</summary>
+    public required string? Stdio { get; init; }
+}
+
+/// <summary>A setting that cannot be. The message names it and says what is allowed.</summary>
+internal sealed class SettingException(string name, string value, string allowed)
+    : Exception($"{name}: '{value}' is not allowed; {allowed}")
+{
+    /// <summary>The setting, as on the command line.</summary>
+    public string Name { get; } = name;
+}
+
+/// <summary>Makes <see cref="Settings"/> of raw texts: pure, for tests.</summary>
+internal static class SettingsReader
+{
+    private const string AddressHelp = "write ADDRESS:PORT (for instance 127.0.0.1:10809 or [::1]:10809), unix:/PATH or none";
+
+    /// <summary>Every setting by its name without dashes, with what it is for; also the keys of the JSON file and, upper
+    /// case with underscores behind BLOCKD_, of the environment.</summary>
+    public static readonly IReadOnlyList<(string Name, string Value, bool IsMany, string Help)> All =
+    [
+        ("data-dir", "DIR", false, "Where everything is kept: stores, metadata, admin token. Default: $XDG_DATA_HOME/blockd or ~/.local/share/blockd."),
+        ("nbd", "ADDRESS", true, "Where NBD is served: ADDRESS:PORT, unix:PATH or none; repeatable. Default: 127.0.0.1:10809 and unix:DIR/nbd.sock."),
+        ("iscsi", "ADDRESS", true, "Where iSCSI is served. This version has no iSCSI front end: only none is accepted."),
+        ("api", "ADDRESS", true, "Where the admin API is served: ADDRESS:PORT, unix:PATH or none; repeatable. Default: 127.0.0.1:49180."),
+        ("store-size", "SIZE", false, "Size of the first store file DIR/store-0.blk, for instance 20g. Default: half of the free disk, at most 64g."),
+        ("durability", "MODE", false, "flush: like a disk with a cache, FLUSH and FUA make writes durable (default). ack: every write is durable when answered."),
+        ("engine", "ENGINE", false, "How the disk is driven: auto (default: io_uring, else aio), io_uring or aio."),
+        ("metadata-ram", "SIZE", false, "RAM for metadata pages. Default: an eighth of the RAM."),
+        ("loops", "COUNT", false, "Threads that serve, 1 to 64. Default: 1. Stores are spread over them."),
+        ("tls-cert", "FILE", false, "Certificate chain (PEM) for NBD's STARTTLS."),
+        ("tls-key", "FILE", false, "Private key (PEM) of --tls-cert."),
+        ("tls-ca", "FILE", false, "Authorities (PEM) that sign client certificates."),
+        ("tls-clients", "MODE", false, "Client certificates: none (default), optional or required."),
+        ("insecure", "", false, "Permit addresses beyond loopback without TLS. Everybody who reaches them can read and write the volumes."),
+        ("create-volume", "NAME:SIZE", true, "Create this volume at start unless it exists, for instance demo:1g; repeatable."),
+        ("stdio", "EXPORT", false, "Serve NBD on standard input and output for one client, whose default export is EXPORT; nothing else is served."),
+    ];
+
+    /// <summary>Checks and completes <paramref name="values"/>. Throws <see cref="SettingException"/>.</summary>
+    public static Settings Read(IReadOnlyDictionary<string, IReadOnlyList<string>> values, string defaultDataDir, ulong ramBytes)
+    {
+        foreach (string name in values.Keys)
+        {
+            if (All.All(s => s.Name != name))
+                throw new SettingException(name, string.Join(',', values[name]), "known settings: " + string.Join(", ", All.Select(s => s.Name)));
+        }
+
+        string dataDir = Path.GetFullPath(One("data-dir") ?? defaultDataDir);
+        if (Many("iscsi") is { } iscsi && iscsi.FirstOrDefault(v => v != "none") is { } wrong)
+            throw new SettingException("--iscsi", wrong, "this version has no iSCSI front end; only none is accepted");
+        string? stdio = One("stdio");
+        if (stdio is not null && !VolumeName.IsValid(stdio, out string? stdioFault))
+            throw new SettingException("--stdio", stdio, "name a volume: " + stdioFault);
+
+        string? cert = ExistingFile("tls-cert"), key = ExistingFile("tls-key"), ca = ExistingFile("tls-ca");
+        if (cert is null != key is null)
+            throw new SettingException(cert is null ? "--tls-cert" : "--tls-key", "", "--tls-cert and --tls-key belong together");
+        string clients = Choice("tls-clients", "none", "optional", "required");
+        if (clients != "none" && (ca is null || cert is null))
+            throw new SettingException("--tls-clients", clients, "it needs --tls-cert, --tls-key and --tls-ca");
+        bool insecure = Choice("insecure", "false", "true") == "true";
+
+        IReadOnlyList<ListenAddress> nbd = Addresses("nbd", ["127.0.0.1:10809", "unix:" + Path.Combine(dataDir, "nbd.sock")]);
+        IReadOnlyList<ListenAddress> api = Addresses("api", ["127.0.0.1:49180"]);
+        if (!insecure)
+        {
+            if (cert is null && nbd.FirstOrDefault(a => !a.IsLocal) is { } open)
+                throw new SettingException("--nbd", open.ToString(), "an address beyond loopback needs --tls-cert and --tls-key, or --insecure");
+            if (api.FirstOrDefault(a => !a.IsLocal) is { } openApi)
+                throw new SettingException("--api", openApi.ToString(), "the API speaks plain HTTP: bind it to loopback behind a TLS proxy, or say --insecure");
+        }
+
+        return new Settings
+        {
+            DataDir = dataDir,
+            Nbd = stdio is null ? nbd : [],
+            IsNbdDefault = Many("nbd") is null,
+            Api = stdio is null ? api : [],
+            StoreSizeBytes = Size("store-size", 16 * Units.MiB),
+            Durability = Choice("durability", "flush", "ack") == "ack" ? Durability.Ack : Durability.Flush,
+            Engine = Choice("engine", "auto", "io_uring", "aio"),
+            MetadataRamBytes = Size("metadata-ram", Units.MiB) ?? Math.Max(ramBytes / 8, 16 * Units.MiB),
+            Loops = LoopCount(),
+            TlsCert = cert,
+            TlsKey = key,
+            TlsCa = ca,
+            TlsClients = clients,
+            Insecure = insecure,
+            CreateVolumes = [.. (Many("create-volume") ?? []).Select(Volume)],
+            Stdio = stdio,
+        };
+
+        IReadOnlyList<string>? Many(string name) => values.TryGetValue(name, out IReadOnlyList<string>? found) && found.Count > 0 ? found : null;
+
+        string? One(string name)
+        {
+            IReadOnlyList<string>? found = Many(name);
+            if (found is null) return null;
+            if (found.Count > 1) throw new SettingException("--" + name, string.Join(' ', found), "it may be given once");
+            return found[0].Length > 0 ? found[0] : throw new SettingException("--" + name, "", "a value is needed");
+        }
+
+        string Choice(string name, params string[] allowed)
+        {
+            string value = One(name) ?? allowed[0];
+            return allowed.Contains(value) ? value : throw new SettingException("--" + name, value, "allowed: " + string.Join(", ", allowed));
+        }
+
+        ulong? Size(string name, ulong least)
+        {
+            if (One(name) is not { } text) return null;
+            if (!SizeText.TryParse(text, out ulong bytes, out string reason)) throw new SettingException("--" + name, text, reason);
+            return bytes >= least ? bytes : throw new SettingException("--" + name, text, $"at least {SizeText.Format(least)}");
+        }
+
+        int LoopCount()
+        {
+            string text = One("loops") ?? "1";
+            bool isRight = int.TryParse(text, NumberStyles.None, CultureInfo.InvariantCulture, out int count) && count is >= 1 and <= 64;
+            if (isRight && count > 1 && values.ContainsKey("tls-cert"))
+                throw new SettingException("--loops", text, "with --tls-cert only 1");
+            return isRight ? count : throw new SettingException("--loops", text, "allowed: 1 to 64");
+        }
+
+        string? ExistingFile(string name)
+        {
+            string? path = One(name);
+            return path is null || File.Exists(path) ? path : throw new SettingException("--" + name, path, "there is no such file");
+        }
+
+        IReadOnlyList<ListenAddress> Addresses(string name, string[] defaults)
+        {
+            IReadOnlyList<string> texts = Many(name) ?? defaults;
+            if (!texts.Contains("none")) return [.. texts.Select(t => Address(name, t))];
+            return texts.Count == 1 ? [] : throw new SettingException("--" + name, string.Join(' ', texts), "none excludes every other address");
+        }
+    }
+
+    private static ListenAddress Address(string name, string text)
+    {
+        if (text.StartsWith("unix:", StringComparison.Ordinal))
+        {
+            string path = text["unix:".Length..];
+            if (path.Length == 0) throw new SettingException("--" + name, text, AddressHelp);
+            path = Path.GetFullPath(path);
+            // sun_path holds 108 bytes with its end mark.
+            return System.Text.Encoding.UTF8.GetByteCount(path) <= 107 ? new ListenAddress(null, path)
+                : throw new SettingException("--" + name, text, "the path of a unix socket has at most 107 bytes");
+        }
+
+        bool hasPort = text.LastIndexOf(':') > text.LastIndexOf(']') && text.Count(c => c == ':') is 1 or > 1;
+        string host = hasPort ? text[..text.LastIndexOf(':')] : text;
+        if (host.Contains(':', StringComparison.Ordinal) && !host.StartsWith('[')) hasPort = false;
+        if (host == "localhost") text = "127.0.0.1" + text[host.Length..];
+        return hasPort && IPEndPoint.TryParse(text, out IPEndPoint? endPoint) ? new ListenAddress(endPoint, null)
+            : throw new SettingException("--" + name, text, AddressHelp);
+    }
+
+    private static WantedVolume Volume(string text)
+    {
+        int colon = text.IndexOf(':', StringComparison.Ordinal);
+        if (colon <= 0) throw new SettingException("--create-volume", text, "write NAME:SIZE, for instance demo:1g");
+        if (!VolumeName.IsValid(text[..colon], out string? reason)) throw new SettingException("--create-volume", text, reason);
+        if (!SizeText.TryParse(text[(colon + 1)..], out ulong bytes, out string sizeReason))
+            throw new SettingException("--create-volume", text, sizeReason);
+        return bytes is >= Units.VolumeBytesMin and <= Units.VolumeBytesMax ? new WantedVolume(text[..colon], bytes)
+            : throw new SettingException("--create-volume", text, "a volume has 1 MiB to 64 TiB");
+    }
+}

@@ -1,0 +1,132 @@
+using BlockServer.Cluster;
+using BlockServer.Core;
+using BlockServer.Core.Api;
+using BlockServer.Io;
+using BlockServer.Storage;
+
+namespace BlockServer.Blockd;
+
+/// <summary>A store in service: the file, the store and its loop. Members may be called from any thread but the loop's,
+/// except where "on the loop" is said.</summary>
+internal sealed class StoreHost : IVolumeHost
+{
+    private readonly DiskFile _file;
+
+    private StoreHost(LoopThread thread, DiskFile file, IStore store, string name)
+    {
+        Thread = thread;
+        _file = file;
+        Store = store;
+        Name = name;
+        StoreId = store.StoreUuid;
+    }
+
+    public LoopThread Thread { get; }
+
+    /// <summary>On the loop only.</summary>
+    public IStore Store { get; }
+
+    public string Name { get; }
+
+    public string DiskPath => _file.Path;
+
+    public string? Warning => _file.Warning;
+
+    /// <inheritdoc/>
+    public Guid StoreId { get; }
+
+    /// <summary>Opens the store at <paramref name="path"/>, after formatting it when <paramref name="format"/>.
+    /// Throws <see cref="IOException"/> with a sentence.</summary>
+    public static async Task<StoreHost> OpenAsync(LoopThread thread, string path, string name, bool format, StoreOptions options)
+    {
+        DiskFile file = DiskFile.Open(thread.Loop, path);
+        string? refusal = null;
+        IStore? store = null;
+        try
+        {
+            await thread.InvokeAsync(async () =>
+            {
+                if (format) refusal = await Storage.Store.FormatAsync(thread.Loop, file, options);
+                if (refusal is not null) return;
+                StoreOpenResult opened = await Storage.Store.OpenAsync(thread.Loop, file, null, options);
+                (store, refusal) = (opened.Store, opened.Refusal);
+            });
+        }
+        finally
+        {
+            if (store is null) await thread.InvokeAsync(() => Close(file));
+        }
+
+        return store is null ? throw new IOException($"{path}: {refusal}") : new StoreHost(thread, file, store, name);
+    }
+
+    /// <inheritdoc/>
+    public async Task<ulong> FreeBytesAsync()
+    {
+        StoreStats stats = await Thread.InvokeAsync(() => new ValueTask<StoreStats>(Store.GetStats()));
+        return FreeBytes(stats);
+    }
+
+    /// <inheritdoc/>
+    public Task<IReadOnlyList<VolumeHead>> ListAsync() =>
+        Thread.InvokeAsync(() => new ValueTask<IReadOnlyList<VolumeHead>>([.. Store.Volumes]));
+
+    /// <inheritdoc/>
+    public Task<IoStatus> CreateAsync(VolumeHead head) => Thread.InvokeAsync(() => Store.CreateVolumeAsync(head));
+
+    /// <inheritdoc/>
+    public Task<IoStatus> UpdateAsync(VolumeHead head) => Thread.InvokeAsync(() => Store.UpdateVolumeAsync(head));
+
+    /// <inheritdoc/>
+    public Task<IoStatus> DeleteAsync(uint volumeId) => Thread.InvokeAsync(() => Store.DeleteVolumeAsync(volumeId));
+
+    /// <inheritdoc/>
+    public Task<ulong> HighestUsedByteAsync(uint volumeId) => Thread.InvokeAsync(() => Store.HighestUsedByteAsync(volumeId));
+
+    /// <summary>Allocated bytes of each of <paramref name="volumeIds"/>, in one visit to the loop.</summary>
+    public Task<Dictionary<uint, ulong>> UsedBytesAsync(IReadOnlyList<uint> volumeIds) =>
+        Thread.InvokeAsync(() => new ValueTask<Dictionary<uint, ulong>>(volumeIds.ToDictionary(id => id, Store.UsedBytes)));
+
+    /// <summary>The disk as the API shows it.</summary>
+    public async Task<DiskInfo> DescribeAsync()
+    {
+        (StoreStats stats, StoreState state, int volumes) = await Thread.InvokeAsync(
+            () => new ValueTask<(StoreStats, StoreState, int)>((Store.GetStats(), Store.State, Store.Volumes.Count)));
+        return new DiskInfo(
+            StoreId, Name, DiskPath, _file.IsBlockDevice ? "device" : "file", StateWord(state), _file.SizeBytes,
+            stats.BlocksTotal * Units.BlockBytes, stats.BlocksUsed * Units.BlockBytes, FreeBytes(stats), stats.SlotsTotal,
+            stats.SlotsUsed, stats.MetadataResidentBytes, volumes, stats.ChecksumErrors, stats.IoErrors, stats.RingOccupancy,
+            stats.FailReason);
+    }
+
+    /// <summary>Closes store and file; the sentence that went wrong, or null.</summary>
+    public async Task<string?> CloseAsync()
+    {
+        IoStatus status = await Thread.InvokeAsync(async () =>
+        {
+            IoStatus closed = await Store.CloseAsync();
+            _file.Close();
+            return closed;
+        });
+        return status == IoStatus.Ok ? null : $"disk {Name} was not closed cleanly ({status}); it recovers at the next start";
+    }
+
+    private static ulong FreeBytes(StoreStats stats)
+    {
+        ulong taken = stats.BlocksUsed + stats.BlocksQuarantined + stats.BlocksReserved;
+        return taken >= stats.BlocksTotal ? 0 : (stats.BlocksTotal - taken) * Units.BlockBytes;
+    }
+
+    private static ValueTask Close(DiskFile file)
+    {
+        file.Close();
+        return default;
+    }
+
+    private static string StateWord(StoreState state) => state switch
+    {
+        StoreState.Online => "online",
+        StoreState.Failed => "failed",
+        _ => "closed",
+    };
+}

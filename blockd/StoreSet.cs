@@ -1,0 +1,30 @@
+using System.Collections.Concurrent;
+using System.Collections.Immutable;
+
+namespace BlockServer.Blockd;
+
+/// <summary>The stores in service. Thread-safe; a snapshot is replaced as a whole.</summary>
+internal sealed class StoreSet
+{
+    private ImmutableDictionary<Guid, StoreHost> _hosts = ImmutableDictionary<Guid, StoreHost>.Empty;
+
+    /// <summary>All, by name.</summary>
+    public IReadOnlyList<StoreHost> All => [.. _hosts.Values.OrderBy(h => h.Name, StringComparer.Ordinal)];
+
+    public StoreHost? Find(Guid id) => _hosts.GetValueOrDefault(id);
+
+    /// <summary>False when a store of this identity is in service already (a copied disk).</summary>
+    public bool TryAdd(StoreHost host) => ImmutableInterlocked.TryAdd(ref _hosts, host.StoreId, host);
+
+    public void Remove(Guid id) => ImmutableInterlocked.TryRemove(ref _hosts, id, out _);
+}
+
+/// <summary>A meter per volume, made at the first use and kept. Thread-safe.</summary>
+internal sealed class Meters
+{
+    private readonly ConcurrentDictionary<uint, VolumeMeter> _meters = new();
+
+    public VolumeMeter Of(uint volumeId) => _meters.GetOrAdd(volumeId, _ => new VolumeMeter());
+
+    public void Forget(uint volumeId) => _meters.TryRemove(volumeId, out _);
+}

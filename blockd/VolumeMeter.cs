@@ -1,0 +1,54 @@
+using System.Numerics;
+using BlockServer.Core.Api;
+using BlockServer.Protocols.Nbd;
+
+namespace BlockServer.Blockd;
+
+/// <summary>Counters of one volume. Written on the volume's loop only; read from anywhere (each number is whole, but two
+/// numbers may be of different moments).</summary>
+internal sealed class VolumeMeter : INbdMeter
+{
+    private const int Buckets = 28;
+
+    private readonly ulong[] _readHistogram = new ulong[Buckets];
+    private readonly ulong[] _writeHistogram = new ulong[Buckets];
+    private ulong _readOps, _readBytes, _readNanos, _writeOps, _writeBytes, _writeNanos, _flushOps, _trimOps, _errors;
+
+    /// <inheritdoc/>
+    public void OnRequest(NbdCommand command, ulong bytes, ulong durationNanos, NbdError error)
+    {
+        if (error != NbdError.None) _errors++;
+        switch (command)
+        {
+            case NbdCommand.Read:
+                _readOps++;
+                _readBytes += bytes;
+                _readNanos += durationNanos;
+                _readHistogram[BucketOf(durationNanos)]++;
+                break;
+            case NbdCommand.Write:
+                _writeOps++;
+                _writeBytes += bytes;
+                _writeNanos += durationNanos;
+                _writeHistogram[BucketOf(durationNanos)]++;
+                break;
+            case NbdCommand.Flush:
+                _flushOps++;
+                break;
+            case NbdCommand.Trim or NbdCommand.WriteZeroes:
+                _trimOps++;
+                break;
+            default:
+                break;
+        }
+    }
+
+    /// <summary>The counters as the API gives them.</summary>
+    public VolumeStats ToStats(string volume) => new(
+        volume, _readOps, _readBytes, _writeOps, _writeBytes, _flushOps, _trimOps, _errors, _readNanos, _writeNanos,
+        [.. _readHistogram], [.. _writeHistogram]);
+
+    // Bucket i: less than 2^i microseconds.
+    private static int BucketOf(ulong nanos) =>
+        Math.Min(Buckets - 1, 64 - BitOperations.LeadingZeroCount(nanos / 1000));
+}
