@@ -428,6 +428,9 @@ internal sealed class SocketState(int fd)
     /// <summary>Place in a readiness engine's table.</summary>
     public int Index { get; set; } = -1;
 
+    /// <summary>Its owner shut it down: what still waits is to be answered.</summary>
+    public bool IsShut { get; set; }
+
     /// <summary>Receive or accept that waits for readiness.</summary>
     public IoOperation? Reader { get; set; }
 

@@ -126,9 +126,6 @@ public sealed class LoopThread : IDisposable
 
         if (engine == "io_uring") throw new IOException("engine io_uring: " + failure);
         FallbackReason = failure;
-        return MakeAio(poolBytes, random);
+        return AioLoop.Create(poolBytes, random);
     }
-
-    private static KernelLoop MakeAio(long poolBytes, IRandom random) =>
-        throw new NotSupportedException($"engine aio is not built in ({poolBytes} bytes, {random})");
 }

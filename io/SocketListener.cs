@@ -108,6 +108,7 @@ public sealed class SocketListener
         if (_isClosed) return;
         _isClosed = true;
         if (_madePath is not null) File.Delete(_madePath);
+        _socket.IsShut = true;
         if (_isAccepting) _ = shutdown(_socket.Fd, SHUT_RDWR); // wakes the accept
         else CloseNow();
     }

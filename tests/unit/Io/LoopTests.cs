@@ -13,7 +13,7 @@ public sealed class LoopTests : IDisposable
 
     public static TheoryData<string> Engines => [.. EngineNames];
 
-    private static string[] EngineNames => ["io_uring"];
+    private static string[] EngineNames => ["io_uring", "aio"];
 
     public void Dispose() => Directory.Delete(_directory, recursive: true);
 
