@@ -13,7 +13,9 @@ public sealed class KillTests(ITestOutputHelper output)
 
     [Theory]
     [InlineData("flush", "io_uring")]
+    [InlineData("flush", "aio")]
     [InlineData("ack", "io_uring")]
+    [InlineData("ack", "aio")]
     public async Task NothingAcknowledgedIsLost(string durability, string engine)
     {
         DaemonProcess.Require();
