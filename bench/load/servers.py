@@ -54,6 +54,7 @@ class Server:
         self.direct = direct
         self.process = None
         self.port = None
+        self.environment = {}
 
     @property
     def pid(self):
@@ -86,7 +87,8 @@ class Server:
 
     def launch(self, transport):
         with open(os.path.join(self.folder, "log"), "ab") as log:
-            return subprocess.Popen(self.command(transport), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            return subprocess.Popen(self.command(transport), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                                    env={**os.environ, **self.environment})
 
     def wait(self, transport):
         """Waits until the server accepts a connection."""
