@@ -23,19 +23,19 @@ def arguments():
     parser = argparse.ArgumentParser(prog="bench/load/nbd.sh", description="blockd beside qemu-nbd, nbdkit, nbd-server and the raw file, by fio.")
     parser.add_argument("--quick", action="store_true", help="small volumes, short runs, fewer peers and TCP lines: less than 5 minutes")
     parser.add_argument("--backing", choices=["shm", "disk", "both"], default="both", help="files in /dev/shm, on the disk, or both (default)")
-    parser.add_argument("--transport", choices=["unix", "tcp", "both"], default="both")
+    parser.add_argument("--transport", choices=["unix", "tcp", "both"], default="both", help="default: both")
     parser.add_argument("--only", metavar="PATTERN", help="regular expression on backing/transport/workload, for instance 'shm/unix/randread'")
-    parser.add_argument("--rounds", type=int, metavar="N", help="rounds of which medians are taken (default 5, quick 2)")
+    parser.add_argument("--rounds", type=int, metavar="N", help="rounds of which medians are taken (default 5, quick 3 if there is time)")
     parser.add_argument("--seconds", type=float, help="of each run (default 8, quick 1)")
     parser.add_argument("--size", help="of the volume (default 2g, quick 512m)")
-    parser.add_argument("--servers", help="peers beside blockd, comma separated: " + ",".join(PEERS))
+    parser.add_argument("--servers", metavar="NAMES", help="peers beside blockd, comma separated: " + ",".join(PEERS))
     parser.add_argument("--blockd", default=os.environ.get("BLOCKD", "out/blockd"), help="program to measure (default out/blockd, or $BLOCKD)")
     parser.add_argument("--blockd-options", default="", help="further options of the daemon, for instance '--engine aio'")
     parser.add_argument("--scratch", help="folder on the disk for the disk backing (default: the temporary folder)")
     parser.add_argument("--budget", type=float, help="seconds after which no further round begins (default with --quick: 270)")
     parser.add_argument("--json", metavar="FILE", help="write every round and the medians here")
     options = parser.parse_args()
-    options.rounds = options.rounds or (2 if options.quick else 5)
+    options.rounds = options.rounds or (3 if options.quick else 5)
     options.seconds = options.seconds or (1 if options.quick else 8)
     options.size = machine.parse_size(options.size or ("512m" if options.quick else "2g"))
     if options.budget is None and options.quick:
@@ -123,8 +123,11 @@ class Bench:
             server.start(transport)
             # Compilers and caches come to rest; not measured.
             for rw in ("randread", "randwrite"):
-                fio.run(server.target(transport), [f"--rw={rw}", "--bs=4k", "--iodepth=32", "--time_based=1", "--runtime=1", "--norandommap=1"])
+                fio.run(server.target(transport), [f"--rw={rw}", "--bs=4k", "--iodepth=32", f"--size={server.size // 2}", "--time_based=1",
+                                                   "--runtime=1", "--norandommap=1"])
         plain = [w for w in workloads if w is not AGED]
+        if deadline and AGED in workloads:
+            deadline -= (deadline - time.monotonic()) / 5
         took = 0.0
         for number in range(1, self.options.rounds + 1):
             if deadline and number > 1 and time.monotonic() + took > deadline:
@@ -146,13 +149,13 @@ class Bench:
             server.stop()
 
     def measure(self, number, backing, transport, workload, server):
-        figures = fio.run(server.target(transport), workload.fio(self.options.seconds, number * 7919), server.pid)
+        figures = fio.run(server.target(transport), workload.fio(server.size, self.options.seconds, number * 7919), server.pid)
         self.keep(number, backing, transport, workload, server, figures)
 
     def aged(self, number, backing, transport, server):
         """Overwrites a region at random twice, then reads it in order, once through."""
-        region = min(self.options.size, 256 << 20) if self.options.quick else self.options.size
-        target = [a for a in server.target(transport) if not a.startswith("--size=")] + [f"--size={region}"]
+        region = min(self.options.size // 2, 128 << 20) if self.options.quick else self.options.size // 2
+        target = [*server.target(transport), f"--size={region}"]
         over = fio.run(target, [*AGED_OVERWRITE, f"--randseed={number * 7919}"], server.pid)
         figures = fio.run(target, ["--rw=read", "--bs=128k", "--iodepth=16"], server.pid)
         figures["overwrite_iops"] = over["iops"]

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -51,7 +52,7 @@ def load(server, transport, workload, seconds, during):
     thread = threading.Thread(target=middle)
     thread.start()
     user, system = times(server.pid)
-    figures = fio.run(server.target(transport), workload.fio(seconds, 1), server.pid)
+    figures = fio.run(server.target(transport), workload.fio(server.size, seconds, 1), server.pid)
     after = times(server.pid)
     thread.join()
     if failed:
@@ -71,8 +72,9 @@ def main():
         machine.need_space(folder, int(size * server.needs_factor) + (512 << 20))
         server.prepare()
 
-        # Everything is compiled in the process, so that the map names the framework's methods too.
-        server.environment = {"DOTNET_PerfMapEnabled": "3", "DOTNET_ReadyToRun": "0"}
+        # Everything is compiled in the process, so that the map names the framework's methods too; and
+        # where it is compiled to, not in a mapping that perf takes for a file.
+        server.environment = {"DOTNET_PerfMapEnabled": "3", "DOTNET_ReadyToRun": "0", "DOTNET_EnableWriteXorExecute": "0"}
         server.start(options.transport)
         perf_map = f"/tmp/perf-{server.pid}.map"
         warm(server, options.transport, workload)
@@ -105,7 +107,7 @@ def main():
         server.start(options.transport)
         warm(server, options.transport, workload)
         began = time.time()
-        figures = fio.run(server.target(options.transport), workload.fio(options.seconds, 2), server.pid)
+        figures = fio.run(server.target(options.transport), workload.fio(server.size, options.seconds, 2), server.pid)
         ended = time.time()
         server.stop()
         print(f"\nmanaged allocation over {figures['ios']} I/Os (the runtime reports each 100 KiB, so less than that shows as 0):", flush=True)
@@ -124,7 +126,7 @@ def main():
 
 def warm(server, transport, workload):
     """Until the compiler has nothing left to do."""
-    fio.run(server.target(transport), workload.fio(4, 3))
+    fio.run(server.target(transport), workload.fio(server.size, 4, 3))
 
 
 def checked(command, show=False):
@@ -138,6 +140,9 @@ def checked(command, show=False):
 
 def report(data, top, options):
     text = checked(["perf", "report", "-i", data, "--stdio", "--no-children", "--force", *options])
+    # The runtime's map names the assembly in front of everything and the return type; perf pads to the longest name.
+    text = re.sub(r"(instance )?[\w!\[\]`<>,.]+ \[(BlockServer|System|Microsoft)[\w.]*\] (?=\S+::)", "", text)
+    text = re.sub(r"(?<=\S) {3,}(?=\S)", "   ", re.sub(r"(class |valuetype )?\[[A-Z][\w.]*\](?=\w)|BlockServer\.|System\.Runtime\.", "", text))
     lines = [line.rstrip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
     print("\n".join(lines[:top]))
 

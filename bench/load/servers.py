@@ -224,7 +224,7 @@ class Raw(Server):
         pass
 
     def target(self, transport):
-        return ["--ioengine=io_uring", f"--filename={self.file}", f"--direct={int(self.direct)}", f"--size={self.size}"]
+        return ["--ioengine=io_uring", f"--filename={self.file}", f"--direct={int(self.direct)}"]
 
 
 def fill(target, size, end="--end_fsync=0"):

@@ -31,10 +31,13 @@ class Workload:
     many_peers: bool = False
     targets: dict = field(default_factory=dict)
 
-    def fio(self, seconds, seed):
+    def fio(self, size, seconds, seed):
+        """Arguments for a volume of `size` bytes. Random jobs have its lower half, jobs in order the upper one: what random
+        overwrites do to a redirecting store's layout is the question of the aged line, and of no other."""
+        half = size // 2
+        offset = 0 if self.rw.startswith("rand") else half
         return [f"--rw={self.rw}", f"--bs={self.block}", f"--iodepth={self.depth}", f"--numjobs={self.connections}",
-                "--time_based=1", f"--runtime={seconds}", f"--randseed={seed}", "--norandommap=1",
-                *(["--offset_increment=25%"] if self.connections > 1 and not self.rw.startswith("rand") else [])]
+                f"--offset={offset}", f"--size={half}", "--time_based=1", f"--runtime={seconds}", f"--randseed={seed}", "--norandommap=1"]
 
 
 def q(metric, ratio):
