@@ -13,15 +13,13 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
 import urllib.request
 
 import fio
 import machine
 from machine import BenchError
 from servers import Blockd, free_port
-
-KNOWN_SIZE = 256 << 20  # of the store: superblocks, redo ring, metadata
-
 
 class Daemon(Blockd):
     """blockd with store and volumes of the bench's choice, and the admin API on demand."""
@@ -34,7 +32,7 @@ class Daemon(Blockd):
     def command(self, transport):
         api = f"127.0.0.1:{self.api}" if self.api else "none"
         return [self.program, "--data-dir", self.data, "--nbd", f"unix:{self.socket}", "--api", api,
-                "--store-size", str(self.store), "--create-volume", f"bench:{self.size}", *self.options]
+                "--store-size", str(self.store), *(["--create-volume", f"bench:{self.size}"] if self.size else []), *self.options]
 
     @property
     def data(self):
@@ -58,16 +56,16 @@ class Daemon(Blockd):
             time.sleep(0.005)
         raise BenchError(f"blockd is not ready after {limit} s:\n{self.said()}")
 
-    def post(self, path, body):
-        """A POST to the admin API."""
+    def call(self, path, body=None):
+        """A POST to the admin API, or a GET when there is no body."""
         token = machine.read(os.path.join(self.data, "admin.token")).strip()
-        request = urllib.request.Request(f"http://127.0.0.1:{self.api}{path}", json.dumps(body).encode(),
+        request = urllib.request.Request(f"http://127.0.0.1:{self.api}{path}", body and json.dumps(body).encode(),
                                          {"Authorization": f"Bearer {token}", "Content-Type": "application/json"})
         try:
             with urllib.request.urlopen(request, timeout=30) as answer:
                 return json.load(answer)
         except urllib.error.HTTPError as e:
-            raise BenchError(f"POST {path}: {e.code} {e.read().decode(errors='replace')}") from None
+            raise BenchError(f"{path}: {e.code} {e.read().decode(errors='replace')}") from None
 
 
 def open_after_kill(options, folder):
@@ -105,21 +103,23 @@ def full(options, folder):
     """4k random overwrites and reads in a store that is nearly empty, and in one of the same size that is 90 % full."""
     store = machine.parse_size(options.size or "4g")
     machine.need_space(folder, 2 * store + (256 << 20))
-    share = options.percent / 100
-    # A store keeps some of its file for itself; the rest is what volumes can fill.
-    usable = store - KNOWN_SIZE - store // 50
-    sizes = {"empty": usable // 10 >> 20 << 20, "full": int(usable * share) >> 20 << 20}
     figures = {}
-    # Both overwrite a region of the same size, so that only the filling differs.
-    region = sizes["empty"]
-    daemons = {}
+    shares = {"empty": 10.0, "full": options.percent}
+    sizes, used, daemons = {}, {}, {}
     try:
-        for name, size in sizes.items():
+        for name, percent in shares.items():
             place = os.path.join(folder, name)
             os.makedirs(place)
-            daemons[name] = daemon = Daemon(place, size, store, options.blockd, options.blockd_options.split())
+            daemons[name] = daemon = Daemon(place, None, store, options.blockd, options.blockd_options.split(), with_api=True)
             daemon.start_ready()
+            disk = daemon.call("/v1/disks")["disks"][0]
+            sizes[name] = size = int(disk["dataBytes"] * percent / 100) >> 20 << 20
+            daemon.call("/v1/volumes", {"name": "bench", "sizeBytes": size})
             fio.run(daemon.target("unix"), [f"--size={size}", "--rw=write", "--bs=1M", "--iodepth=8", "--refill_buffers=1"], limit=3600)
+            disk = daemon.call("/v1/disks")["disks"][0]
+            used[name] = 100 * disk["usedBytes"] / disk["dataBytes"]
+        # Both overwrite a region of the same size, so that only the filling differs.
+        region = sizes["empty"]
         for number in range(1, (options.rounds or 3) + 1):
             for rw in ("randwrite", "randread"):
                 for name, daemon in daemons.items():
@@ -131,8 +131,8 @@ def full(options, folder):
             daemon.stop()
     ratios = {rw: statistics.median(r["iops"] for r in sides["full"]) / statistics.median(r["iops"] for r in sides["empty"])
               for rw, sides in figures.items()}
-    return {"store_bytes": store, "volume_bytes": sizes, "ratios": ratios, "runs": figures}, (
-        f"full: {options.percent:g} % full against 10 %, 4k QD32: writes {ratios['randwrite']:.2f}x, reads {ratios['randread']:.2f}x "
+    return {"store_bytes": store, "volume_bytes": sizes, "used_percent": used, "ratios": ratios, "runs": figures}, (
+        f"full: {used['full']:.0f} % full against {used['empty']:.0f} %, 4k QD32: writes {ratios['randwrite']:.2f}x, reads {ratios['randread']:.2f}x "
         f"(medians of {options.rounds or 3} rounds); target >= 0.8x: {verdict(min(ratios.values()) >= 0.8)}")
 
 
@@ -144,7 +144,7 @@ def idle(options, folder):
     try:
         daemon.start_ready()
         for number in range(1, options.volumes):
-            daemon.post("/v1/volumes", {"name": f"v{number}", "sizeBytes": 1 << 20})
+            daemon.call("/v1/volumes", {"name": f"v{number}", "sizeBytes": 1 << 20})
         # One block in one volume, so that the store was really used; then what that leaves to do may end.
         fio.run(daemon.target("unix"), ["--size=1m", "--rw=write", "--bs=4k", "--iodepth=1"])
         time.sleep(10)

@@ -1,5 +1,6 @@
 using BenchmarkDotNet.Configs;
 using BenchmarkDotNet.Jobs;
+using BenchmarkDotNet.Reports;
 using BenchmarkDotNet.Running;
 using BlockServer.Bench.Micro;
 
@@ -9,6 +10,18 @@ if (args is ["allocations", ..]) return AllocationTrace.Print(args[1..]);
 IConfig? config = args.Contains("--quick") ? DefaultConfig.Instance.AddJob(Job.ShortRun) : null;
 string[] rest = [.. args.Where(a => a != "--quick")];
 if (rest.Length == 0) rest = ["--filter", "*"];
-bool hasFailed = BenchmarkSwitcher.FromAssembly(typeof(AllocationTrace).Assembly).Run(rest, config)
-    .Any(summary => summary.HasCriticalValidationErrors || summary.Reports.Any(report => !report.Success));
+bool hasFailed = false;
+foreach (Summary summary in BenchmarkSwitcher.FromAssembly(typeof(AllocationTrace).Assembly).Run(rest, config))
+{
+    hasFailed |= summary.HasCriticalValidationErrors;
+    foreach (BenchmarkReport report in summary.Reports)
+    {
+        long? bytes = report.GcStats.GetBytesAllocatedPerOperation(report.BenchmarkCase);
+        if (report.Success && bytes is 0) continue;
+        // Everything that is measured here runs for every request, so it may not allocate.
+        Console.Error.WriteLine($"{report.BenchmarkCase.DisplayInfo}: {(report.Success ? $"allocates {bytes} B" : "failed")}");
+        hasFailed = true;
+    }
+}
+
 return hasFailed ? 1 : 0;
