@@ -19,7 +19,7 @@ public sealed partial class Store
         if (!options.Force && page.AsSpan().ContainsAnyExcept((byte)0))
             return "the medium is not empty; force overwrites whatever it holds";
         // Page 0 is never written, so every LSN is above 0 and replay starts behind page 0.
-        IoStatus status = await WriteSuperblocksAsync(file, new Superblock
+        IoStatus status = await WriteSuperblocksAsync(file, default, new Superblock
         {
             StoreUuid = options.StoreUuid == Guid.Empty ? loop.Random.NextGuid() : options.StoreUuid,
             ClusterUuid = options.ClusterUuid,
