@@ -92,10 +92,8 @@ public sealed partial class VolumeModel
     /// <summary>A change begins.</summary>
     public ModelWrite Begin(ulong id, ulong firstSector, ulong sectors, bool isZero, ulong now)
     {
-        // A change within one extent is one record; zeros are left out because nobody can tell whose they are. The design
-        // asks for more (P3: up to 1 MiB across an extent border); docs/decisions/0002 says what is missing for it.
-        const ulong perExtent = Units.ExtentBytes / Units.SectorBytes;
-        bool isAtomic = !isZero && firstSector / perExtent == (firstSector + sectors - 1) / perExtent;
+        // Up to 1 MiB (P3); zeros are left out because nobody can tell whose they are.
+        bool isAtomic = !isZero && sectors * Units.SectorBytes <= Units.ExtentBytes;
         var write = new ModelWrite(id, firstSector, sectors, isZero, isAtomic, now);
         for (ulong s = firstSector; s < firstSector + sectors; s++)
         {
