@@ -1,3 +1,4 @@
+#!/bin/sh
 # Sourced by the load benches: goes to the repository's root, installs what is missing, builds the daemon.
 # package:file that shows that it is there
 set -eu

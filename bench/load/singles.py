@@ -91,12 +91,14 @@ def open_after_kill(options, folder):
             times.append(daemon.start_ready())
         # That it serves what it opened is part of the claim.
         fio.run(daemon.target("unix"), ["--rw=randread", "--bs=4k", "--iodepth=32", "--time_based=1", "--runtime=1", "--norandommap=1"])
+        daemon.stop()
+        clean = daemon.start_ready()
     finally:
         daemon.stop()
     median = statistics.median(times)
-    return {"stored_bytes": size, "ready_s": times, "median_s": median}, (
+    return {"stored_bytes": size, "ready_s": times, "median_s": median, "clean_ready_s": clean}, (
         f"open: {size / 2**30:g} GiB stored, killed under 4k random writes: ready in {median:.2f} s (median of {len(times)}, "
-        f"largest {max(times):.2f}); target < 2 s at 30 GiB: {verdict(median < 2)}")
+        f"largest {max(times):.2f}; {clean:.2f} after a clean stop); target < 2 s at 30 GiB: {verdict(median < 2)}")
 
 
 def full(options, folder):
