@@ -8,7 +8,7 @@ import time
 from machine import BenchError, busy_seconds, cpu_seconds
 
 
-def run(target, arguments, pid=None, limit=600):
+def run(target, arguments, pid=None, limit=120):
     """Runs fio on a target (the fio arguments that name engine and file); its figures as a dictionary.
 
     `pid` is the server whose CPU time is taken before and after. Any error of fio ends the bench.
