@@ -5,6 +5,7 @@ import os
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -14,6 +15,13 @@ TICKS = os.sysconf("SC_CLK_TCK")
 
 class BenchError(Exception):
     """The bench cannot go on; the message says why."""
+
+
+def stop_cleanly():
+    """A SIGTERM unwinds like Ctrl-C, so that servers are ended and files removed."""
+    def stop(*_):
+        raise SystemExit(143)
+    signal.signal(signal.SIGTERM, stop)
 
 
 def output(*command):

@@ -247,6 +247,7 @@ def show(about, notes, lines):
 
 
 def main():
+    machine.stop_cleanly()
     options = arguments()
     bench = Bench(options)
     about = machine.describe(options.blockd)

@@ -61,6 +61,7 @@ def load(server, transport, workload, seconds, during):
 
 
 def main():
+    machine.stop_cleanly()
     options = arguments()
     workload = next(w for w in WORKLOADS if w.name == options.workload)
     parent = "/dev/shm" if options.backing == "shm" else options.scratch or tempfile.gettempdir()

@@ -171,6 +171,7 @@ BENCHES = {"open": open_after_kill, "full": full, "idle": idle}
 
 
 def main():
+    machine.stop_cleanly()
     name = sys.argv[1]
     bench = BENCHES[name]
     parser = argparse.ArgumentParser(prog=f"bench/load/{name}.sh", description=bench.__doc__)
