@@ -11,17 +11,22 @@ public sealed partial class Store
     internal async ValueTask<ReadResult> ReadBlocksAsync(
         Volume volume, uint extent, int first, int count, Memory<byte> target)
     {
-        if (State != StoreState.Online || volume.IsDeleting) return IoStatus.Unavailable;
-        if (!volume.TryGetSlot(extent, out uint slot))
-        {
-            target.Span.Clear();
-            return new ReadResult(IoStatus.Ok, HasHoles: true);
-        }
-
         bool holes = false;
         for (int done = 0; done < count;)
         {
-            // Looked up anew after every wait: the mapping may have moved, the slot may have been dropped.
+            // Looked up anew after every wait: the mapping may have moved, the page may have left RAM, a trim may have
+            // dropped it.
+            if (State != StoreState.Online || volume.IsDeleting) return IoStatus.Unavailable;
+            if (!volume.TryGetSlot(extent, out uint slot))
+            {
+                if (volume.IsDoubtful) return IoStatus.Corrupt;
+                target.Span[(done << Units.BlockShift)..].Clear();
+                return new ReadResult(IoStatus.Ok, HasHoles: true);
+            }
+
+            IoStatus status = _slots.IsResident(slot) ? IoStatus.Ok : await ReadyAsync(volume, extent);
+            if (status != IoStatus.Ok) return status;
+            if (!volume.TryGetSlot(extent, out uint now) || now != slot) continue;
             int run = RunAt(slot, first + done, count - done, out uint block);
             Memory<byte> piece = target.Slice(done << Units.BlockShift, run << Units.BlockShift);
             if (block == 0)
@@ -31,10 +36,8 @@ public sealed partial class Store
             }
             else
             {
-                IoStatus status = await ReadRunAsync(slot, first + done, run, block, piece);
+                status = await ReadRunAsync(slot, first + done, run, block, piece);
                 if (status != IoStatus.Ok) return status;
-                if (done + run < count && !(volume.TryGetSlot(extent, out uint now) && now == slot))
-                    return IoStatus.Unavailable;
             }
 
             done += run;

@@ -85,7 +85,8 @@ public sealed partial class Store
                 + $"{suspects.Min()}); what they map may be lost; accept data loss to open all the same";
         }
 
-        fault ??= BuildMap();
+        if (fault is null && suspects.Count > 0) fault = await LoseAsync(suspects, last);
+        fault ??= await BuildMapAsync(last);
         if (fault is not null) return fault;
         _appliedLsn = _durableLsn = _claimedLsn = _claimedTail = _tailLsn = last;
         _nextPage = (last + 1) / Units.BlockBytes;
@@ -97,6 +98,8 @@ public sealed partial class Store
                 if (fault is not null) return fault;
             }
 
+            fault = await HealLostAsync(last);
+            if (fault is not null) return fault;
             _tailLsn = last;
             if (await WriteSuperblockAsync(_superblock with
                 {
@@ -123,35 +126,6 @@ public sealed partial class Store
 
         if (_superblock.SlotHighWater > 0) _slots.Reach(_superblock.SlotHighWater - 1);
         return null;
-    }
-
-    private void LoadSlot(uint number, ReadOnlySpan<byte> homes, HashSet<uint> suspects)
-    {
-        ref Slot slot = ref _slots[number];
-        for (int home = 0; home < 2; home++)
-        {
-            ReadOnlySpan<byte> page = homes.Slice(home * Units.BlockBytes, Units.BlockBytes);
-            ulong address = _geometry.HomeOffset(number, home);
-            if (MetadataPage.TryReadPage(page, address, _fold, number, out MetadataPageHeader header) is not null)
-            {
-                suspects.Add(number); // torn by a checkpoint under way (then the log touches it) or rotten
-                slot.NextHome = (byte)home;
-                continue;
-            }
-
-            if (header.Kind == MetadataKind.Empty || header.PageLsn < slot.PageLsn) continue;
-            slot.Kind = header.Kind;
-            slot.VolumeId = header.VolumeId;
-            slot.Extent = header.Extent;
-            slot.PageLsn = header.PageLsn;
-            slot.MaxVersion = header.MaxVersion;
-            if (!suspects.Contains(number)) slot.NextHome = (byte)(1 - home);
-            _nextVersion = Math.Max(_nextVersion, header.MaxVersion + 1);
-            ReadOnlySpan<byte> body = page[MetadataPage.EntriesOffset..];
-            if (header.Kind == MetadataKind.Extent) body[..MetadataPage.EntriesBytes].CopyTo(_slots.Entries(number));
-            else if (header.Kind == MetadataKind.VolumeHead && VolumeHeadLayout.TryRead(body, out VolumeHeadLayout head) is null)
-                _recoveredHeads[number] = head;
-        }
     }
 
     private async ValueTask<(ulong Last, string? Fault)> ReplayAsync(HashSet<uint> suspects)
@@ -211,6 +185,8 @@ public sealed partial class Store
         {
             if (fault is not null) break;
             ulong lsn = header.PageNumber * Units.BlockBytes + (ulong)at;
+            fault = await HoldAsync(page, at, count, header.UsedBytes, lsn, judges: lsn > durable);
+            if (fault is not null) break;
             // Claims lie at the ends of chains, and a tail inside one means that a home has its first part: below either
             // the data is there by rule (S1).
             bool data = lsn <= durable || Breaks(BrokenRules.SkipTailCrc)
@@ -223,6 +199,8 @@ public sealed partial class Store
                 fault = Replay(page, offset, header.UsedBytes, lsn + (ulong)(offset - at), data, suspects);
                 offset += length;
             }
+
+            LetGo();
         }
 
         return fault is null ? null : $"log page {header.PageNumber}: {fault}";
@@ -336,8 +314,8 @@ public sealed partial class Store
                     if (record.Kind == RedoKind.PageImage) record.Entries.CopyTo(_slots.Entries(record.Slot));
                 }
 
-                if (slot.Kind != MetadataKind.Extent || slot.VolumeId != record.VolumeId || slot.Extent != record.Extent)
-                    return "record: its slot belongs to another extent";
+                bool isHere = slot.Kind == MetadataKind.Extent && slot.VolumeId == record.VolumeId && slot.Extent == record.Extent;
+                if (!isHere && !TryBeginLost(record)) return "record: its slot belongs to another extent";
                 if (record.Kind == RedoKind.PageImage) break;
                 _nextVersion = Math.Max(_nextVersion, record.Version + 1);
                 if (data) ReplayBlocks(record, ref slot);
@@ -349,11 +327,18 @@ public sealed partial class Store
                 _recoveredHeads[record.Slot] = head;
                 break;
             case RedoKind.VolumeDelete:
-                if (!_recoveredHeads.TryGetValue(record.Slot, out VolumeHeadLayout dying)) return "record: deletes no volume";
+                if (!_recoveredHeads.TryGetValue(record.Slot, out VolumeHeadLayout dying))
+                {
+                    if (!IsLost(record.Slot)) return "record: deletes no volume";
+                    slot.Kind = MetadataKind.Free;
+                    break;
+                }
+
                 _recoveredHeads[record.Slot] = dying with { IsDeleting = true };
                 break;
             case RedoKind.DropPage:
                 slot.Kind = MetadataKind.Free;
+                _slots.Detach(record.Slot);
                 _recoveredHeads.Remove(record.Slot);
                 break;
         }
@@ -378,41 +363,6 @@ public sealed partial class Store
         }
 
         slot.MaxVersion = Math.Max(slot.MaxVersion, record.Version);
-    }
-
-    /// <summary>Volumes, extents and the bitmap, from the slots. Finds what cannot be (S2).</summary>
-    private string? BuildMap()
-    {
-        foreach ((uint number, VolumeHeadLayout layout) in _recoveredHeads)
-        {
-            if (_slots[number].Kind != MetadataKind.VolumeHead) continue;
-            if (!_volumes.TryAdd(layout.Head.Id, new Volume(layout.Head, number) { IsDeleting = layout.IsDeleting }))
-                return $"two heads of volume {layout.Head.Id}";
-        }
-
-        for (uint number = 0; number < _slots.Next; number++)
-        {
-            ref Slot slot = ref _slots[number];
-            if (slot.Kind == MetadataKind.VolumeHead && !_volumes.ContainsKey(slot.VolumeId)) return $"slot {number}: a damaged volume head";
-            if (slot.Kind != MetadataKind.Extent) continue;
-            if (!_volumes.TryGetValue(slot.VolumeId, out Volume? volume)) return $"slot {number}: an extent of volume {slot.VolumeId}, which has no head";
-            if (volume.TryGetSlot(slot.Extent, out _)) return $"extent {slot.Extent} of volume {slot.VolumeId} lies in two slots";
-            volume.SetSlot(slot.Extent, number);
-            for (int i = 0; i < Units.BlocksPerExtent; i++)
-            {
-                uint block = MetadataPage.Entry(_slots.Entries(number), i).Block;
-                if (block is 0 or MetadataPage.UnknownBlock) continue;
-                if (!_blocks.Holds(block) || !_blocks.TryTake(block))
-                    return $"block {block} of volume {slot.VolumeId}, extent {slot.Extent} is outside the data or referenced twice";
-                volume.UsedBlocks++;
-                _used++;
-            }
-        }
-
-        // A dropped slot whose tombstone is not home yet is released by the checkpoint, not here.
-        _slots.Rebuild(_superblock.SlotHighWater);
-        _recoveredHeads.Clear();
-        return null;
     }
 
     /// <summary>Goes on with what the crash interrupted: shrinks now, deletions in the background.</summary>
