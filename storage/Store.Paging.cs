@@ -183,9 +183,11 @@ public sealed partial class Store
             if (status is not (IoStatus.Corrupt or IoStatus.IoError)) break;
         }
 
+        // After a failed flush the medium may have gone back to what it held before.
+        if (status is (IoStatus.Corrupt or IoStatus.IoError) && State == StoreState.Failed) status = IoStatus.Unavailable;
         if (status == IoStatus.Corrupt) _checksumErrors++;
-        else if (status != IoStatus.Ok) _ioErrors++;
-        else if (!_isRecovering && !await FramesAsync(1)) status = IoStatus.Unavailable;
+        else if (status == IoStatus.IoError) _ioErrors++;
+        if (status == IoStatus.Ok && !_isRecovering && !await FramesAsync(1)) status = IoStatus.Unavailable;
         if (status == IoStatus.Ok)
         {
             Check.That(_slots.TryAttach(slot));

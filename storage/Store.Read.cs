@@ -6,27 +6,49 @@ namespace BlockServer.Storage;
 // Reads: look up, read, verify every block (S11), once more on a mismatch.
 public sealed partial class Store
 {
-    /// <summary>Reads whole blocks of one extent. Contiguous blocks are one file read.</summary>
-    [AsyncMethodBuilder(typeof(LoopMethodBuilder<>))]
-    internal async ValueTask<ReadResult> ReadBlocksAsync(
-        Volume volume, uint extent, int first, int count, Memory<byte> target)
+    private readonly Stack<ValueTask<IoStatus>[]> _runReads = new();
+
+    /// <summary>Reads whole blocks of one extent. Contiguous blocks are one file read; all runs are under way at once.</summary>
+    internal ValueTask<ReadResult> ReadBlocksAsync(Volume volume, uint extent, int first, int count, Memory<byte> target)
     {
+        if (State != StoreState.Online || volume.IsDeleting) return new(IoStatus.Unavailable);
+        if (!volume.TryGetSlot(extent, out uint slot))
+        {
+            if (volume.IsDoubtful) return new(IoStatus.Corrupt);
+            target.Span.Clear();
+            return new(new ReadResult(IoStatus.Ok, HasHoles: true));
+        }
+
+        if (!_slots.IsResident(slot)) return ReadWhenReadyAsync(volume, extent, first, count, target);
+
+        // What is read is the mapping of this moment; the blocks stay put until the reads are over (_readsIn).
+        int run = RunAt(slot, first, count, out uint block);
+        if (run < count) return ReadRunsAsync(slot, first, count, target);
+        if (block != 0) return ReadOneRunAsync(slot, first, count, block, target);
+        target.Span.Clear();
+        return new(new ReadResult(IoStatus.Ok, HasHoles: true));
+    }
+
+    [AsyncMethodBuilder(typeof(LoopMethodBuilder<>))]
+    private async ValueTask<ReadResult> ReadWhenReadyAsync(Volume volume, uint extent, int first, int count, Memory<byte> target)
+    {
+        IoStatus status = await ReadyAsync(volume, extent);
+        return status == IoStatus.Ok ? await ReadBlocksAsync(volume, extent, first, count, target) : status;
+    }
+
+    [AsyncMethodBuilder(typeof(LoopMethodBuilder<>))]
+    private async ValueTask<ReadResult> ReadOneRunAsync(uint slot, int first, int count, uint block, Memory<byte> target) =>
+        await ReadRunAsync(slot, first, count, block, target);
+
+    [AsyncMethodBuilder(typeof(LoopMethodBuilder<>))]
+    private async ValueTask<ReadResult> ReadRunsAsync(uint slot, int first, int count, Memory<byte> target)
+    {
+        ValueTask<IoStatus>[] reads = _runReads.TryPop(out ValueTask<IoStatus>[]? spare)
+            ? spare : new ValueTask<IoStatus>[Units.BlocksPerExtent];
+        int started = 0;
         bool holes = false;
         for (int done = 0; done < count;)
         {
-            // Looked up anew after every wait: the mapping may have moved, the page may have left RAM, a trim may have
-            // dropped it.
-            if (State != StoreState.Online || volume.IsDeleting) return IoStatus.Unavailable;
-            if (!volume.TryGetSlot(extent, out uint slot))
-            {
-                if (volume.IsDoubtful) return IoStatus.Corrupt;
-                target.Span[(done << Units.BlockShift)..].Clear();
-                return new ReadResult(IoStatus.Ok, HasHoles: true);
-            }
-
-            IoStatus status = _slots.IsResident(slot) ? IoStatus.Ok : await ReadyAsync(volume, extent);
-            if (status != IoStatus.Ok) return status;
-            if (!volume.TryGetSlot(extent, out uint now) || now != slot) continue;
             int run = RunAt(slot, first + done, count - done, out uint block);
             Memory<byte> piece = target.Slice(done << Units.BlockShift, run << Units.BlockShift);
             if (block == 0)
@@ -36,14 +58,23 @@ public sealed partial class Store
             }
             else
             {
-                status = await ReadRunAsync(slot, first + done, run, block, piece);
-                if (status != IoStatus.Ok) return status;
+#pragma warning disable CA2012 // Several at once; each is awaited exactly once below.
+                reads[started++] = ReadRunAsync(slot, first + done, run, block, piece);
+#pragma warning restore CA2012
             }
 
             done += run;
         }
 
-        return new ReadResult(IoStatus.Ok, holes);
+        IoStatus status = IoStatus.Ok;
+        for (int i = 0; i < started; i++)
+        {
+            IoStatus part = await reads[i];
+            if (status == IoStatus.Ok) status = part;
+        }
+
+        _runReads.Push(reads);
+        return new ReadResult(status, holes);
     }
 
     private int RunAt(uint slot, int first, int max, out uint block)
@@ -72,6 +103,8 @@ public sealed partial class Store
             if (status is not (IoStatus.Corrupt or IoStatus.IoError)) break;
         }
 
+        // After a failed flush the medium may have gone back to what it held before.
+        if (status is (IoStatus.Corrupt or IoStatus.IoError) && State == StoreState.Failed) status = IoStatus.Unavailable;
         if (status == IoStatus.Corrupt) _checksumErrors++;
         _readsIn[generation % ReadGenerations]--;
         _crcPool.Push(crcs);

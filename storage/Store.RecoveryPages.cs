@@ -72,6 +72,19 @@ public sealed partial class Store
         return null;
     }
 
+    /// <summary>A home has a part of a request that the log holds: an earlier recovery was cut short behind it.</summary>
+    private bool IsAhead(ReadOnlySpan<byte> page, int at, int count, int used, ulong lsn)
+    {
+        for (int i = 0; i < count && RedoRecord.TryRead(page, at, used, out RedoRecord record) is null; i++)
+        {
+            if (PageLsnOf(record) >= lsn) return true;
+            at += record.Length;
+            lsn += (ulong)record.Length;
+        }
+
+        return false;
+    }
+
     private void LetGo()
     {
         foreach (uint slot in _held) _slots.Unpin(slot);

@@ -15,27 +15,49 @@ internal sealed class VolumeDevice(Store store, Volume volume, BufferPool buffer
 
     public bool IsReadOnly => false;
 
-    [AsyncMethodBuilder(typeof(LoopMethodBuilder<>))]
-    public async ValueTask<ReadResult> ReadAsync(ulong offsetBytes, Memory<byte> target)
+    public ValueTask<ReadResult> ReadAsync(ulong offsetBytes, Memory<byte> target)
     {
-        if (Fault(offsetBytes, (ulong)target.Length, true) is { } fault) return fault;
-        bool holes = false;
+        if (Fault(offsetBytes, (ulong)target.Length, true) is { } fault) return new(fault);
+        return (offsetBytes % Units.ExtentBytes) + (ulong)target.Length <= Units.ExtentBytes
+            ? ReadExtentAsync(offsetBytes, target)
+            : ReadExtentsAsync(offsetBytes, target);
+    }
+
+    private ValueTask<ReadResult> ReadExtentAsync(ulong offset, Memory<byte> target)
+    {
+        uint extent = (uint)(offset >> Units.ExtentShift);
+        int start = (int)(offset % Units.ExtentBytes);
+        return (start | target.Length) % Units.BlockBytes == 0
+            ? store.ReadBlocksAsync(volume, extent, start >> Units.BlockShift, target.Length >> Units.BlockShift, target)
+            : ReadPartAsync(extent, start, target);
+    }
+
+    [AsyncMethodBuilder(typeof(LoopMethodBuilder<>))]
+    private async ValueTask<ReadResult> ReadExtentsAsync(ulong offsetBytes, Memory<byte> target)
+    {
+        ValueTask<ReadResult>[] parts = ArrayPool<ValueTask<ReadResult>>.Shared.Rent(target.Length / Units.ExtentBytes + 2);
+        int count = 0;
         for (int done = 0; done < target.Length;)
         {
             ulong at = offsetBytes + (ulong)done;
-            int start = (int)(at % Units.ExtentBytes);
-            int length = Math.Min(target.Length - done, Units.ExtentBytes - start);
-            Memory<byte> piece = target.Slice(done, length);
-            ReadResult result = (start | length) % Units.BlockBytes == 0
-                ? await store.ReadBlocksAsync(
-                    volume, (uint)(at >> Units.ExtentShift), start >> Units.BlockShift, length >> Units.BlockShift, piece)
-                : await ReadPartAsync((uint)(at >> Units.ExtentShift), start, piece);
-            if (result.Status != IoStatus.Ok) return result;
-            holes |= result.HasHoles;
+            int length = Math.Min(target.Length - done, Units.ExtentBytes - (int)(at % Units.ExtentBytes));
+#pragma warning disable CA2012 // Several at once; each is awaited exactly once below.
+            parts[count++] = ReadExtentAsync(at, target.Slice(done, length));
+#pragma warning restore CA2012
             done += length;
         }
 
-        return new ReadResult(IoStatus.Ok, holes);
+        IoStatus status = IoStatus.Ok;
+        bool holes = false;
+        for (int i = 0; i < count; i++)
+        {
+            ReadResult part = await parts[i];
+            if (status == IoStatus.Ok) status = part.Status;
+            holes |= part.HasHoles;
+        }
+
+        ArrayPool<ValueTask<ReadResult>>.Shared.Return(parts, clearArray: true);
+        return new ReadResult(status, holes);
     }
 
     [AsyncMethodBuilder(typeof(LoopMethodBuilder<>))]
