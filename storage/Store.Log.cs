@@ -30,6 +30,7 @@ public sealed partial class Store
         record.Kind = kind;
         record.Volume = volume;
         record.Slot = slot;
+        if (volume is not null) _slots.Pin(slot); // until it is applied
         record.RunCount = record.BlockCount = record.DataPending = 0;
         record.IsNewPage = record.IsContinued = false;
         record.Source = default;

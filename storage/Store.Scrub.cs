@@ -43,7 +43,16 @@ public sealed partial class Store
         ulong read = 0;
         for (int i = 0; i < Units.BlocksPerExtent; i++)
         {
+            IoStatus ready = await ReadyAsync(volume, extent);
             if (!volume.TryGetSlot(extent, out uint now) || now != slot) break;
+            if (ready is IoStatus.Corrupt or IoStatus.IoError)
+            {
+                // Its page: none of its blocks can be found.
+                if (bad.Count < BadKept) bad.Add(new BadBlock(volume.Head.Id, (ulong)extent << Units.ExtentShift, ready));
+                break;
+            }
+
+            if (ready != IoStatus.Ok) break;
             if (MetadataPage.Entry(_slots.Entries(slot), i).Block == 0) continue;
             ReadResult result = await ReadBlocksAsync(volume, extent, i, 1, buffer.Slice(0, Units.BlockBytes));
             read++;

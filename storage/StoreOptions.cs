@@ -24,8 +24,8 @@ public sealed record StoreOptions
     /// <summary>Format: overwrite whatever the medium holds.</summary>
     public bool Force { get; init; }
 
-    /// <summary>RAM that metadata pages should take at most, in bytes; reported in the figures, pages beyond it stay
-    /// resident all the same.</summary>
+    /// <summary>RAM that metadata pages take at most, in bytes (at least four pages); those beyond it are read from their home
+    /// when they are needed.</summary>
     public ulong MetadataBudgetBytes { get; init; } = 256 * Units.MiB;
 
     /// <summary>Open although something acknowledged is lost; without it such a store is refused.</summary>

@@ -166,7 +166,7 @@ public static class MetadataPage
 }
 
 /// <summary>
-/// A volume's head, 104 bytes: u32 id, u32 flags (1: being deleted), 16 B UUID (big endian), u64 size, u64 epoch,
+/// A volume's head, 104 bytes: u32 id, u32 flags (1: being deleted, 2: extents without a page are unknown), 16 B UUID (big endian), u64 size, u64 epoch,
 /// u8 name length, 63 B name (ASCII, zero padded).
 /// </summary>
 public readonly record struct VolumeHeadLayout : IFixedLayout<VolumeHeadLayout>
@@ -180,12 +180,16 @@ public readonly record struct VolumeHeadLayout : IFixedLayout<VolumeHeadLayout>
     /// <summary>The volume is being deleted: its blocks are given back, then this page goes.</summary>
     public bool IsDeleting { get; init; }
 
+    /// <summary>Data loss was accepted and a page of an unknown extent is gone: an extent without a page is unknown, not a
+    /// hole.</summary>
+    public bool IsDoubtful { get; init; }
+
     /// <inheritdoc/>
     public void WriteTo(Span<byte> target)
     {
         target[..Size].Clear();
         BinaryPrimitives.WriteUInt32LittleEndian(target, Head.Id);
-        BinaryPrimitives.WriteUInt32LittleEndian(target[4..], IsDeleting ? 1u : 0u);
+        BinaryPrimitives.WriteUInt32LittleEndian(target[4..], (IsDeleting ? 1u : 0u) | (IsDoubtful ? 2u : 0u));
         Head.Uuid.TryWriteBytes(target[8..], bigEndian: true, out _);
         BinaryPrimitives.WriteUInt64LittleEndian(target[24..], Head.SizeBytes);
         BinaryPrimitives.WriteUInt64LittleEndian(target[32..], Head.Epoch);
@@ -199,7 +203,7 @@ public readonly record struct VolumeHeadLayout : IFixedLayout<VolumeHeadLayout>
         value = default;
         if (source.Length < Size) return "volume head: cut off";
         uint flags = BinaryPrimitives.ReadUInt32LittleEndian(source[4..]);
-        if (flags > 1) return "volume head: unknown flags";
+        if (flags > 3) return "volume head: unknown flags";
         int length = source[40];
         if (length > VolumeName.LengthMax) return "volume head: impossible name length";
         string name = System.Text.Encoding.ASCII.GetString(source.Slice(41, length));
@@ -210,7 +214,7 @@ public readonly record struct VolumeHeadLayout : IFixedLayout<VolumeHeadLayout>
             BinaryPrimitives.ReadUInt64LittleEndian(source[24..]), BinaryPrimitives.ReadUInt64LittleEndian(source[32..]));
         if (head.Id == 0) return "volume head: id 0";
         string? fault = SizeFault(head.SizeBytes);
-        if (fault is null) value = new VolumeHeadLayout { Head = head, IsDeleting = flags == 1 };
+        if (fault is null) value = new VolumeHeadLayout { Head = head, IsDeleting = (flags & 1) != 0, IsDoubtful = (flags & 2) != 0 };
         return fault;
     }
 
