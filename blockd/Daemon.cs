@@ -176,7 +176,7 @@ internal sealed class Daemon
         _nbd = new NbdFrontEnd(first, Directory, Stores, Sessions, Meters, options, isProven, Settings.Insecure, Settings.Stdio, log);
         if (tls is not null && File.GetUnixFileMode(Settings.TlsKey!).HasFlag(UnixFileMode.OtherRead))
             Warn($"{Settings.TlsKey} is readable by everybody on this machine; its mode should be 0600");
-        for (int i = 0; i < systemdSockets; i++) _listeners.Add(await _nbd.ListenAsync(3 + i));
+        for (int i = 0; i < systemdSockets; i++) _listeners.Add(await _nbd.ListenAsync(SystemdSockets.First + i));
         foreach (ListenAddress address in Settings.Nbd)
         {
             if (systemdSockets == 0 || !Settings.IsNbdDefault) _listeners.Add(await _nbd.ListenAsync(address));

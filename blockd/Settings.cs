@@ -101,7 +101,7 @@ internal static class SettingsReader
         ("tls-clients", "MODE", false, "Client certificates: none (default), optional or required."),
         ("insecure", "", false, "Permit addresses beyond loopback without TLS and client certificates. Everybody who reaches them can read and write the volumes."),
         ("create-volume", "NAME:SIZE", true, "Create this volume at start unless it exists, for instance demo:1g; repeatable."),
-        ("stdio", "EXPORT", false, "Serve NBD on standard input and output for one client, whose default export is EXPORT; nothing else is served."),
+        ("stdio", "EXPORT", false, "Serve one client, whose default export is EXPORT, on the socket that is standard input and output (or on an inherited listening socket, as nbdcopy -- [ blockd ... ] makes one); nothing else is served."),
     ];
 
     /// <summary>Checks and completes <paramref name="values"/>. Throws <see cref="SettingException"/>.</summary>

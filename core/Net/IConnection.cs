@@ -69,7 +69,7 @@ public sealed class SendBatch
 public interface ITlsUpgrade
 {
     /// <summary>Runs the handshake over <paramref name="plain"/>; the TLS connection, or null when the handshake failed
-    /// (the caller closes <paramref name="plain"/>). The peer's certificate subject, if any, is in
+    /// (the caller closes <paramref name="plain"/>). It has no deadline: closing <paramref name="plain"/> ends it. The peer's certificate subject, if any, is in
     /// <see cref="TlsResult.PeerSubject"/>.</summary>
     ValueTask<TlsResult> UpgradeAsync(IConnection plain);
 }
