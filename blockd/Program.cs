@@ -140,6 +140,10 @@ internal static class Program
                 Log("a loop ended by a bug, the daemon stops; the stores recover at the next start: " + await daemon.LoopFailed.Task);
                 code = 3;
             }
+            else
+            {
+                await first;
+            }
         }
         finally
         {
