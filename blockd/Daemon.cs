@@ -27,6 +27,7 @@ internal sealed class Daemon
     private Daemon(Settings settings, DataDirectory data, SqliteMetaStore meta, List<LoopThread> threads)
     {
         Settings = settings;
+        Sessions = new Sessions(new ConnectionLimits(settings.Connections, settings.ConnectionsPerAddress));
         _data = data;
         _meta = meta;
         _threads = threads;
@@ -44,7 +45,7 @@ internal sealed class Daemon
     /// <summary>The disks in service.</summary>
     public StoreSet Stores => Disks.Stores;
 
-    public Sessions Sessions { get; } = new();
+    public Sessions Sessions { get; }
 
     public Meters Meters { get; } = new();
 

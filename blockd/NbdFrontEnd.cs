@@ -48,7 +48,7 @@ internal sealed class NbdFrontEnd(
         if (File.ResolveLinkTarget($"/proc/self/fd/{fd}", false) is not { } target || !target.Name.StartsWith("socket:", StringComparison.Ordinal))
             throw new IOException("--stdio: standard input is not a connected socket; clients such as nbdcopy -- [ blockd --stdio ... ] make one");
         SocketConnection connection = SocketConnection.Attach(thread.Loop, fd, "unix:stdio");
-        _ = sessions.Enter(connection.Peer, out string address);
+        _ = sessions.Enter(connection.Peer, thread.Loop.NowNanos, out string address);
         return await ServeAndLeaveAsync(connection, "stdio", address, options);
     });
 
@@ -121,7 +121,7 @@ internal sealed class NbdFrontEnd(
         {
             while (await listener.AcceptAsync() is { } connection)
             {
-                if (sessions.Enter(connection.Peer, out string address) is { } refusal)
+                if (sessions.Enter(connection.Peer, thread.Loop.NowNanos, out string address) is { } refusal)
                 {
                     log($"nbd {connection.Peer}: refused, {refusal}");
                     connection.Close();
@@ -143,7 +143,7 @@ internal sealed class NbdFrontEnd(
         string reason;
         try
         {
-            reason = await ServeAsync(connection, listener, here);
+            reason = await ServeAsync(connection, listener, address, here);
         }
 #pragma warning disable CA1031 // A bug ends its session and is told, nothing else.
         catch (Exception bug)
@@ -158,12 +158,13 @@ internal sealed class NbdFrontEnd(
     }
 
     /// <summary>Ends on this loop.</summary>
-    private async Task<string> ServeAsync(SocketConnection connection, string listener, NbdOptions here)
+    private async Task<string> ServeAsync(SocketConnection connection, string listener, string address, NbdOptions here)
     {
         var handshake = new NbdHandshake(thread.Loop, connection, this, here);
         LinkedListNode<(LoopThread, NbdHandshake)> waiting = sessions.BeginHandshake(thread, handshake);
         NbdNegotiated? negotiated = await handshake.RunAsync();
         sessions.EndHandshake(waiting);
+        if (handshake.FailedToProve) sessions.Failed(address, thread.Loop.NowNanos);
         if (negotiated is null) return handshake.EndReason ?? "left during the handshake";
 
         var tag = (ExportTag)negotiated.Export.Tag!;
