@@ -25,6 +25,7 @@ refuse() {
 needed=(
     libnbd-bin:/usr/bin/nbdcopy
     python3-libnbd:/usr/lib/python3/dist-packages/nbd.py
+    openssl:/usr/bin/openssl
     qemu-utils:/usr/bin/qemu-img
     fio:/usr/bin/fio
     e2fsprogs:/sbin/mkfs.ext4

@@ -1,6 +1,7 @@
 using BlockServer.Cluster;
 using BlockServer.Core;
 using BlockServer.Core.Api;
+using BlockServer.Protocols.Nbd;
 
 namespace BlockServer.Blockd;
 
@@ -30,7 +31,17 @@ internal static class Greeting
         ListenerInfo? unix = daemon.Listeners.FirstOrDefault(l => l.Protocol == "nbd" && l.Address.StartsWith("unix:", StringComparison.Ordinal));
         string? uri = tcp is not null ? $"nbd://{tcp.Address}/{volumeName}"
             : unix is not null ? $"nbd+unix:///{volumeName}?socket={unix.Address["unix:".Length..]}" : null;
-        if (uri is not null)
+        if (uri is not null && daemon.Settings.Tls == NbdTlsMode.Required)
+        {
+            uri = "nbds" + uri["nbd".Length..] + (uri.Contains('?', StringComparison.Ordinal) ? "&" : "?") + "tls-certificates=DIR";
+            await text.WriteLineAsync($"""
+
+                Type next, with ca-cert.pem, client-cert.pem and client-key.pem in DIR:
+                  nbdinfo '{uri}'
+                  nbdcopy disk.img '{uri}'
+                """);
+        }
+        else if (uri is not null)
         {
             await text.WriteLineAsync($"""
 

@@ -1,5 +1,4 @@
 using System.CommandLine;
-using System.Globalization;
 using System.Reflection;
 using System.Runtime.InteropServices;
 using System.Text.Json;
@@ -118,34 +117,32 @@ internal static class Program
         }
     }
 
-    private static int SystemdSockets()
-    {
-        string self = Environment.ProcessId.ToString(CultureInfo.InvariantCulture);
-        return Environment.GetEnvironmentVariable("LISTEN_PID") == self
-            && int.TryParse(Environment.GetEnvironmentVariable("LISTEN_FDS"), NumberStyles.None, CultureInfo.InvariantCulture, out int count)
-            ? count : 0;
-    }
-
     private static async Task<int> RunAsync(Settings settings)
     {
-        // Standard output belongs to the client in --stdio mode.
-        TextWriter output = settings.Stdio is null ? Console.Out : Console.Error;
+        TextWriter output = Console.Out; // of the client in --stdio mode, where nothing is written to it
         var stop = new TaskCompletionSource(TaskCreationOptions.RunContinuationsAsynchronously);
         using PosixSignalRegistration interrupt = PosixSignalRegistration.Create(PosixSignal.SIGINT, OnSignal);
         using PosixSignalRegistration terminate = PosixSignalRegistration.Create(PosixSignal.SIGTERM, OnSignal);
 
-        Daemon daemon = await Daemon.StartAsync(settings, settings.Stdio is null ? SystemdSockets() : 0, Log);
+        // nbdcopy -- [ blockd --stdio EXPORT ... ] hands over a listening socket, nbd_connect_command a connected one.
+        int sockets = SystemdSockets.Take();
+        Daemon daemon = await Daemon.StartAsync(settings, sockets, Log);
         int code = 0;
         try
         {
             await using AdminApi? api = settings.Api.Count > 0 ? await AdminApi.StartAsync(daemon, settings.Api) : null;
-            await Greeting.WriteAsync(output, daemon);
-            Task ended = settings.Stdio is null ? stop.Task : daemon.ServeOneAsync(0);
+            if (settings.Stdio is null) await Greeting.WriteAsync(output, daemon);
+            else foreach (string warning in daemon.Warnings) Log("warning: " + warning);
+            Task ended = settings.Stdio is null || sockets > 0 ? stop.Task : daemon.ServeOneAsync(0);
             Task first = await Task.WhenAny(ended, stop.Task, daemon.LoopFailed.Task);
             if (first == daemon.LoopFailed.Task)
             {
                 Log("a loop ended by a bug, the daemon stops; the stores recover at the next start: " + await daemon.LoopFailed.Task);
                 code = 3;
+            }
+            else
+            {
+                await first;
             }
         }
         finally
@@ -153,7 +150,7 @@ internal static class Program
             await daemon.StopAsync(Log);
         }
 
-        if (code == 0) await output.WriteLineAsync("stopped");
+        if (code == 0 && settings.Stdio is null) await output.WriteLineAsync("stopped");
         return code;
 
         void OnSignal(PosixSignalContext context)

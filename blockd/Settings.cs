@@ -56,6 +56,12 @@ internal sealed record Settings
     /// <see cref="Insecure"/>.</summary>
     public required NbdTlsMode Tls { get; init; }
 
+    /// <summary>Connections at once.</summary>
+    public required int Connections { get; init; }
+
+    /// <summary>Connections of one address at once.</summary>
+    public required int ConnectionsPerAddress { get; init; }
+
     public required bool Insecure { get; init; }
 
     public required IReadOnlyList<WantedVolume> CreateVolumes { get; init; }
@@ -99,9 +105,11 @@ internal static class SettingsReader
         ("tls-key", "FILE", false, "Private key (PEM, no passphrase) of --tls-cert."),
         ("tls-ca", "FILE", false, "Authorities (PEM) that sign client certificates."),
         ("tls-clients", "MODE", false, "Client certificates: none (default), optional or required."),
+        ("connections", "COUNT", false, "NBD connections at once, 1 to 65536. Default: 256."),
+        ("connections-per-address", "COUNT", false, "NBD connections of one address at once, unix sockets excepted. Default: 32."),
         ("insecure", "", false, "Permit addresses beyond loopback without TLS and client certificates. Everybody who reaches them can read and write the volumes."),
         ("create-volume", "NAME:SIZE", true, "Create this volume at start unless it exists, for instance demo:1g; repeatable."),
-        ("stdio", "EXPORT", false, "Serve NBD on standard input and output for one client, whose default export is EXPORT; nothing else is served."),
+        ("stdio", "EXPORT", false, "Serve one client, whose default export is EXPORT, on the socket that is standard input and output (or on an inherited listening socket, as nbdcopy -- [ blockd ... ] makes one); nothing else is served."),
     ];
 
     /// <summary>Checks and completes <paramref name="values"/>. Throws <see cref="SettingException"/>.</summary>
@@ -155,7 +163,9 @@ internal static class SettingsReader
             Durability = Choice("durability", "flush", "ack") == "ack" ? Durability.Ack : Durability.Flush,
             Engine = Choice("engine", "auto", "io_uring", "aio"),
             MetadataRamBytes = Size("metadata-ram", Units.MiB) ?? Math.Max(ramBytes / 8, 16 * Units.MiB),
-            Loops = LoopCount(),
+            Loops = Count("loops", 1, 64),
+            Connections = Count("connections", 256, 65536),
+            ConnectionsPerAddress = Count("connections-per-address", 32, 65536),
             TlsCert = cert,
             TlsKey = key,
             TlsCa = ca,
@@ -206,11 +216,11 @@ internal static class SettingsReader
             };
         }
 
-        int LoopCount()
+        int Count(string name, int fallback, int most)
         {
-            string text = One("loops") ?? "1";
-            bool isRight = int.TryParse(text, NumberStyles.None, CultureInfo.InvariantCulture, out int count) && count is >= 1 and <= 64;
-            return isRight ? count : throw new SettingException("--loops", text, "allowed: 1 to 64");
+            if (One(name) is not { } text) return fallback;
+            bool isRight = int.TryParse(text, NumberStyles.None, CultureInfo.InvariantCulture, out int count) && count >= 1 && count <= most;
+            return isRight ? count : throw new SettingException("--" + name, text, $"allowed: 1 to {most}");
         }
 
         string? ExistingFile(string name)
