@@ -136,7 +136,7 @@ internal sealed class DaemonProcess : IDisposable
     /// <summary>Waits for its end by itself; its exit code.</summary>
     public int WaitForExit()
     {
-        Assert.True(_process.WaitForExit(60_000), $"the daemon did not end within a minute; its threads:\n{Threads()}\nit said:\n{Output}");
+        if (!_process.WaitForExit(60_000)) Assert.Fail($"the daemon did not end within a minute; its threads:\n{Threads()}\nit said:\n{Output}");
         return _process.ExitCode;
     }
 
