@@ -112,7 +112,8 @@ public sealed partial class StartTests : IDisposable
 
     private (Process Process, List<string> Said) Start(string program, string[] arguments)
     {
-        var process = Process.Start(new ProcessStartInfo(Path.Combine(Blockd.Root, program), arguments)
+        // A test run in the background of a shell hands down an ignored SIGINT, which would stay ignored.
+        var process = Process.Start(new ProcessStartInfo("env", ["--default-signal=INT", Path.Combine(Blockd.Root, program), .. arguments])
         {
             RedirectStandardOutput = true, WorkingDirectory = _folder,
         })!;
