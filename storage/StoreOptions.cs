@@ -17,7 +17,8 @@ public sealed record StoreOptions
     /// <summary>Format: identity of the store; empty draws one.</summary>
     public Guid StoreUuid { get; init; }
 
-    /// <summary>Format: the cluster it belongs to.</summary>
+    /// <summary>Format: the cluster it belongs to. Open: a store of another cluster is refused, one of none joins this
+    /// one; empty asks nothing.</summary>
     public Guid ClusterUuid { get; init; }
 
     /// <summary>Format: overwrite whatever the medium holds.</summary>
@@ -73,6 +74,9 @@ public enum BrokenRules
 
     /// <summary>A replaced block is free when its record is durable, not when a durable page says so (B1.5, 4a).</summary>
     ReuseAtDurable = 128,
+
+    /// <summary>Recovery judges each record of a request by itself (P3).</summary>
+    SplitRequests = 256,
 }
 
 /// <summary>What became of opening a store.</summary>
