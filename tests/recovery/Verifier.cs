@@ -109,7 +109,7 @@ internal sealed class Verifier(string volume, int blocks)
         ulong op = (ulong)Interlocked.Increment(ref _op);
         Array.Fill(_may, op, first, count);
         Array.Fill(_isOpen, true, first, count);
-        _underWay[0].Add(new Request(first, count));
+        _underWay[0].Add(new Request(first, count, NbdClient.Write));
         byte[] data = new byte[partCount * SectorSize];
         Fill(data, partFirst, partCount, op);
         using NbdClient client = new(Connect(daemon, unix: true), volume);
@@ -187,7 +187,7 @@ internal sealed class Verifier(string volume, int blocks)
             if (command == NbdClient.Write) Fill(data.AsSpan(0, length), first, count, op);
             ushort flags = random.Next(10) == 0 ? NbdClient.Fua : (ushort)0;
             if (command == NbdClient.WriteZeroes && random.Next(2) == 0) flags |= NbdClient.NoHole;
-            sent.Add(new Request(first, count));
+            sent.Add(new Request(first, count, command));
             client.Send(
                 command, flags, (ulong)(sent.Count - 1), (long)first * SectorSize, length,
                 command == NbdClient.Write ? data.AsSpan(0, length) : default);
@@ -196,7 +196,7 @@ internal sealed class Verifier(string volume, int blocks)
         bool isRefused = false;
         for (int i = 0; i < sent.Count; i++)
         {
-            (ulong cookie, uint error) = client.Receive();
+            (ulong cookie, uint error) = ReceiveOf(client, connection);
             if (error == ShuttingDown && _isStopping)
             {
                 isRefused = true;
@@ -204,7 +204,7 @@ internal sealed class Verifier(string volume, int blocks)
             }
 
             if (error != 0) throw new InvalidDataException($"a request failed with {error}");
-            (int first, int count) = sent[(int)cookie];
+            (int first, int count, _) = sent[(int)cookie];
             Array.Copy(_may, first, _must, first, count);
             Array.Fill(_isOpen, false, first, count);
             Interlocked.Increment(ref _acknowledged);
@@ -212,6 +212,20 @@ internal sealed class Verifier(string volume, int blocks)
 
         if (isRefused) throw new IOException("the server goes away");
         sent.Clear();
+    }
+
+    // A server that does not answer is worth knowing exactly: which requests it owes.
+    private (ulong Cookie, uint Error) ReceiveOf(NbdClient client, int connection)
+    {
+        try
+        {
+            return client.Receive();
+        }
+        catch (IOException e) when (!_isStopping)
+        {
+            string owed = string.Join(", ", _underWay[connection].Where(r => _isOpen[r.First]));
+            throw new InvalidDataException($"connection {connection} got no answer ({e.Message}) to: {owed}", e);
+        }
     }
 
     private void Flush(NbdClient client)
@@ -278,10 +292,10 @@ internal sealed class Verifier(string volume, int blocks)
         Socket socket = unix
             ? new(AddressFamily.Unix, SocketType.Stream, ProtocolType.Unspecified)
             : new(AddressFamily.InterNetwork, SocketType.Stream, ProtocolType.Tcp) { NoDelay = true };
-        socket.ReceiveTimeout = 60_000;
+        socket.ReceiveTimeout = 20_000;
         socket.Connect(unix ? new UnixDomainSocketEndPoint(daemon.Socket) : new IPEndPoint(IPAddress.Loopback, daemon.Port));
         return socket;
     }
 
-    private readonly record struct Request(int First, int Count);
+    private readonly record struct Request(int First, int Count, ushort Command);
 }
