@@ -210,7 +210,7 @@ internal sealed class SlotTable
         for (uint slot = Next; slot-- > 0;)
         {
             ref Slot s = ref this[slot];
-            if (s.Kind is MetadataKind.Extent or MetadataKind.VolumeHead || s.IsDirty) Used++;
+            if (s.Kind > MetadataKind.Free || s.IsDirty) Used++;
             else _free.Push(slot);
         }
     }

@@ -115,6 +115,10 @@ public sealed partial class Store
         {
             _slots.Entries(number).CopyTo(page.AsSpan(MetadataPage.EntriesOffset));
         }
+        else if (slot.Kind == MetadataKind.BadBlocks)
+        {
+            WriteBadBlocks(number, page.AsSpan(MetadataPage.EntriesOffset));
+        }
         else if (slot.Kind == MetadataKind.VolumeHead)
         {
             Volume volume = _volumes[slot.VolumeId];

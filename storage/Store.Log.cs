@@ -38,6 +38,10 @@ public sealed partial class Store
         record.IsNewPage = record.IsContinued = false;
         record.Source = default;
         record.Version = 0;
+        record.Moved = record.Origin = null;
+        record.HasBadBlocks = false;
+        record.Moves = 0;
+        record.First = record;
         record.Next = null;
         return record;
     }
@@ -137,19 +141,19 @@ public sealed partial class Store
             _ioErrors++;
             if (!write.IsRetry && State == StoreState.Online)
             {
-                write.IsRetry = true;
-                write.Start(_file.WriteAsync(write.Offset, write.Source));
+                RetryByBlock(write);
                 return;
             }
 
-            // The log already names this block: the record can neither be completed nor withdrawn.
-            Fail($"writing data at {write.Offset} failed twice: {status}");
+            if (status == IoStatus.IoError && State == StoreState.Online) NoteBadBlock(write);
+            else Fail($"writing data at {write.Offset} failed twice: {status}");
         }
 
         Pending record = write.Record;
         record.DataPending--;
         write.Source = default;
         _dataPool.Push(write);
+        if (record.First.HasBadBlocks && State == StoreState.Online && !IsDataPending(record.First)) MoveChain(record.First);
         Advance();
     }
 
@@ -168,6 +172,8 @@ public sealed partial class Store
 
     private bool IsComplete(Pending first)
     {
+        if (first.Moved is not null) return IsMoveComplete(first);
+        if (first.HasBadBlocks) return false;
         if (!first.Page.IsDone && !Breaks(BrokenRules.CompleteBeforeLog)) return false;
         return !IsDataPending(first) || Breaks(BrokenRules.AckBeforeData);
     }
@@ -185,10 +191,11 @@ public sealed partial class Store
     private void ApplyChain(Pending record)
     {
         LogPage page = record.Page;
+        bool isMoved = record.Moved is not null;
         while (record.IsContinued)
         {
             Pending next = record.Next!;
-            Apply(record);
+            Apply(record, isMoved);
             page.Left--;
             record.Retire();
             record = next;
@@ -196,12 +203,14 @@ public sealed partial class Store
 
         _head = record.Next;
         if (_head is null) _last = null;
-        Apply(record);
+        Apply(record, isMoved);
         page.Left--;
         bool isLast = page.Left == 0 && page != _open;
         _appliedLsn = isLast ? PageEnd(page.Number) : record.Lsn;
         _appliedVersion = Math.Max(_appliedVersion, record.Version);
-        record.Complete(IoStatus.Ok);
+        Pending? origin = record.Origin;
+        if (origin is not null) record.Retire();
+        if (!isMoved) (origin ?? record).Complete(IoStatus.Ok);
         if (isLast && page.IsDone) _pagePool.Push(page);
     }
 
@@ -214,7 +223,9 @@ public sealed partial class Store
         _head = _last = null;
         while (first is not null)
         {
+            // What said it again borrows the same memory.
             bool stays = IsDataPending(first);
+            for (Pending? moved = first.Moved; moved is not null && !stays; moved = moved.Moved) stays = IsDataPending(moved);
             Pending end = first;
             while (end.IsContinued) end = end.Next!;
             Pending? next = end.Next;
@@ -224,6 +235,10 @@ public sealed partial class Store
                 if (_last is null) _head = first;
                 else _last.Next = first;
                 _last = end;
+            }
+            else if (end.Origin is not null)
+            {
+                end.Retire();
             }
             else
             {

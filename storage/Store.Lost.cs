@@ -53,7 +53,7 @@ public sealed partial class Store
                     FillUnknown(_slots.Entries(number));
                     Touch(number, last);
                     break;
-                case MetadataKind.VolumeHead:
+                case MetadataKind.VolumeHead or MetadataKind.BadBlocks:
                     Touch(number, last); // perhaps an older name or size; its damaged home is written anew
                     break;
                 default:

@@ -30,8 +30,9 @@ public sealed partial class Store
     private bool _isServing; // a frame waiter goes on: what was spared is its
     private ulong _pageLoads;
 
-    /// <summary>More pages are dirty than leaves room for others: a checkpoint is due.</summary>
-    private bool IsPressed => _dirty.Count > _slots.FramesMax / 2 || (_frameWaiters.Count > 0 && _dirty.Count > 0);
+    /// <summary>More pages are dirty than leaves room for others: a checkpoint is due. Never when all of them fit.</summary>
+    private bool IsPressed => _dirty.Count > 0 && (_frameWaiters.Count > 0
+        || (_slots.FramesMax < _geometry.SlotCount && _dirty.Count > _slots.FramesMax / 2));
 
     /// <summary>The extent's page is in RAM, or it has none; true until the caller waits for something.</summary>
     private bool IsReady(Volume volume, uint extent) => !volume.TryGetSlot(extent, out uint slot) || _slots.IsResident(slot);

@@ -43,6 +43,8 @@ public sealed partial class Store
             body[..MetadataPage.EntriesBytes].CopyTo(_slots.Entries(number));
         else if (slot.Kind == MetadataKind.VolumeHead && VolumeHeadLayout.TryRead(body, out VolumeHeadLayout head) is null)
             _recoveredHeads[number] = head;
+        else if (slot.Kind == MetadataKind.BadBlocks)
+            ReadBadBlocks(number, body);
     }
 
     /// <summary>Brings the entries that the records of one request look at or change, and holds them until
@@ -131,6 +133,11 @@ public sealed partial class Store
             if (!_slots.IsResident(number) && await ReadChunkAsync(chunk, number) is { } fault) return fault;
             string? wrong = MapExtent(number, _slots.IsResident(number) ? _slots.Entries(number) : chunk.Entries(number));
             if (wrong is not null) return wrong;
+        }
+
+        foreach (uint block in _badSlots.Values.SelectMany(blocks => blocks))
+        {
+            if (_blocks.Holds(block)) _blocks.Retire(block);
         }
 
         if (_isDoubtful) DoubtAll(last);

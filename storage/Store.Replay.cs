@@ -280,7 +280,7 @@ public sealed partial class Store
     {
         string? fault = RedoRecord.TryRead(page, at, used, out RedoRecord record);
         if (fault is not null) return fault;
-        if (record.Kind is RedoKind.Note or RedoKind.BadBlock or RedoKind.Epoch) return null;
+        if (record.Kind is RedoKind.Note or RedoKind.Epoch) return null;
         if (record.Slot >= _geometry.SlotCount) return "record: slot beyond the store";
         _slots.Reach(record.Slot);
         ref Slot slot = ref _slots[record.Slot];
@@ -320,6 +320,10 @@ public sealed partial class Store
                 }
 
                 _recoveredHeads[record.Slot] = dying with { IsDeleting = true };
+                break;
+            case RedoKind.BadBlock:
+                (slot.Kind, slot.VolumeId, slot.Extent) = (MetadataKind.BadBlocks, 0, 0);
+                AddBadBlock(record.Slot, record.BadBlock);
                 break;
             case RedoKind.DropPage:
                 slot.Kind = MetadataKind.Free;

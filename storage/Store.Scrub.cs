@@ -53,11 +53,15 @@ public sealed partial class Store
             }
 
             if (ready != IoStatus.Ok) break;
-            if (MetadataPage.Entry(_slots.Entries(slot), i).Block == 0) continue;
+            uint block = MetadataPage.Entry(_slots.Entries(slot), i).Block;
+            if (block == 0) continue;
             ReadResult result = await ReadBlocksAsync(volume, extent, i, 1, buffer.Slice(0, Units.BlockBytes));
             read++;
-            if (result.Status is IoStatus.Corrupt or IoStatus.IoError && bad.Count < BadKept)
+            if (result.Status is not (IoStatus.Corrupt or IoStatus.IoError)) continue;
+            if (bad.Count < BadKept)
                 bad.Add(new BadBlock(volume.Head.Id, ((ulong)extent << Units.ExtentShift) + ((ulong)i << Units.BlockShift), result.Status));
+            // The medium did not keep what was written there: once it is overwritten or trimmed it is not used again.
+            if (block != MetadataPage.UnknownBlock) await RetireAsync(block);
         }
 
         buffer.Return();

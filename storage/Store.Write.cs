@@ -273,6 +273,7 @@ public sealed partial class Store
             Pending record = chain[i]!;
             record.Version = version;
             record.IsContinued = i < chain.Length - 1;
+            record.First = chain[0]!;
             record.DataPending = 1; // held until every run is submitted: an answer may come at once
             AppendBlocks(record);
         }
@@ -282,6 +283,7 @@ public sealed partial class Store
         // The hold goes last: until then no record of the chain is complete, so none is in other hands.
         foreach (Pending? record in chain) record!.DataPending--;
         bool isDone = !IsDataPending(chain[0]!);
+        if (isDone && chain[0]!.HasBadBlocks) MoveChain(chain[0]!);
         chain.Clear();
         if (_volatileBytes >= _options.FlushBytes && !_isTidying) _loop.CallAtTurnEnd(_tidyHook);
         if (isDone) Advance();
@@ -333,9 +335,11 @@ public sealed partial class Store
     }
 
     /// <summary>Puts a complete record into the pages in RAM.</summary>
-    private void Apply(Pending record)
+    private void Apply(Pending record, bool isMoved)
     {
-        ApplyKind(record);
+        // Of a moved record only the page that it begins counts: the later one brings the blocks.
+        if (!isMoved) ApplyKind(record);
+        else if (record.IsNewPage) Touch(record.Slot, record.Lsn);
         if (record.Volume is not null) _slots.Unpin(record.Slot);
     }
 
@@ -348,6 +352,10 @@ public sealed partial class Store
                 break;
             case RedoKind.DropPage:
                 ApplyDrop(record);
+                break;
+            case RedoKind.BadBlock:
+                AddBadBlock(record.Slot, record.Runs[0].Block);
+                Touch(record.Slot, record.Lsn);
                 break;
             case RedoKind.Volume or RedoKind.VolumeDelete:
                 record.Volume!.IsDeleting |= record.Kind == RedoKind.VolumeDelete;

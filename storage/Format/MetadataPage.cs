@@ -17,6 +17,9 @@ public enum MetadataKind : byte
 
     /// <summary>A volume's head: name, size, epoch.</summary>
     VolumeHead = 3,
+
+    /// <summary>Numbers of blocks that are not used any more.</summary>
+    BadBlocks = 4,
 }
 
 /// <summary>
@@ -81,7 +84,7 @@ public readonly record struct MetadataPageHeader : IFixedLayout<MetadataPageHead
     {
         value = default;
         if (source.Length < Size) return "metadata page: shorter than its header";
-        if (source[4] > (byte)MetadataKind.VolumeHead) return $"metadata page: unknown kind {source[4]}";
+        if (source[4] > (byte)MetadataKind.BadBlocks) return $"metadata page: unknown kind {source[4]}";
         value = new MetadataPageHeader
         {
             Kind = (MetadataKind)source[4],
@@ -108,7 +111,8 @@ public readonly record struct BlockEntry(uint Block, uint Crc, ulong Version);
 
 /// <summary>
 /// A 4 KiB page in a metadata slot: <see cref="MetadataPageHeader"/>, then for an extent 256 entries of 15 bytes at 64,
-/// for a volume head its <see cref="VolumeHeadLayout"/> at 64. The rest is zero.
+/// for a volume head its <see cref="VolumeHeadLayout"/> at 64, for bad blocks their numbers, 4 bytes each, at 64. The rest
+/// is zero.
 /// </summary>
 public static class MetadataPage
 {
