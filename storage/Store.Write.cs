@@ -178,8 +178,9 @@ public sealed partial class Store
 
             if (blocks != 0 && _blocks.Free < _reserve + (uint)blocks)
             {
-                if (attempt++ == 3 || _quarantined == 0) return IoStatus.NoSpace;
-                await MakeSpaceAsync();
+                // What others began before may not cover what this request could get: that is no attempt.
+                if (_quarantined == 0 || (!_isMakingSpace && attempt++ == 3)) return IoStatus.NoSpace;
+                await ShareSpaceAsync();
                 continue;
             }
 
@@ -284,7 +285,7 @@ public sealed partial class Store
         bool isDone = !IsDataPending(chain[0]!);
         if (isDone && chain[0]!.HasBadBlocks) MoveChain(chain[0]!);
         chain.Clear();
-        if (_volatileBytes >= _options.FlushBytes && !_isTidying) _loop.Post(() => _ = TidyAsync());
+        if (_volatileBytes >= _options.FlushBytes && !_isTidying) _loop.CallAtTurnEnd(_tidyHook);
         if (isDone) Advance();
         return answer;
     }
