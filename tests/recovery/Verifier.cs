@@ -44,6 +44,9 @@ internal sealed class Verifier(string volume, int blocks)
     /// <summary>Starts the load; it ends when the server goes away. Await the task for the errors that are none of a crash.</summary>
     public Task Load(DaemonProcess daemon, int seed)
     {
+        // Their answers would be waited for on connections that never sent them.
+        if (_underWay.Any(list => list.Count > 0))
+            throw new InvalidOperationException("requests of the last load are unsettled: call Verify first");
         _isStopping = false;
         return Task.WhenAll(Enumerable.Range(0, Connections).Select(c => Task.Factory.StartNew(
             () => Work(daemon, c, new Random((seed * 31) + c)), CancellationToken.None, TaskCreationOptions.LongRunning, TaskScheduler.Default)));
