@@ -178,8 +178,16 @@ public sealed partial class Store
 
             if (blocks != 0 && _blocks.Free < _reserve + (uint)blocks)
             {
-                if (attempt++ == 3 || _quarantined == 0) return IoStatus.NoSpace;
+                if (attempt++ >= 3 || _quarantined == 0) return IoStatus.NoSpace;
                 await MakeSpaceAsync();
+                continue;
+            }
+
+            if (begins && !HasSlots(volume, first, count))
+            {
+                // Dropped slots come back when their tombstones are home.
+                if (attempt++ >= 3 || _dirty.Count == 0) return IoStatus.NoSpace;
+                await WaitForCheckpoint();
                 continue;
             }
 

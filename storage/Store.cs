@@ -91,7 +91,7 @@ public sealed partial class Store : IStore
         while (_active > 0 || _background > 0)
         {
             // Nobody else checkpoints for those who wait for a page or for the ring.
-            if (State == StoreState.Online && !_isCheckpointing && (_frameWaiters.Count > 0 || _ringWaiters.Count > 0))
+            if (State == StoreState.Online && !_isCheckpointing && _frameWaiters.Count + _ringWaiters.Count + _checkpointWaiters.Count > 0)
                 await CheckpointAsync();
             await _loop.DelayAsync(1_000_000);
         }
@@ -125,6 +125,7 @@ public sealed partial class Store : IStore
         WakeFlushWaiters();
         WakeRingWaiters();
         WakeFrameWaiters();
+        WakeCheckpointWaiters();
     }
 
     private static ulong PageEnd(ulong page) => page * Units.BlockBytes + Units.BlockBytes - 1;
