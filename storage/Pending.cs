@@ -108,7 +108,7 @@ internal sealed class DataWrite
     }
 }
 
-/// <summary>Somebody who waits until the log is durable up to an LSN.</summary>
+/// <summary>Somebody who waits until the log is durable up to an LSN, or for room in the ring or on the store.</summary>
 internal sealed class FlushWait(Stack<FlushWait> home) : LoopOperation<IoStatus>
 {
     public ulong Lsn;

@@ -1,3 +1,4 @@
+using System.Runtime.CompilerServices;
 using BlockServer.Core;
 
 namespace BlockServer.Storage;
@@ -10,7 +11,9 @@ public sealed partial class Store
     private readonly Stack<LogPage> _pagePool = new();
     private readonly Stack<DataWrite> _dataPool = new();
     private readonly Queue<(ulong FirstLsn, ulong Durable, ulong Tail)> _claims = new();
-    private readonly List<LoopEvent<bool>> _ringWaiters = [];
+    private readonly Queue<FlushWait> _ringWaiters = new();
+    private readonly Action _wakeRing;
+    private bool _isWakingRing;
     private LogPage? _open;
     private Pending? _head, _last;
     private ulong _nextPage;
@@ -247,24 +250,36 @@ public sealed partial class Store
     }
 
     /// <summary>Waits while the ring is fuller than writers may make it; the rest is kept for notes and drops.</summary>
-    private async ValueTask WaitForRing()
+    [AsyncMethodBuilder(typeof(LoopMethodBuilder<>))]
+    private async ValueTask<IoStatus> WaitForRing()
     {
-        while (State == StoreState.Online && RingOccupancy > 0.8)
+        while (IsRingFull)
         {
-            var ready = new LoopEvent<bool>();
-            _ringWaiters.Add(ready);
+            FlushWait wait = NewWait(0);
+            _ringWaiters.Enqueue(wait);
             KickCheckpoint();
-            await ready.WaitAsync();
+            await wait.Begin();
         }
+
+        return IoStatus.Ok;
     }
+
+    private bool IsRingFull => State == StoreState.Online && RingOccupancy > 0.8;
 
     private void WakeRingWaiters()
     {
-        if (_ringWaiters.Count == 0 || (RingOccupancy > 0.8 && State == StoreState.Online)) return;
-        LoopEvent<bool>[] waiting = [.. _ringWaiters];
-        _ringWaiters.Clear();
-        // One a turn each: together they could fill what the ring keeps back.
-        foreach (LoopEvent<bool> waiter in waiting) _loop.Post(() => waiter.Set(true));
+        if (_isWakingRing || _ringWaiters.Count == 0 || IsRingFull) return;
+        _isWakingRing = true;
+        _loop.Post(_wakeRing);
+    }
+
+    /// <summary>One a turn: together they could fill what the ring keeps back.</summary>
+    private void WakeOneRingWaiter()
+    {
+        _isWakingRing = false;
+        if (IsRingFull) KickCheckpoint();
+        else if (_ringWaiters.TryDequeue(out FlushWait? first)) first.Complete(IoStatus.Ok);
+        WakeRingWaiters();
     }
 
     /// <summary>A page in the log that says what is durable and where replay starts.</summary>

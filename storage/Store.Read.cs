@@ -11,7 +11,8 @@ public sealed partial class Store
     /// <summary>Reads whole blocks of one extent. Contiguous blocks are one file read; all runs are under way at once.</summary>
     internal ValueTask<ReadResult> ReadBlocksAsync(Volume volume, uint extent, int first, int count, Memory<byte> target)
     {
-        if (State != StoreState.Online || volume.IsDeleting) return new(IoStatus.Unavailable);
+        // A store that failed takes no change any more, but what it mapped can still be read and verified.
+        if (State == StoreState.Closed || volume.IsDeleting) return new(IoStatus.Unavailable);
         if (!volume.TryGetSlot(extent, out uint slot))
         {
             if (volume.IsDoubtful) return new(IoStatus.Corrupt);

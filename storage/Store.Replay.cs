@@ -179,12 +179,20 @@ public sealed partial class Store
         }
     }
 
+    /// <summary>False when the blocks do not match. Blocks that cannot be read say nothing about what was acknowledged: to
+    /// drop the request could lose it in silence, to keep it gives errors for these blocks.</summary>
     private async ValueTask<bool> IsRunGoodAsync(BlockRun run, uint[] crcs)
     {
         IoBuffer buffer = await _pool.RentAsync(run.Count * Units.BlockBytes);
         Memory<byte> data = buffer.Slice(0, run.Count * Units.BlockBytes);
-        bool isGood = await _file.ReadAsync((ulong)run.Block << Units.BlockShift, data) == IoStatus.Ok
-            && AreGood(data.Span, crcs, run.Count);
+        bool isGood = true;
+        for (int attempt = 0; attempt < 2; attempt++)
+        {
+            IoStatus status = await _file.ReadAsync((ulong)run.Block << Units.BlockShift, data);
+            isGood = status != IoStatus.Ok || AreGood(data.Span, crcs, run.Count);
+            if (status == IoStatus.Ok && isGood) break;
+        }
+
         buffer.Return();
         return isGood;
     }

@@ -168,7 +168,7 @@ public sealed partial class Store
     private async ValueTask<IoStatus> MakeRoomAsync(Volume volume, ulong first, int count, int blocks, bool begins)
     {
         uint low = ExtentOf(first), high = ExtentOf(first + (ulong)count - 1);
-        for (int attempt = 0; State == StoreState.Online;)
+        for (int attempt = 0, checkpoint = 0; State == StoreState.Online;)
         {
             if (RingOccupancy > 0.8)
             {
@@ -178,15 +178,16 @@ public sealed partial class Store
 
             if (blocks != 0 && _blocks.Free < _reserve + (uint)blocks)
             {
-                if (attempt++ >= 3 || _quarantined == 0) return IoStatus.NoSpace;
-                await MakeSpaceAsync();
+                // What others began before may not cover what this request could get: that is no attempt.
+                if (_quarantined == 0 || (!_isMakingSpace && attempt++ == 3)) return IoStatus.NoSpace;
+                await ShareSpaceAsync();
                 continue;
             }
 
             if (begins && !HasSlots(volume, first, count))
             {
                 // Dropped slots come back when their tombstones are home.
-                if (attempt++ >= 3 || _dirty.Count == 0) return IoStatus.NoSpace;
+                if (checkpoint++ == 3 || _dirty.Count == 0) return IoStatus.NoSpace;
                 await WaitForCheckpoint();
                 continue;
             }
@@ -292,7 +293,7 @@ public sealed partial class Store
         bool isDone = !IsDataPending(chain[0]!);
         if (isDone && chain[0]!.HasBadBlocks) MoveChain(chain[0]!);
         chain.Clear();
-        if (_volatileBytes >= _options.FlushBytes && !_isTidying) _loop.Post(() => _ = TidyAsync());
+        if (_volatileBytes >= _options.FlushBytes && !_isTidying) _loop.CallAtTurnEnd(_tidyHook);
         if (isDone) Advance();
         return answer;
     }

@@ -44,7 +44,10 @@ public sealed partial class Store : IStore
         _closeHook = new TurnEndHook(CloseLogPage);
         _flushHook = new TurnEndHook(StartFlush);
         _frameHook = new TurnEndHook(WakeFrameWaiters);
-        _flushTimer = loop.CreateTimer(() => _ = TidyAsync());
+        _flushTimer = loop.CreateTimer(StartTidy);
+        _tidyHook = new TurnEndHook(StartTidy);
+        _finishTidy = FinishTidy;
+        _wakeRing = WakeOneRingWaiter;
         _finishFlush = FinishFlush;
     }
 
