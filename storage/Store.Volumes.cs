@@ -12,7 +12,7 @@ public sealed partial class Store
         if (Refusal is { } refusal) return refusal;
         if (!IsValid(head)) return IoStatus.Invalid;
         if (_volumes.ContainsKey(head.Id)) return IoStatus.Conflict;
-        if (_slots.FreeCount == 0 && _dirty.Count > 0)
+        if (_slots.FreeCount == 0 && (_dirty.Count > 0 || _isCheckpointing))
         {
             await WaitForCheckpoint(); // tombstones of dropped slots go home
             if (Refusal is { } late) return late;

@@ -187,7 +187,7 @@ public sealed partial class Store
             if (begins && !HasSlots(volume, first, count))
             {
                 // Dropped slots come back when their tombstones are home.
-                if (checkpoint++ == 3 || _dirty.Count == 0) return IoStatus.NoSpace;
+                if (checkpoint++ == 3 || (_dirty.Count == 0 && !_isCheckpointing)) return IoStatus.NoSpace;
                 await WaitForCheckpoint();
                 continue;
             }
