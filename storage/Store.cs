@@ -39,7 +39,7 @@ public sealed partial class Store : IStore
         _geometry = superblock.Geometry;
         _fold = Seal.Fold(superblock.StoreUuid);
         _slots = new SlotTable(_geometry.SlotCount, options.MetadataBudgetBytes) { Relieved = OnFramesRelieved };
-        _blocks = new BlockAllocator(_geometry.DataStart, _geometry.DataBlocks);
+        _blocks = new BlockAllocator(_geometry.DataStart, _geometry.DataBlocks) { PrefersReturned = options.ReusesSoon };
         _reserve = Math.Max(4, _geometry.DataBlocks / 100);
         _closeHook = new TurnEndHook(CloseLogPage);
         _flushHook = new TurnEndHook(StartFlush);
