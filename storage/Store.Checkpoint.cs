@@ -11,6 +11,7 @@ public sealed partial class Store
     // New slots are zeroed on the medium this many at a time before the superblock counts them.
     private const uint HighWaterStep = 256;
     private readonly Queue<uint> _dirty = new();
+    private readonly List<LoopEvent<bool>> _checkpointWaiters = [];
     private ulong _checkpoints;
     private bool _isCheckpointing;
 
@@ -51,6 +52,24 @@ public sealed partial class Store
         _isCheckpointing = false;
         if (fault is not null) Fail(fault);
         else _checkpoints++;
+        WakeCheckpointWaiters();
+    }
+
+    /// <summary>Waits for the end of a cycle, begun by somebody else perhaps: for slots whose tombstones are not home yet.</summary>
+    private async ValueTask WaitForCheckpoint()
+    {
+        if (State != StoreState.Online) return;
+        var done = new LoopEvent<bool>();
+        _checkpointWaiters.Add(done);
+        KickCheckpoint();
+        await done.WaitAsync();
+    }
+
+    private void WakeCheckpointWaiters()
+    {
+        LoopEvent<bool>[] waiting = [.. _checkpointWaiters];
+        _checkpointWaiters.Clear();
+        foreach (LoopEvent<bool> waiter in waiting) _loop.Post(() => waiter.Set(true));
     }
 
     /// <summary>One cycle. With <paramref name="spills"/> (in the middle of a recovery, for room in RAM) only extents go home,

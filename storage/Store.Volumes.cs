@@ -12,6 +12,13 @@ public sealed partial class Store
         if (Refusal is { } refusal) return refusal;
         if (!IsValid(head)) return IoStatus.Invalid;
         if (_volumes.ContainsKey(head.Id)) return IoStatus.Conflict;
+        if (_slots.FreeCount == 0 && (_dirty.Count > 0 || _isCheckpointing))
+        {
+            await WaitForCheckpoint(); // tombstones of dropped slots go home
+            if (Refusal is { } late) return late;
+            if (_volumes.ContainsKey(head.Id)) return IoStatus.Conflict;
+        }
+
         if (!_slots.TryTake(MetadataKind.VolumeHead, head.Id, 0, out uint slot)) return IoStatus.NoSpace;
         var volume = new Volume(head, slot);
         _volumes.Add(head.Id, volume);

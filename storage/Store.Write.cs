@@ -168,7 +168,7 @@ public sealed partial class Store
     private async ValueTask<IoStatus> MakeRoomAsync(Volume volume, ulong first, int count, int blocks, bool begins)
     {
         uint low = ExtentOf(first), high = ExtentOf(first + (ulong)count - 1);
-        for (int attempt = 0; State == StoreState.Online;)
+        for (int attempt = 0, checkpoint = 0; State == StoreState.Online;)
         {
             if (RingOccupancy > 0.8)
             {
@@ -181,6 +181,14 @@ public sealed partial class Store
                 // What others began before may not cover what this request could get: that is no attempt.
                 if (_quarantined == 0 || (!_isMakingSpace && attempt++ == 3)) return IoStatus.NoSpace;
                 await ShareSpaceAsync();
+                continue;
+            }
+
+            if (begins && !HasSlots(volume, first, count))
+            {
+                // Dropped slots come back when their tombstones are home.
+                if (checkpoint++ == 3 || (_dirty.Count == 0 && !_isCheckpointing)) return IoStatus.NoSpace;
+                await WaitForCheckpoint();
                 continue;
             }
 

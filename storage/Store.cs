@@ -39,7 +39,7 @@ public sealed partial class Store : IStore
         _geometry = superblock.Geometry;
         _fold = Seal.Fold(superblock.StoreUuid);
         _slots = new SlotTable(_geometry.SlotCount, options.MetadataBudgetBytes) { Relieved = OnFramesRelieved };
-        _blocks = new BlockAllocator(_geometry.DataStart, _geometry.DataBlocks);
+        _blocks = new BlockAllocator(_geometry.DataStart, _geometry.DataBlocks) { PrefersReturned = options.ReusesSoon };
         _reserve = Math.Max(4, _geometry.DataBlocks / 100);
         _closeHook = new TurnEndHook(CloseLogPage);
         _flushHook = new TurnEndHook(StartFlush);
@@ -94,7 +94,7 @@ public sealed partial class Store : IStore
         while (_active > 0 || _background > 0)
         {
             // Nobody else checkpoints for those who wait for a page or for the ring.
-            if (State == StoreState.Online && !_isCheckpointing && (_frameWaiters.Count > 0 || _ringWaiters.Count > 0))
+            if (State == StoreState.Online && !_isCheckpointing && _frameWaiters.Count + _ringWaiters.Count + _checkpointWaiters.Count > 0)
                 await CheckpointAsync();
             await _loop.DelayAsync(1_000_000);
         }
@@ -128,6 +128,7 @@ public sealed partial class Store : IStore
         WakeFlushWaiters();
         WakeRingWaiters();
         WakeFrameWaiters();
+        WakeCheckpointWaiters();
     }
 
     private static ulong PageEnd(ulong page) => page * Units.BlockBytes + Units.BlockBytes - 1;

@@ -40,6 +40,9 @@ public sealed record StoreOptions
     /// <summary>Most bytes that stay volatile without a flush by the client.</summary>
     public ulong FlushBytes { get; init; } = 64 * Units.MiB;
 
+    /// <summary>Tests only: blocks that come back are given out first, so that one that comes back too early is noticed.</summary>
+    public bool ReusesSoon { get; init; }
+
     /// <summary>Tests only: rules that the store breaks on purpose, to prove that the simulation notices.</summary>
     public BrokenRules BrokenRules { get; init; }
 }
