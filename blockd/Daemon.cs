@@ -31,6 +31,7 @@ internal sealed class Daemon
         _meta = meta;
         _threads = threads;
         Directory = new VolumeDirectory(meta, SystemClock.Instance, new SystemRandom());
+        Sessions = new Sessions(settings.NbdConnectionsMax, settings.NbdConnectionsPerAddressMax);
         Disks = new Disks(settings, data, meta, Directory, threads, Warn);
         StartedAt = SystemClock.Instance.UtcNow;
     }
@@ -44,7 +45,7 @@ internal sealed class Daemon
     /// <summary>The disks in service.</summary>
     public StoreSet Stores => Disks.Stores;
 
-    public Sessions Sessions { get; } = new();
+    public Sessions Sessions { get; }
 
     public Meters Meters { get; } = new();
 

@@ -31,15 +31,10 @@ internal sealed class Session(
     }
 }
 
-/// <summary>Who is connected, and how many may be. Thread-safe.</summary>
-internal sealed class Sessions
+/// <summary>Who is connected, and how many may be: <paramref name="connectionsMax"/> in all,
+/// <paramref name="perAddressMax"/> of one address. Thread-safe.</summary>
+internal sealed class Sessions(int connectionsMax, int perAddressMax)
 {
-    /// <summary>Connections of the process.</summary>
-    public const int ConnectionsMax = 256;
-
-    /// <summary>Connections of one address.</summary>
-    public const int PerAddressMax = 32;
-
     /// <summary>Connections that have not negotiated yet.</summary>
     public const int UnauthenticatedMax = 64;
 
@@ -75,9 +70,9 @@ internal sealed class Sessions
         address = AddressOf(peer);
         lock (_lock)
         {
-            if (_connections >= ConnectionsMax) return $"more than {ConnectionsMax} connections";
+            if (_connections >= connectionsMax) return $"more than {connectionsMax} connections (--nbd-connections)";
             int here = _byAddress.GetValueOrDefault(address);
-            if (address.Length > 0 && here >= PerAddressMax) return $"more than {PerAddressMax} connections of {address}";
+            if (address.Length > 0 && here >= perAddressMax) return $"more than {perAddressMax} connections of {address} (--nbd-connections-per-address)";
             _byAddress[address] = here + 1;
             _connections++;
             return null;
