@@ -21,7 +21,10 @@ internal sealed class Session(
     /// <summary>Ends it after what is in flight.</summary>
     public void RequestStop() => thread.Post(transmission.RequestStop);
 
-    /// <summary>As the API shows it. The counters are read while their loop writes them: each is whole.</summary>
+    /// <summary>The loop that serves it.</summary>
+    public LoopThread Thread => thread;
+
+    /// <summary>As the API shows it. On the loop.</summary>
     public SessionInfo Describe(string volume)
     {
         NbdCounters counters = transmission.Counters;
