@@ -69,6 +69,9 @@ internal sealed class Daemon
     /// <see cref="IOException"/>, after closing what it had opened.</summary>
     public static async Task<Daemon> StartAsync(Settings settings, int systemdSockets, Action<string> log)
     {
+        // First, so that a wrong file changes nothing anywhere.
+        TlsIdentity? tls = settings.TlsCert is null ? null
+            : TlsIdentity.Load(settings.TlsCert, settings.TlsKey!, settings.TlsCa, settings.TlsClients, SystemClock.Instance);
         DataDirectory data = DataDirectory.Open(settings.DataDir);
         Daemon? daemon = null;
         try
@@ -83,7 +86,7 @@ internal sealed class Daemon
                 threads.Add(thread);
             }
 
-            await daemon.OpenAsync(systemdSockets, log);
+            await daemon.OpenAsync(systemdSockets, tls, log);
             return daemon;
         }
         catch
@@ -128,7 +131,7 @@ internal sealed class Daemon
         foreach (Session session in Sessions.List().Where(s => volumes.Contains(s.VolumeId))) session.Cut("the disk was removed");
     });
 
-    private async Task OpenAsync(int systemdSockets, Action<string> log)
+    private async Task OpenAsync(int systemdSockets, TlsIdentity? tls, Action<string> log)
     {
         if (_threads[0].FallbackReason is { } fallback) Warn($"the aio engine is used: {fallback}");
         MetaEntry? known = await _meta.GetAsync(TokenKey);
@@ -152,26 +155,21 @@ internal sealed class Daemon
 
         if (Settings.Stdio is { } export && Directory.Find(export) is null)
             throw new StartException($"--stdio: there is no volume '{export}'; known: {string.Join(", ", Directory.List().Select(v => v.Name))}");
-        await ListenAsync(systemdSockets, log);
+        await ListenAsync(systemdSockets, tls, log);
     }
 
-    private async Task ListenAsync(int systemdSockets, Action<string> log)
+    private async Task ListenAsync(int systemdSockets, TlsIdentity? tls, Action<string> log)
     {
         LoopThread first = _threads[0];
-        if (Settings.TlsCert is not null) throw new StartException("--tls-cert: this build has no TLS; serve loopback or unix sockets through a tunnel");
-        ITlsUpgrade? tls = null;
-        bool isOpen = Settings.Nbd.Any(a => !a.IsLocal) || systemdSockets > 0;
-        var options = new NbdOptions
-        {
-            Tls = tls,
-            TlsMode = tls is null ? NbdTlsMode.None
-                : (isOpen && !Settings.Insecure) || Settings.TlsClients == "required" ? NbdTlsMode.Required : NbdTlsMode.Optional,
-        };
-        _nbd = new NbdFrontEnd(first, Directory, Stores, Sessions, Meters, options, Settings.Stdio, log);
-        for (int i = 0; i < systemdSockets; i++) _listeners.Add(await _nbd.ListenAsync(3 + i, Settings.Insecure));
+        var options = new NbdOptions { TlsMode = Settings.Tls, Tls = tls is null ? null : new TlsUpgrade(first.Loop, tls) };
+        bool isProven = tls is { Clients: TlsClients.Required };
+        _nbd = new NbdFrontEnd(first, Directory, Stores, Sessions, Meters, options, isProven, Settings.Insecure, Settings.Stdio, log);
+        if (tls is not null && File.GetUnixFileMode(Settings.TlsKey!).HasFlag(UnixFileMode.OtherRead))
+            Warn($"{Settings.TlsKey} is readable by everybody on this machine; its mode should be 0600");
+        for (int i = 0; i < systemdSockets; i++) _listeners.Add(await _nbd.ListenAsync(3 + i));
         foreach (ListenAddress address in Settings.Nbd)
         {
-            if (systemdSockets == 0 || !Settings.IsNbdDefault) _listeners.Add(await _nbd.ListenAsync(address, Settings.Insecure));
+            if (systemdSockets == 0 || !Settings.IsNbdDefault) _listeners.Add(await _nbd.ListenAsync(address));
         }
 
         foreach (ListenerInfo listener in _listeners.Where(l => l.Insecure))

@@ -61,7 +61,7 @@ internal static class Program
             {
                 return Refuse(e.Message, 2);
             }
-            catch (Exception e) when (e is StartException or IOException or InvalidDataException or UnauthorizedAccessException
+            catch (Exception e) when (e is StartException or Core.MetaException or IOException or InvalidDataException or UnauthorizedAccessException
                 or System.Security.Cryptography.CryptographicException or Microsoft.Data.Sqlite.SqliteException)
             {
                 return Refuse(e.Message, 1);

@@ -21,6 +21,7 @@ public sealed class DiskFile : IFile
 
     private DiskFile(KernelLoop loop, int fd, string path, ulong sizeBytes, bool isBlockDevice, bool isDirect, string? warning)
     {
+        IsInMemory = !isBlockDevice && LiesInMemory(fd);
         _loop = loop;
         _fd = fd;
         Path = path;
@@ -41,6 +42,10 @@ public sealed class DiskFile : IFile
 
     /// <summary>Opened with O_DIRECT.</summary>
     public bool IsDirect { get; }
+
+    /// <summary>On tmpfs or ramfs. Neither ever waits for a device, and an io_uring hands their requests to a worker thread,
+    /// which costs more than the copy: so they are read and written in place, on the loop.</summary>
+    public bool IsInMemory { get; }
 
     /// <summary>What a person should know about how it was opened; null when nothing.</summary>
     public string? Warning { get; }
@@ -146,6 +151,7 @@ public sealed class DiskFile : IFile
     public async ValueTask<IoStatus> FlushAsync()
     {
         if (_isClosed) return IoStatus.Unavailable;
+        if (IsInMemory) return IoStatus.Ok; // fsync there does nothing
         _inFlight++;
         int result = await _loop.SyncDataAsync(_fd);
         Leave();
@@ -183,6 +189,30 @@ public sealed class DiskFile : IFile
         return isDevice;
     }
 
+    private static unsafe bool LiesInMemory(int fd)
+    {
+        const long tmpfs = 0x01021994, ramfs = 0x858458f6;
+        long* found = stackalloc long[32]; // struct statfs: 120 bytes, the type first
+        return fstatfs(fd, found) == 0 && found[0] is tmpfs or ramfs;
+    }
+
+    private static unsafe int TransferInPlace(int fd, ulong offset, nint address, int length, bool isWrite)
+    {
+        for (int done = 0; done < length;)
+        {
+            byte* at = (byte*)address + done;
+            nint count = isWrite
+                ? pwrite(fd, at, (nuint)(length - done), (long)offset + done)
+                : pread(fd, at, (nuint)(length - done), (long)offset + done);
+            if (count < 0 && Errno == -EINTR) continue;
+            if (count < 0) return Errno;
+            if (count == 0) return -5; // EIO: the file is shorter than it said
+            done += (int)count;
+        }
+
+        return 0;
+    }
+
     private static unsafe int Discard(int fd, bool isDevice, ulong offset, ulong length)
     {
         if (!isDevice)
@@ -215,7 +245,9 @@ public sealed class DiskFile : IFile
         // Reads fill it: the caller's Memory<byte> comes here as read-only only so that both directions share this method.
         MemoryHandle pin = memory.Pin();
         nint address = AddressOf(pin);
-        int result = !IsDirect || (address & (Units.BlockBytes - 1)) == 0
+        int result = IsInMemory
+            ? TransferInPlace(_fd, offset, address, memory.Length, isWrite)
+            : !IsDirect || (address & (Units.BlockBytes - 1)) == 0
             ? await TransferPinnedAsync(offset, address, memory.Length, isWrite)
             : await BounceAsync(offset, address, memory.Length, isWrite);
         pin.Dispose();

@@ -70,6 +70,15 @@ internal static unsafe partial class Native
     public static partial nint write(int fd, void* source, nuint length);
 
     [LibraryImport("libc", SetLastError = true)]
+    public static partial nint pread(int fd, void* target, nuint length, long offset);
+
+    [LibraryImport("libc", SetLastError = true)]
+    public static partial nint pwrite(int fd, void* source, nuint length, long offset);
+
+    [LibraryImport("libc", SetLastError = true)]
+    public static partial int fstatfs(int fd, long* result);
+
+    [LibraryImport("libc", SetLastError = true)]
     public static partial int eventfd(uint initial, int flags);
 
     [LibraryImport("libc", SetLastError = true)]

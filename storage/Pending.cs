@@ -3,26 +3,35 @@ using BlockServer.Core;
 
 namespace BlockServer.Storage;
 
-/// <summary>A record in flight: in the log page, waiting for its data and its turn. Lives on one loop.</summary>
+/// <summary>A record in flight: in the log page, waiting for its data and its turn. The records of one request are a chain
+/// through <see cref="Next"/>; only its last one is awaited. Lives on one loop.</summary>
 internal sealed class Pending(Stack<Pending> home) : LoopOperation<IoStatus>
 {
     public readonly BlockRun[] Runs = new BlockRun[Units.BlocksPerExtent];
     public readonly uint[] Crcs = new uint[Units.BlocksPerExtent];
     public RedoKind Kind;
     public uint Slot;
+    public uint Extent;
+    public bool IsNewPage;
+    public bool IsContinued;
+    public ReadOnlyMemory<byte> Source;
     public int RunCount;
     public int BlockCount;
     public ulong Version;
     public ulong Lsn;
     public int DataPending;
-    public bool HasFailed;
     public Volume? Volume;
     public VolumeHeadLayout Head;
     public LogPage Page = null!;
     public Pending? Next;
 
-    protected override void OnTaken()
+    protected override void OnTaken() => Retire();
+
+    /// <summary>Back to the free list; for a record that nobody awaits.</summary>
+    public void Retire()
     {
+        Source = default;
+
         // With a broken rule the data may still be under way: then the object is left to the collector.
         if (DataPending == 0 && Page.IsDone) home.Push(this);
     }

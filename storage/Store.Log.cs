@@ -31,18 +31,25 @@ public sealed partial class Store
         record.Volume = volume;
         record.Slot = slot;
         record.RunCount = record.BlockCount = record.DataPending = 0;
-        record.HasFailed = false;
+        record.IsNewPage = record.IsContinued = false;
+        record.Source = default;
         record.Version = 0;
         record.Next = null;
         return record;
     }
 
-    /// <summary>Room for a record of <paramref name="length"/> bytes; sets the record's page and LSN.</summary>
-    private Span<byte> Append(Pending record, int length)
+    /// <summary>Room in one page for records of <paramref name="length"/> bytes in all.</summary>
+    private void Reserve(int length)
     {
         if (_open is not null && _open.Used + length > Units.BlockBytes) CloseLogPage();
         _open ??= OpenLogPage();
-        LogPage page = _open;
+    }
+
+    /// <summary>Room for a record of <paramref name="length"/> bytes; sets the record's page and LSN.</summary>
+    private Span<byte> Append(Pending record, int length)
+    {
+        Reserve(length);
+        LogPage page = _open!;
         record.Page = page;
         record.Lsn = page.Number * Units.BlockBytes + (ulong)page.Used;
         Span<byte> target = page.Buffer.Data.Span.Slice(page.Used, length);
@@ -142,24 +149,12 @@ public sealed partial class Store
         Advance();
     }
 
-    /// <summary>Applies and answers what is complete, in log order (S6).</summary>
+    /// <summary>Applies and answers what is complete, in log order (S6), a chain as one (P3).</summary>
     private void Advance()
     {
         if (_isAdvancing) return;
         _isAdvancing = true;
-        while (State == StoreState.Online && _head is { } record && IsComplete(record))
-        {
-            Unlink();
-            LogPage page = record.Page;
-            page.Left--;
-            bool last = page.Left == 0 && page != _open;
-            _appliedLsn = last ? PageEnd(page.Number) : record.Lsn;
-            _appliedVersion = Math.Max(_appliedVersion, record.Version);
-            Apply(record);
-            record.Complete(IoStatus.Ok);
-            if (last && page.IsDone) _pagePool.Push(page);
-        }
-
+        while (State == StoreState.Online && _head is { } record && IsComplete(record)) ApplyChain(record);
         if (State == StoreState.Failed) FailPending();
         _isAdvancing = false;
         if (_flushWaiters.Count > 0) _loop.CallAtTurnEnd(_flushHook);
@@ -167,38 +162,71 @@ public sealed partial class Store
             _flushTimer.Start(_options.FlushIntervalNanos);
     }
 
-    private bool IsComplete(Pending record) =>
-        (record.DataPending == 0 || Breaks(BrokenRules.AckBeforeData))
-        && (record.Page.IsDone || Breaks(BrokenRules.CompleteBeforeLog));
+    private bool IsComplete(Pending first)
+    {
+        if (!first.Page.IsDone && !Breaks(BrokenRules.CompleteBeforeLog)) return false;
+        return !IsDataPending(first) || Breaks(BrokenRules.AckBeforeData);
+    }
+
+    /// <summary>Data of a chain is still lent to a write.</summary>
+    private static bool IsDataPending(Pending first)
+    {
+        Pending record = first;
+        while (record.DataPending == 0 && record.IsContinued) record = record.Next!;
+        return record.DataPending != 0;
+    }
+
+    /// <summary>Nothing may see a part of a chain: the applied LSN, and with it what is durable, claimed and a tail, moves at
+    /// its end only, and no page image is taken in between.</summary>
+    private void ApplyChain(Pending record)
+    {
+        LogPage page = record.Page;
+        while (record.IsContinued)
+        {
+            Pending next = record.Next!;
+            Apply(record);
+            page.Left--;
+            record.Retire();
+            record = next;
+        }
+
+        _head = record.Next;
+        if (_head is null) _last = null;
+        Apply(record);
+        page.Left--;
+        bool isLast = page.Left == 0 && page != _open;
+        _appliedLsn = isLast ? PageEnd(page.Number) : record.Lsn;
+        _appliedVersion = Math.Max(_appliedVersion, record.Version);
+        record.Complete(IoStatus.Ok);
+        if (isLast && page.IsDone) _pagePool.Push(page);
+    }
 
     private bool Breaks(BrokenRules rule) => (_options.BrokenRules & rule) != 0;
 
-    private void Unlink()
-    {
-        _head = _head!.Next;
-        if (_head is null) _last = null;
-    }
-
+    /// <summary>Answers all whose memory is not lent any more; the others stay.</summary>
     private void FailPending()
     {
-        Pending? record = _head;
+        Pending? first = _head;
         _head = _last = null;
-        while (record is not null)
+        while (first is not null)
         {
-            Pending? next = record.Next;
-            record.Next = null;
-            if (record.DataPending == 0)
+            bool stays = IsDataPending(first);
+            Pending end = first;
+            while (end.IsContinued) end = end.Next!;
+            Pending? next = end.Next;
+            end.Next = null;
+            if (stays)
             {
-                record.Complete(IoStatus.Unavailable);
+                if (_last is null) _head = first;
+                else _last.Next = first;
+                _last = end;
             }
             else
             {
-                if (_last is null) _head = record;
-                else _last.Next = record;
-                _last = record;
+                end.Complete(IoStatus.Unavailable);
             }
 
-            record = next;
+            first = next;
         }
     }
 

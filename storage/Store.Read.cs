@@ -6,22 +6,39 @@ namespace BlockServer.Storage;
 // Reads: look up, read, verify every block (S11), once more on a mismatch.
 public sealed partial class Store
 {
-    /// <summary>Reads whole blocks of one extent. Contiguous blocks are one file read.</summary>
-    [AsyncMethodBuilder(typeof(LoopMethodBuilder<>))]
-    internal async ValueTask<ReadResult> ReadBlocksAsync(
-        Volume volume, uint extent, int first, int count, Memory<byte> target)
+    private readonly Stack<ValueTask<IoStatus>[]> _runReads = new();
+
+    /// <summary>Reads whole blocks of one extent. Contiguous blocks are one file read; all runs are under way at once.</summary>
+    internal ValueTask<ReadResult> ReadBlocksAsync(Volume volume, uint extent, int first, int count, Memory<byte> target)
     {
-        if (State != StoreState.Online || volume.IsDeleting) return IoStatus.Unavailable;
+        if (State != StoreState.Online || volume.IsDeleting) return new(IoStatus.Unavailable);
         if (!volume.TryGetSlot(extent, out uint slot))
         {
             target.Span.Clear();
-            return new ReadResult(IoStatus.Ok, HasHoles: true);
+            return new(new ReadResult(IoStatus.Ok, HasHoles: true));
         }
 
+        // What is read is the mapping of this moment; the blocks stay put until the reads are over (_readsIn).
+        int run = RunAt(slot, first, count, out uint block);
+        if (run < count) return ReadRunsAsync(slot, first, count, target);
+        if (block != 0) return ReadOneRunAsync(slot, first, count, block, target);
+        target.Span.Clear();
+        return new(new ReadResult(IoStatus.Ok, HasHoles: true));
+    }
+
+    [AsyncMethodBuilder(typeof(LoopMethodBuilder<>))]
+    private async ValueTask<ReadResult> ReadOneRunAsync(uint slot, int first, int count, uint block, Memory<byte> target) =>
+        await ReadRunAsync(slot, first, count, block, target);
+
+    [AsyncMethodBuilder(typeof(LoopMethodBuilder<>))]
+    private async ValueTask<ReadResult> ReadRunsAsync(uint slot, int first, int count, Memory<byte> target)
+    {
+        ValueTask<IoStatus>[] reads = _runReads.TryPop(out ValueTask<IoStatus>[]? spare)
+            ? spare : new ValueTask<IoStatus>[Units.BlocksPerExtent];
+        int started = 0;
         bool holes = false;
         for (int done = 0; done < count;)
         {
-            // Looked up anew after every wait: the mapping may have moved, the slot may have been dropped.
             int run = RunAt(slot, first + done, count - done, out uint block);
             Memory<byte> piece = target.Slice(done << Units.BlockShift, run << Units.BlockShift);
             if (block == 0)
@@ -31,16 +48,23 @@ public sealed partial class Store
             }
             else
             {
-                IoStatus status = await ReadRunAsync(slot, first + done, run, block, piece);
-                if (status != IoStatus.Ok) return status;
-                if (done + run < count && !(volume.TryGetSlot(extent, out uint now) && now == slot))
-                    return IoStatus.Unavailable;
+#pragma warning disable CA2012 // Several at once; each is awaited exactly once below.
+                reads[started++] = ReadRunAsync(slot, first + done, run, block, piece);
+#pragma warning restore CA2012
             }
 
             done += run;
         }
 
-        return new ReadResult(IoStatus.Ok, holes);
+        IoStatus status = IoStatus.Ok;
+        for (int i = 0; i < started; i++)
+        {
+            IoStatus part = await reads[i];
+            if (status == IoStatus.Ok) status = part;
+        }
+
+        _runReads.Push(reads);
+        return new ReadResult(status, holes);
     }
 
     private int RunAt(uint slot, int first, int max, out uint block)

@@ -19,7 +19,7 @@ public sealed partial class Store
         if (!options.Force && page.AsSpan().ContainsAnyExcept((byte)0))
             return "the medium is not empty; force overwrites whatever it holds";
         // Page 0 is never written, so every LSN is above 0 and replay starts behind page 0.
-        IoStatus status = await WriteSuperblocksAsync(file, new Superblock
+        IoStatus status = await WriteSuperblocksAsync(file, default, new Superblock
         {
             StoreUuid = options.StoreUuid == Guid.Empty ? loop.Random.NextGuid() : options.StoreUuid,
             ClusterUuid = options.ClusterUuid,
@@ -209,26 +209,82 @@ public sealed partial class Store
     private async ValueTask<string?> ReplayPageAsync(
         byte[] page, RedoPageHeader header, ulong durable, HashSet<uint> suspects)
     {
-        int at = RedoPageHeader.Size;
+        string? fault = TryCutChains(page, header, out List<(int At, int Count)> chains);
+        foreach ((int at, int count) in chains)
+        {
+            if (fault is not null) break;
+            ulong lsn = header.PageNumber * Units.BlockBytes + (ulong)at;
+            // Claims lie at the ends of chains, and a tail inside one means that a home has its first part: below either
+            // the data is there by rule (S1).
+            bool data = lsn <= durable || Breaks(BrokenRules.SkipTailCrc)
+                || (JudgeByHomes(page, at, count, header) ?? await AreBlocksGoodAsync(page, at, count, header.UsedBytes));
+            for (int i = 0, offset = at; i < count && fault is null; i++)
+            {
+                fault = RedoRecord.TryRead(page, offset, header.UsedBytes, out RedoRecord record);
+                if (fault is not null) break;
+                int length = record.Length;
+                fault = Replay(page, offset, header.UsedBytes, lsn + (ulong)(offset - at), data, suspects);
+                offset += length;
+            }
+        }
+
+        return fault is null ? null : $"log page {header.PageNumber}: {fault}";
+    }
+
+    /// <summary>The records of a page by request: offset of the first and how many. Reads every record once.</summary>
+    private string? TryCutChains(byte[] page, RedoPageHeader header, out List<(int At, int Count)> chains)
+    {
+        chains = [];
+        int at = RedoPageHeader.Size, first = at, count = 0;
         for (int i = 0; i < header.Count; i++)
         {
             string? fault = RedoRecord.TryRead(page, at, header.UsedBytes, out RedoRecord record);
-            if (fault is not null) return $"log page {header.PageNumber}: {fault}";
-            ulong lsn = header.PageNumber * Units.BlockBytes + (ulong)at;
-            int length = record.Length;
-            bool data = record.Kind != RedoKind.Write || lsn <= durable || Breaks(BrokenRules.SkipTailCrc)
-                || lsn <= PageLsnOf(record) || await AreBlocksGoodAsync(page, at, header.UsedBytes);
-            fault = Replay(page, at, header.UsedBytes, lsn, data, suspects);
-            if (fault is not null) return $"log page {header.PageNumber}: {fault}";
-            at += length;
+            if (fault is not null) return fault;
+            at += record.Length;
+            count++;
+            if (record.IsContinued && !Breaks(BrokenRules.SplitRequests)) continue;
+            chains.Add((first, count));
+            (first, count) = (at, 0);
         }
 
-        return null;
+        return count == 0 ? null : "record: a chain is cut off";
+    }
+
+    /// <summary>
+    /// What an earlier recovery, cut short behind some of its homes, made of a chain: true or false when a home shows it,
+    /// else null. Without it rot between the two recoveries could leave a part of a request. True also when every home is
+    /// ahead of the chain, so that nothing of it matters any more.
+    /// </summary>
+    private bool? JudgeByHomes(byte[] page, int at, int count, RedoPageHeader header)
+    {
+        bool isPast = true;
+        for (int i = 0; i < count; i++)
+        {
+            if (RedoRecord.TryRead(page, at, header.UsedBytes, out RedoRecord record) is not null) return null;
+            ulong lsn = header.PageNumber * Units.BlockBytes + (ulong)at;
+            at += record.Length;
+            if (PageLsnOf(record) < lsn) isPast = false;
+            if (record.Kind is not (RedoKind.Write or RedoKind.Hole) || PageLsnOf(record) < lsn) continue;
+            Slot slot = _slots[record.Slot];
+            if (slot.Kind != MetadataKind.Extent || slot.VolumeId != record.VolumeId || slot.Extent != record.Extent) continue;
+            ReadOnlySpan<byte> entries = _slots.Entries(record.Slot);
+            for (int r = 0; r < record.RunCount; r++)
+            {
+                BlockRun run = record.Run(r);
+                for (int b = run.First; b < run.First + run.Count; b++)
+                {
+                    ulong version = MetadataPage.Entry(entries, b).Version;
+                    if (version <= record.Version) return version == record.Version;
+                }
+            }
+        }
+
+        return isPast ? true : null;
     }
 
     private ulong PageLsnOf(RedoRecord record) => record.Slot < _geometry.SlotCount ? _slots[record.Slot].PageLsn : 0;
 
-    private async ValueTask<bool> AreBlocksGoodAsync(byte[] page, int at, int used)
+    private async ValueTask<bool> AreBlocksGoodAsync(byte[] page, int at, int count, int used)
     {
         var runs = new List<BlockRun>();
         var crcs = new List<uint>();
@@ -249,9 +305,14 @@ public sealed partial class Store
 
         void Collect()
         {
-            if (RedoRecord.TryRead(page, at, used, out RedoRecord record) is not null) return;
-            for (int i = 0; i < record.RunCount; i++) runs.Add(record.Run(i));
-            for (int i = 0; i < record.BlockCount; i++) crcs.Add(record.CrcOf(i));
+            for (int i = 0; i < count; i++)
+            {
+                if (RedoRecord.TryRead(page, at, used, out RedoRecord record) is not null) return;
+                at += record.Length;
+                if (record.Kind != RedoKind.Write) continue;
+                for (int r = 0; r < record.RunCount; r++) runs.Add(record.Run(r));
+                for (int b = 0; b < record.BlockCount; b++) crcs.Add(record.CrcOf(b));
+            }
         }
     }
 

@@ -3,129 +3,284 @@ using BlockServer.Core;
 
 namespace BlockServer.Storage;
 
-// Writes and holes of whole blocks of one extent; merging of partial blocks.
+// Changes of at most 1 MiB: locks, merging of partial blocks, room, and the chain of records that makes a request whole.
 public sealed partial class Store
 {
-    /// <summary>Changes one extent: writes <paramref name="source"/>, or makes holes when it is empty.</summary>
-    [AsyncMethodBuilder(typeof(LoopMethodBuilder<>))]
-    internal async ValueTask<IoStatus> ChangeExtentAsync(
+    // Bytes that a request within the promise of P3 may have; with a block cut at both ends it touches two extents.
+    internal const int AtomicBytes = Units.ExtentBytes;
+    private readonly Pending?[] _chain = new Pending?[4];
+    private int _chainCount;
+
+    /// <summary>Changes one extent for the store itself, beyond the volume's end too: writes <paramref name="source"/>, or
+    /// makes a hole of whole blocks when it is empty.</summary>
+    internal ValueTask<IoStatus> ChangeExtentAsync(
         Volume volume, uint extent, int start, int length, ReadOnlyMemory<byte> source)
     {
-        int first = start >> Units.BlockShift;
-        int count = ((start + length + Units.BlockBytes - 1) >> Units.BlockShift) - first;
+        ulong offset = ((ulong)extent << Units.ExtentShift) + (ulong)start;
+        return source.IsEmpty
+            ? ZeroAsync(volume, offset, length, isBounded: false)
+            : WriteAsync(volume, offset, source, isBounded: false);
+    }
+
+    /// <summary>Writes at most <see cref="AtomicBytes"/>, merging the blocks at both ends with what they hold. With
+    /// <paramref name="isBounded"/> it is refused when the volume has become too short meanwhile.</summary>
+    [AsyncMethodBuilder(typeof(LoopMethodBuilder<>))]
+    internal async ValueTask<IoStatus> WriteAsync(
+        Volume volume, ulong offset, ReadOnlyMemory<byte> source, bool isBounded = true)
+    {
         if (Refusal is { } refusal) return refusal;
+        int length = source.Length, count = BlocksOf(offset, length);
+        ulong first = offset >> Units.BlockShift;
+        int low = LowBlocks(first, count);
         _active++;
-        RangeLock held = await _locks.TakeAsync(volume.Head.Id, extent, first, count);
+        RangeLock held = await TakeLowAsync(volume, first, low);
+        RangeLock? heldHigh = low < count ? await TakeLowAsync(volume, first + (ulong)low, count - low) : null;
         IoBuffer? merged = null;
         IoStatus status = IoStatus.Ok;
-        if (RingOccupancy > 0.8) await WaitForRing();
-        if (State != StoreState.Online || volume.IsDeleting)
-        {
-            status = IoStatus.Unavailable;
-        }
-        else if (!source.IsEmpty && (start % Units.BlockBytes != 0 || length % Units.BlockBytes != 0))
+        if (offset % Units.BlockBytes != 0 || length % Units.BlockBytes != 0)
         {
             merged = await _pool.RentAsync(count * Units.BlockBytes);
             Memory<byte> whole = merged.Slice(0, count * Units.BlockBytes);
-            status = await ReadEdgesAsync(volume, extent, first, count, start, length, whole);
-            source.CopyTo(whole[(start - first * Units.BlockBytes)..]);
+            int start = (int)(offset % Units.BlockBytes), end = (start + length) % Units.BlockBytes;
+            if (start != 0) status = await ReadBlockAsync(volume, first, whole[..Units.BlockBytes]);
+            if (status == IoStatus.Ok && end != 0 && (count > 1 || start == 0))
+                status = await ReadBlockAsync(volume, first + (ulong)count - 1, whole[((count - 1) * Units.BlockBytes)..]);
+            source.CopyTo(whole[start..]);
             source = whole;
         }
 
+        if (status == IoStatus.Ok) status = await MakeRoomAsync(count);
+        if (status == IoStatus.Ok) status = Reach(volume, offset, length, isBounded);
+        // From here to the end of the chain nothing is awaited.
+        if (status == IoStatus.Ok && !HasSlots(volume, first, count)) status = IoStatus.NoSpace;
         if (status == IoStatus.Ok)
         {
-            status = source.IsEmpty
-                ? await HoleAsync(volume, extent, first, count)
-                : await PlaceAsync(volume, extent, first, count, source);
+            ChainWrite(volume, first, source[..(low << Units.BlockShift)]);
+            if (low < count) ChainWrite(volume, first + (ulong)low, source[(low << Units.BlockShift)..]);
+            status = await StartChain();
         }
 
         merged?.Return();
+        if (heldHigh is not null) _locks.Give(heldHigh);
         _locks.Give(held);
         _active--;
         return status;
     }
 
+    /// <summary>Zeros at most <see cref="AtomicBytes"/>: whole blocks become holes, blocks cut at an end are merged.</summary>
     [AsyncMethodBuilder(typeof(LoopMethodBuilder<>))]
-    private async ValueTask<IoStatus> ReadEdgesAsync(
-        Volume volume, uint extent, int first, int count, int start, int length, Memory<byte> whole)
+    internal async ValueTask<IoStatus> ZeroAsync(Volume volume, ulong offset, int length, bool isBounded = true)
     {
+        if (Refusal is { } refusal) return refusal;
+        int count = BlocksOf(offset, length);
+        ulong first = offset >> Units.BlockShift, last = first + (ulong)count - 1;
+        int low = LowBlocks(first, count);
+        _active++;
+        RangeLock held = await TakeLowAsync(volume, first, low);
+        RangeLock? heldHigh = low < count ? await TakeLowAsync(volume, first + (ulong)low, count - low) : null;
+        IoBuffer? edges = null;
         IoStatus status = IoStatus.Ok;
-        if (start % Units.BlockBytes != 0)
-            status = (await ReadBlocksAsync(volume, extent, first, 1, whole[..Units.BlockBytes])).Status;
-        bool tail = (start + length) % Units.BlockBytes != 0;
-        if (status == IoStatus.Ok && tail && (count > 1 || start % Units.BlockBytes == 0))
+        int start = (int)(offset % Units.BlockBytes), end = (int)((offset + (ulong)length) % Units.BlockBytes);
+        // A block that is a hole already is zero at its edge too.
+        bool cutsFirst = (start != 0 || (count == 1 && end != 0)) && !IsHoleAt(volume, first);
+        bool cutsLast = end != 0 && count > 1 && !IsHoleAt(volume, last);
+        if (cutsFirst || cutsLast)
         {
-            status = (await ReadBlocksAsync(
-                volume, extent, first + count - 1, 1, whole[((count - 1) * Units.BlockBytes)..])).Status;
+            edges = await _pool.RentAsync(2 * Units.BlockBytes);
+            if (cutsFirst) status = await ReadBlockAsync(volume, first, edges.Slice(0, Units.BlockBytes));
+            if (status == IoStatus.Ok && cutsLast)
+                status = await ReadBlockAsync(volume, last, edges.Slice(Units.BlockBytes, Units.BlockBytes));
+            if (cutsFirst) edges.Slice(start, Math.Min(length, Units.BlockBytes - start)).Span.Clear();
+            if (cutsLast) edges.Slice(Units.BlockBytes, end).Span.Clear();
         }
 
+        if (status == IoStatus.Ok) status = await MakeRoomAsync((cutsFirst ? 1 : 0) + (cutsLast ? 1 : 0));
+        if (status == IoStatus.Ok) status = Reach(volume, offset, length, isBounded);
+        if (status == IoStatus.Ok)
+        {
+            // From here to the end of the chain nothing is awaited.
+            ulong inner = first + (start != 0 ? 1UL : 0), innerEnd = (offset + (ulong)length) >> Units.BlockShift;
+            ulong border = Math.Clamp(first + (ulong)low, inner, Math.Max(inner, innerEnd));
+            if (cutsFirst) ChainWrite(volume, first, edges!.Slice(0, Units.BlockBytes));
+            if (border > inner) ChainHole(volume, inner, (int)(border - inner));
+            if (innerEnd > border) ChainHole(volume, border, (int)(innerEnd - border));
+            if (cutsLast) ChainWrite(volume, last, edges!.Slice(Units.BlockBytes, Units.BlockBytes));
+            if (_chainCount > 0) status = await StartChain();
+        }
+
+        edges?.Return();
+        if (heldHigh is not null) _locks.Give(heldHigh);
+        _locks.Give(held);
+        _active--;
         return status;
     }
 
+    private static int BlocksOf(ulong offset, int length) =>
+        (int)(((offset + (ulong)length + Units.BlockBytes - 1) >> Units.BlockShift) - (offset >> Units.BlockShift));
+
+    /// <summary>How many of the blocks lie in the extent of the first one.</summary>
+    private static int LowBlocks(ulong first, int count) =>
+        Math.Min(count, Units.BlocksPerExtent - (int)(first % Units.BlocksPerExtent));
+
+    private static uint ExtentOf(ulong block) => (uint)(block / Units.BlocksPerExtent);
+
+    private static int IndexOf(ulong block) => (int)(block % Units.BlocksPerExtent);
+
+    /// <summary>Locks blocks of one extent. A request that needs two takes the lower first, so nobody waits in a circle.</summary>
+    private ValueTask<RangeLock> TakeLowAsync(Volume volume, ulong first, int count) =>
+        _locks.TakeAsync(volume.Head.Id, ExtentOf(first), IndexOf(first), count);
+
     [AsyncMethodBuilder(typeof(LoopMethodBuilder<>))]
-    private async ValueTask<IoStatus> PlaceAsync(
-        Volume volume, uint extent, int first, int count, ReadOnlyMemory<byte> source)
+    private async ValueTask<IoStatus> ReadBlockAsync(Volume volume, ulong block, Memory<byte> target) =>
+        (await ReadBlocksAsync(volume, ExtentOf(block), IndexOf(block), 1, target)).Status;
+
+    private bool IsHoleAt(Volume volume, ulong block) =>
+        !volume.TryGetSlot(ExtentOf(block), out uint slot)
+        || MetadataPage.Entry(_slots.Entries(slot), IndexOf(block)).Block == 0;
+
+    /// <summary>What a wait may have changed: the store stopped, the volume is going, its end is nearer.</summary>
+    private IoStatus Reach(Volume volume, ulong offset, int length, bool isBounded)
     {
-        // S10: the reserve is never given to writes. Quarantined blocks come back with a flush, a note and a flush.
-        for (int attempt = 0; _blocks.Free < _reserve + (uint)count; attempt++)
+        if (State != StoreState.Online || volume.IsDeleting) return IoStatus.Unavailable;
+        return isBounded && offset + (ulong)length > volume.Head.SizeBytes ? IoStatus.OutOfRange : IoStatus.Ok;
+    }
+
+    /// <summary>Waits for room in the ring and for <paramref name="blocks"/> free blocks, both at one moment: the caller takes
+    /// them before it waits for anything else. S10: the reserve is never given to writes. Quarantined blocks come back with
+    /// a flush, a note and a flush.</summary>
+    [AsyncMethodBuilder(typeof(LoopMethodBuilder<>))]
+    private async ValueTask<IoStatus> MakeRoomAsync(int blocks)
+    {
+        for (int attempt = 0; State == StoreState.Online;)
         {
-            if (attempt == 3 || _quarantined == 0) return IoStatus.NoSpace;
+            if (RingOccupancy > 0.8)
+            {
+                await WaitForRing();
+                continue;
+            }
+
+            if (blocks == 0 || _blocks.Free >= _reserve + (uint)blocks) return IoStatus.Ok;
+            if (attempt++ == 3 || _quarantined == 0) return IoStatus.NoSpace;
             await MakeSpaceAsync();
-            if (State != StoreState.Online) return IoStatus.Unavailable;
         }
 
+        return IoStatus.Unavailable;
+    }
+
+    /// <summary>Every extent of the blocks has a slot or can have one.</summary>
+    private bool HasSlots(Volume volume, ulong first, int count)
+    {
+        uint low = ExtentOf(first), high = ExtentOf(first + (ulong)count - 1);
+        uint missing = volume.TryGetSlot(low, out _) ? 0u : 1;
+        if (high != low && !volume.TryGetSlot(high, out _)) missing++;
+        return missing <= _slots.FreeCount;
+    }
+
+    /// <summary>Adds a write of whole blocks of one extent to the chain; there is room for all that it takes.</summary>
+    private void ChainWrite(Volume volume, ulong first, ReadOnlyMemory<byte> source)
+    {
+        uint extent = ExtentOf(first);
         bool isNewPage = !volume.TryGetSlot(extent, out uint slot);
         if (isNewPage)
         {
-            if (!_slots.TryTake(MetadataKind.Extent, volume.Head.Id, extent, out slot)) return IoStatus.NoSpace;
+            Check.That(_slots.TryTake(MetadataKind.Extent, volume.Head.Id, extent, out slot));
             volume.SetSlot(extent, slot);
         }
 
         Pending record = NewPending(RedoKind.Write, volume, slot);
-        record.Version = _nextVersion++;
+        int count = source.Length >> Units.BlockShift;
+        record.Extent = extent;
+        record.IsNewPage = isNewPage;
+        record.Source = source;
         record.BlockCount = count;
         for (int done = 0; done < count;)
         {
             uint block = _blocks.TakeRun(count - done, out int got);
-            record.Runs[record.RunCount++] = new BlockRun(first + done, got, block);
+            record.Runs[record.RunCount++] = new BlockRun(IndexOf(first) + done, got, block);
             done += got;
         }
 
         Crc32C.ComputeBlocks(source.Span, record.Crcs.AsSpan(0, count));
-        Span<byte> target = Append(record, RedoRecord.WriteLength(record.RunCount, count));
+        _chain[_chainCount++] = record;
+    }
+
+    /// <summary>Adds a hole of whole blocks of one extent to the chain, unless all of them are holes.</summary>
+    private void ChainHole(Volume volume, ulong first, int count)
+    {
+        if (!volume.TryGetSlot(ExtentOf(first), out uint slot)) return;
+        ReadOnlySpan<byte> entries = _slots.Entries(slot);
+        bool any = false;
+        for (int i = IndexOf(first); i < IndexOf(first) + count && !any; i++) any = MetadataPage.Entry(entries, i).Block != 0;
+        if (!any) return;
+        Pending record = NewPending(RedoKind.Hole, volume, slot);
+        record.Extent = ExtentOf(first);
+        record.RunCount = 1;
+        record.Runs[0] = new BlockRun(IndexOf(first), count, 0);
+        _chain[_chainCount++] = record;
+    }
+
+    /// <summary>Puts the chain into one log page, starts its data, and answers when all of it is complete.</summary>
+    private ValueTask<IoStatus> StartChain()
+    {
+        Span<Pending?> chain = _chain.AsSpan(0, _chainCount);
+        _chainCount = 0;
+        ulong version = _nextVersion++;
+        int length = 0;
+        foreach (Pending? record in chain) length += LengthOf(record!);
+        Reserve(length);
+        for (int i = 0; i < chain.Length; i++)
+        {
+            Pending record = chain[i]!;
+            record.Version = version;
+            record.IsContinued = i < chain.Length - 1;
+            record.DataPending = 1; // held until every run is submitted: an answer may come at once
+            AppendBlocks(record);
+        }
+
+        ValueTask<IoStatus> answer = chain[^1]!.Begin();
+        foreach (Pending? record in chain) StartData(record!);
+        // The hold goes last: until then no record of the chain is complete, so none is in other hands.
+        foreach (Pending? record in chain) record!.DataPending--;
+        bool isDone = !IsDataPending(chain[0]!);
+        chain.Clear();
+        if (_volatileBytes >= _options.FlushBytes && !_isTidying) _loop.Post(() => _ = TidyAsync());
+        if (isDone) Advance();
+        return answer;
+    }
+
+    private static int LengthOf(Pending record) => record.Kind == RedoKind.Hole
+        ? RedoRecord.HoleLength(record.RunCount)
+        : RedoRecord.WriteLength(record.RunCount, record.BlockCount);
+
+    private void AppendBlocks(Pending record)
+    {
+        Span<byte> target = Append(record, LengthOf(record));
+        ReadOnlySpan<BlockRun> runs = record.Runs.AsSpan(0, record.RunCount);
+        uint volume = record.Volume!.Head.Id;
+        if (record.Kind == RedoKind.Hole)
+        {
+            RedoRecordWriter.Hole(target, record.Slot, volume, record.Extent, record.Version, runs, record.IsContinued);
+            return;
+        }
+
         RedoRecordWriter.Write(
-            target, slot, volume.Head.Id, extent, isNewPage, record.Version,
-            record.Runs.AsSpan(0, record.RunCount), record.Crcs.AsSpan(0, count));
-        ValueTask<IoStatus> answer = record.Begin();
-        record.DataPending = 1; // held until every run is submitted: an answer may come at once
+            target, record.Slot, volume, record.Extent, record.IsNewPage, record.Version, runs,
+            record.Crcs.AsSpan(0, record.BlockCount), record.IsContinued);
+    }
+
+    private void StartData(Pending record)
+    {
+        if (record.Kind != RedoKind.Write) return;
+        int done = 0;
         for (int i = 0; i < record.RunCount; i++)
         {
             BlockRun run = record.Runs[i];
-            StartData(
-                record, (ulong)run.Block << Units.BlockShift,
-                source.Slice((run.First - first) << Units.BlockShift, run.Count << Units.BlockShift));
+            int length = run.Count << Units.BlockShift;
+            StartData(record, (ulong)run.Block << Units.BlockShift, record.Source.Slice(done, length));
+            done += length;
         }
 
-        record.DataPending--;
-        _volatileBytes += (ulong)count * Units.BlockBytes;
-        if (_volatileBytes >= _options.FlushBytes && !_isTidying) _loop.Post(() => _ = TidyAsync());
-        if (record.DataPending == 0) Advance();
-        return await answer;
-    }
-
-    [AsyncMethodBuilder(typeof(LoopMethodBuilder<>))]
-    private async ValueTask<IoStatus> HoleAsync(Volume volume, uint extent, int first, int count)
-    {
-        if (!volume.TryGetSlot(extent, out uint slot)) return IoStatus.Ok;
-        bool any = false;
-        for (int i = first; i < first + count && !any; i++) any = MetadataPage.Entry(_slots.Entries(slot), i).Block != 0;
-        if (!any) return IoStatus.Ok;
-        Pending record = NewPending(RedoKind.Hole, volume, slot);
-        record.Version = _nextVersion++;
-        record.RunCount = 1;
-        record.Runs[0] = new BlockRun(first, count, 0);
-        RedoRecordWriter.Hole(Append(record, 30), slot, volume.Head.Id, extent, record.Version, record.Runs.AsSpan(0, 1));
-        return await record.Begin();
+        _volatileBytes += (ulong)done;
     }
 
     /// <summary>Puts a complete record into the pages in RAM.</summary>

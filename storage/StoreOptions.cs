@@ -74,6 +74,9 @@ public enum BrokenRules
 
     /// <summary>A replaced block is free when its record is durable, not when a durable page says so (B1.5, 4a).</summary>
     ReuseAtDurable = 128,
+
+    /// <summary>Recovery judges each record of a request by itself (P3).</summary>
+    SplitRequests = 256,
 }
 
 /// <summary>What became of opening a store.</summary>

@@ -7,35 +7,57 @@ namespace BlockServer.Storage;
 /// <summary>A volume as a disk: cuts requests into extents. Lives on the store's loop.</summary>
 internal sealed class VolumeDevice(Store store, Volume volume, BufferPool buffers) : IBlockDevice
 {
-    // Holes of one request that are under way at a time.
-    private const int HolesAtOnce = 32;
+    // Extents of one request that are under way at a time.
+    private const int PiecesAtOnce = 33;
     private static readonly byte[] Zeros = GC.AllocateArray<byte>(Units.ExtentBytes, pinned: true);
 
     public ulong SizeBytes => volume.Head.SizeBytes;
 
     public bool IsReadOnly => false;
 
-    [AsyncMethodBuilder(typeof(LoopMethodBuilder<>))]
-    public async ValueTask<ReadResult> ReadAsync(ulong offsetBytes, Memory<byte> target)
+    public ValueTask<ReadResult> ReadAsync(ulong offsetBytes, Memory<byte> target)
     {
-        if (Fault(offsetBytes, (ulong)target.Length, true) is { } fault) return fault;
-        bool holes = false;
+        if (Fault(offsetBytes, (ulong)target.Length, true) is { } fault) return new(fault);
+        return (offsetBytes % Units.ExtentBytes) + (ulong)target.Length <= Units.ExtentBytes
+            ? ReadExtentAsync(offsetBytes, target)
+            : ReadExtentsAsync(offsetBytes, target);
+    }
+
+    private ValueTask<ReadResult> ReadExtentAsync(ulong offset, Memory<byte> target)
+    {
+        uint extent = (uint)(offset >> Units.ExtentShift);
+        int start = (int)(offset % Units.ExtentBytes);
+        return (start | target.Length) % Units.BlockBytes == 0
+            ? store.ReadBlocksAsync(volume, extent, start >> Units.BlockShift, target.Length >> Units.BlockShift, target)
+            : ReadPartAsync(extent, start, target);
+    }
+
+    [AsyncMethodBuilder(typeof(LoopMethodBuilder<>))]
+    private async ValueTask<ReadResult> ReadExtentsAsync(ulong offsetBytes, Memory<byte> target)
+    {
+        ValueTask<ReadResult>[] parts = ArrayPool<ValueTask<ReadResult>>.Shared.Rent(target.Length / Units.ExtentBytes + 2);
+        int count = 0;
         for (int done = 0; done < target.Length;)
         {
             ulong at = offsetBytes + (ulong)done;
-            int start = (int)(at % Units.ExtentBytes);
-            int length = Math.Min(target.Length - done, Units.ExtentBytes - start);
-            Memory<byte> piece = target.Slice(done, length);
-            ReadResult result = (start | length) % Units.BlockBytes == 0
-                ? await store.ReadBlocksAsync(
-                    volume, (uint)(at >> Units.ExtentShift), start >> Units.BlockShift, length >> Units.BlockShift, piece)
-                : await ReadPartAsync((uint)(at >> Units.ExtentShift), start, piece);
-            if (result.Status != IoStatus.Ok) return result;
-            holes |= result.HasHoles;
+            int length = Math.Min(target.Length - done, Units.ExtentBytes - (int)(at % Units.ExtentBytes));
+#pragma warning disable CA2012 // Several at once; each is awaited exactly once below.
+            parts[count++] = ReadExtentAsync(at, target.Slice(done, length));
+#pragma warning restore CA2012
             done += length;
         }
 
-        return new ReadResult(IoStatus.Ok, holes);
+        IoStatus status = IoStatus.Ok;
+        bool holes = false;
+        for (int i = 0; i < count; i++)
+        {
+            ReadResult part = await parts[i];
+            if (status == IoStatus.Ok) status = part.Status;
+            holes |= part.HasHoles;
+        }
+
+        ArrayPool<ValueTask<ReadResult>>.Shared.Return(parts, clearArray: true);
+        return new ReadResult(status, holes);
     }
 
     [AsyncMethodBuilder(typeof(LoopMethodBuilder<>))]
@@ -56,108 +78,77 @@ internal sealed class VolumeDevice(Store store, Volume volume, BufferPool buffer
     {
         if (Fault(offsetBytes, (ulong)source.Length, true) is { } fault) return fault;
         if (source.Length == 0) return IoStatus.Ok;
-        IoStatus status = (offsetBytes % Units.ExtentBytes) + (ulong)source.Length <= Units.ExtentBytes
-            ? await store.ChangeExtentAsync(
-                volume, (uint)(offsetBytes >> Units.ExtentShift), (int)(offsetBytes % Units.ExtentBytes), source.Length, source)
-            : await WriteExtentsAsync(offsetBytes, source);
+        IoStatus status = source.Length <= Store.AtomicBytes
+            ? await store.WriteAsync(volume, offsetBytes, source)
+            : await ChangePiecesAsync(offsetBytes, offsetBytes + (ulong)source.Length, source);
         return status == IoStatus.Ok ? await store.SettleAsync(flags) : status;
-    }
-
-    [AsyncMethodBuilder(typeof(LoopMethodBuilder<>))]
-    private async ValueTask<IoStatus> WriteExtentsAsync(ulong offsetBytes, ReadOnlyMemory<byte> source)
-    {
-        ValueTask<IoStatus>[] parts = ArrayPool<ValueTask<IoStatus>>.Shared.Rent(source.Length / Units.ExtentBytes + 2);
-        int count = 0;
-        for (int done = 0; done < source.Length;)
-        {
-            ulong at = offsetBytes + (ulong)done;
-            int start = (int)(at % Units.ExtentBytes);
-            int length = Math.Min(source.Length - done, Units.ExtentBytes - start);
-#pragma warning disable CA2012 // Several at once; each is awaited exactly once below.
-            parts[count++] = store.ChangeExtentAsync(
-                volume, (uint)(at >> Units.ExtentShift), start, length, source.Slice(done, length));
-#pragma warning restore CA2012
-            done += length;
-        }
-
-        IoStatus status = IoStatus.Ok;
-        for (int i = 0; i < count; i++)
-        {
-            IoStatus part = await parts[i];
-            if (status == IoStatus.Ok) status = part;
-        }
-
-        ArrayPool<ValueTask<IoStatus>>.Shared.Return(parts, clearArray: true);
-        return status;
     }
 
     public ValueTask<IoStatus> FlushAsync() => volume.IsDeleting ? new(IoStatus.Unavailable) : store.FlushAsync();
 
+    [AsyncMethodBuilder(typeof(LoopMethodBuilder<>))]
     public async ValueTask<IoStatus> TrimAsync(ulong offsetBytes, ulong lengthBytes, WriteFlags flags)
     {
         if (Fault(offsetBytes, lengthBytes, false) is { } fault) return fault;
         const ulong mask = Units.BlockBytes - 1;
         ulong start = (offsetBytes + mask) & ~mask;
         ulong end = (offsetBytes + lengthBytes) & ~mask;
-        IoStatus status = end <= start ? IoStatus.Ok : await HolesAsync(start, end);
+        IoStatus status = end <= start ? IoStatus.Ok : await ZeroAsync(start, end);
         return status == IoStatus.Ok ? await store.SettleAsync(flags) : status;
     }
 
+    [AsyncMethodBuilder(typeof(LoopMethodBuilder<>))]
     public async ValueTask<IoStatus> WriteZeroesAsync(ulong offsetBytes, ulong lengthBytes, WriteFlags flags)
     {
         if (Fault(offsetBytes, lengthBytes, false) is { } fault) return fault;
         bool noHole = (flags & WriteFlags.NoHole) != 0;
         if (noHole && (flags & WriteFlags.FastOnly) != 0) return IoStatus.NotSupported;
-        const ulong mask = Units.BlockBytes - 1;
+        if (lengthBytes == 0) return IoStatus.Ok;
         ulong end = offsetBytes + lengthBytes;
-        ulong innerStart = noHole ? end : Math.Min(end, (offsetBytes + mask) & ~mask);
-        ulong innerEnd = noHole ? end : Math.Max(innerStart, end & ~mask);
-        IoStatus status = await ZerosAsync(offsetBytes, innerStart);
-        if (status == IoStatus.Ok && innerEnd > innerStart) status = await HolesAsync(innerStart, innerEnd);
-        if (status == IoStatus.Ok) status = await ZerosAsync(innerEnd, end);
+        IoStatus status = !noHole ? await ZeroAsync(offsetBytes, end)
+            : lengthBytes <= Store.AtomicBytes ? await store.WriteAsync(volume, offsetBytes, Zeros.AsMemory(0, (int)lengthBytes))
+            : await ChangePiecesAsync(offsetBytes, end, Zeros);
         return status == IoStatus.Ok ? await store.SettleAsync(flags) : status;
     }
 
-    private async ValueTask<IoStatus> ZerosAsync(ulong start, ulong end)
-    {
-        while (start < end)
-        {
-            int from = (int)(start % Units.ExtentBytes);
-            int length = (int)Math.Min(end - start, (ulong)(Units.ExtentBytes - from));
-            IoStatus status = await store.ChangeExtentAsync(
-                volume, (uint)(start >> Units.ExtentShift), from, length, Zeros.AsMemory(0, length));
-            if (status != IoStatus.Ok) return status;
-            start += (ulong)length;
-        }
+    private ValueTask<IoStatus> ZeroAsync(ulong start, ulong end) => end - start <= Store.AtomicBytes
+        ? store.ZeroAsync(volume, start, (int)(end - start))
+        : ChangePiecesAsync(start, end, default);
 
-        return IoStatus.Ok;
-    }
-
-    /// <summary>Makes holes of whole blocks, many extents at a time; extents without a page cost nothing.</summary>
-    internal async ValueTask<IoStatus> HolesAsync(ulong start, ulong end)
+    /// <summary>A request of more than what is atomic, extent by extent, several at a time: writes
+    /// <paramref name="source"/>, or <see cref="Zeros"/> when it is that, or makes holes when it is empty.</summary>
+    [AsyncMethodBuilder(typeof(LoopMethodBuilder<>))]
+    private async ValueTask<IoStatus> ChangePiecesAsync(ulong start, ulong end, ReadOnlyMemory<byte> source)
     {
-        var under = new Queue<ValueTask<IoStatus>>();
+        ValueTask<IoStatus>[] under = ArrayPool<ValueTask<IoStatus>>.Shared.Rent(PiecesAtOnce);
         IoStatus status = IoStatus.Ok;
-        ulong limit = (ulong)volume.ExtentEnd << Units.ExtentShift;
-        // An extent that a write is about to create is locked, but has its slot already or is ordered after this trim.
-        while (start < Math.Min(end, limit))
+        bool repeats = (ulong)source.Length < end - start;
+        int begun = 0, done = 0;
+        ulong at = start;
+        while (true)
         {
-            uint extent = volume.Skip((uint)(start >> Units.ExtentShift));
-            start = Math.Max(start, (ulong)extent << Units.ExtentShift);
-            if (start >= end) break;
-            int from = (int)(start % Units.ExtentBytes);
-            int length = (int)Math.Min(end - start, (ulong)(Units.ExtentBytes - from));
-#pragma warning disable CA2012 // Several at once; each is awaited exactly once below.
-            under.Enqueue(store.ChangeExtentAsync(volume, extent, from, length, default));
+            // A hole where no page is costs nothing. A write that is about to make one there is ordered after this change.
+            if (source.IsEmpty) at = Math.Max(at, (ulong)volume.Skip((uint)(at >> Units.ExtentShift)) << Units.ExtentShift);
+            bool ends = at >= end || (source.IsEmpty && at >> Units.ExtentShift >= volume.ExtentEnd) || status != IoStatus.Ok;
+            if (ends && done == begun) break;
+            if (ends || begun - done == PiecesAtOnce)
+            {
+                IoStatus part = await under[done++ % PiecesAtOnce];
+                if (status == IoStatus.Ok) status = part;
+                continue;
+            }
+
+            int length = (int)Math.Min(end - at, Units.ExtentBytes - at % Units.ExtentBytes);
+#pragma warning disable CA2012 // Several at once; each is awaited exactly once above.
+            under[begun++ % PiecesAtOnce] = source.IsEmpty
+                ? store.ZeroAsync(volume, at, length)
+                : store.WriteAsync(volume, at, repeats ? source[..length] : source.Slice((int)(at - start), length));
 #pragma warning restore CA2012
-            start += (ulong)length;
-            if (under.Count == HolesAtOnce) Note(await under.Dequeue());
+            at += (ulong)length;
         }
 
-        while (under.Count > 0) Note(await under.Dequeue());
+        ArrayPool<ValueTask<IoStatus>>.Shared.Return(under, clearArray: true);
         return status;
-
-        void Note(IoStatus part) => status = status == IoStatus.Ok ? part : status;
     }
 
     public async ValueTask<IoStatus> PrefetchAsync(ulong offsetBytes, ulong lengthBytes)

@@ -1,3 +1,5 @@
+using System.Runtime.InteropServices;
+
 namespace BlockServer.Core;
 
 /// <summary>
@@ -28,7 +30,7 @@ public sealed class IoBuffer
     public int CapacityBytes { get; }
 
     /// <summary>The aligned part, all of it.</summary>
-    public Memory<byte> Data => new(_slab, _dataStart, CapacityBytes);
+    public Memory<byte> Data => PinnedMemory(_dataStart, CapacityBytes);
 
     /// <summary>Counts up at every return: a late user of an earlier lease can tell.</summary>
     public uint Generation { get; private set; }
@@ -43,14 +45,14 @@ public sealed class IoBuffer
     public Memory<byte> WithHeader(int headerBytes, int dataBytes)
     {
         Check.That(headerBytes <= HeadroomBytes && dataBytes <= CapacityBytes);
-        return new Memory<byte>(_slab, _dataStart - headerBytes, headerBytes + dataBytes);
+        return PinnedMemory(_dataStart - headerBytes, headerBytes + dataBytes);
     }
 
     /// <summary>A piece of the data.</summary>
     public Memory<byte> Slice(int start, int length)
     {
         Check.That((uint)start + (uint)length <= (uint)CapacityBytes);
-        return new Memory<byte>(_slab, _dataStart + start, length);
+        return PinnedMemory(_dataStart + start, length);
     }
 
     /// <summary>Gives it back; the caller forgets it. No I/O may be outstanding on it.</summary>
@@ -62,4 +64,8 @@ public sealed class IoBuffer
     }
 
     internal void MarkLent(bool lent) => IsLent = lent;
+
+    /// <summary>Memory that knows that it is pinned: to pin it once more for an I/O costs no handle.</summary>
+    private Memory<byte> PinnedMemory(int start, int length) =>
+        MemoryMarshal.CreateFromPinnedArray(_slab, start, length);
 }

@@ -1,5 +1,6 @@
 using System.Buffers.Binary;
 using System.Runtime.CompilerServices;
+using System.Runtime.InteropServices;
 using BlockServer.Core;
 
 namespace BlockServer.Protocols.Nbd;
@@ -290,7 +291,7 @@ public sealed partial class NbdTransmission
         private void Answer(NbdError error, ReadOnlySpan<byte> why)
         {
             int size = NbdReplyHeader.WriteAnswer(Head, _owner._mode, Request, error, why);
-            AddPart(Head.AsMemory(0, size));
+            AddPart(MemoryMarshal.CreateFromPinnedArray(Head, 0, size));
         }
 
         /// <summary>Memory of a header directly in front of data that begins <paramref name="skip"/> bytes into the range.</summary>

@@ -1,4 +1,5 @@
 using System.Runtime.CompilerServices;
+using System.Runtime.InteropServices;
 using BlockServer.Core;
 
 namespace BlockServer.Protocols.Nbd;
@@ -15,6 +16,10 @@ public sealed partial class NbdTransmission
 
     // A write refused for its length is read away up to this; a client that announces more is not worth it.
     private const ulong DrainBytesMax = 64 << 20;
+
+    // With payloads of this size or more only so much is received ahead of a request: the payload then goes from the
+    // socket straight to where the device takes it, and is not copied on the way.
+    private const int LargePayloadBytes = 16 << 10, LargeAheadBytes = 512;
 
     private readonly ILoop _loop;
     private readonly IConnection _connection;
@@ -36,6 +41,7 @@ public sealed partial class NbdTransmission
     private ValueTaskAwaiter<int> _sent;
     private Slot? _freeSlots;
     private int _start, _end;
+    private int _typicalPayload; // moving average over requests, bytes
     private int _windowBytes;
     private ulong _sendSince, _halfSince;
     private bool _isSending, _isClosed, _stopping, _isLingerOver;
@@ -154,6 +160,7 @@ public sealed partial class NbdTransmission
     private async ValueTask<bool> TakeAsync(NbdRequest request)
     {
         ulong payload = request.PayloadBytes(_mode);
+        _typicalPayload += ((int)Math.Min(payload, 1 << 20) - _typicalPayload) >> 3;
         if (payload > DrainBytesMax)
         {
             Close("a payload is too large");
@@ -185,7 +192,7 @@ public sealed partial class NbdTransmission
             if (error == NbdError.None && request.Command == NbdCommand.Write)
                 received = await FillAsync(slot.Buffer!.Slice(slot.Lead, dataBytes));
             else if (error == NbdError.None && payload <= Slot.HeadBytes)
-                received = await FillAsync(slot.Head.AsMemory(0, (int)payload));
+                received = await FillAsync(MemoryMarshal.CreateFromPinnedArray(slot.Head, 0, (int)payload));
             else
                 received = await DrainAsync(payload);
             if (!received)
@@ -257,7 +264,9 @@ public sealed partial class NbdTransmission
             WatchOver();
         }
 
-        int count = await _connection.ReceiveAsync(_input.AsMemory(_end));
+        int room = _input.Length - _end;
+        if (_typicalPayload >= LargePayloadBytes && _end < LargeAheadBytes) room = Math.Min(room, LargeAheadBytes - _end);
+        int count = await _connection.ReceiveAsync(MemoryMarshal.CreateFromPinnedArray(_input, _end, room));
         _halfSince = 0;
         if (count <= 0) return false;
         _end += count;

@@ -54,7 +54,8 @@ public readonly record struct BlockRun(int First, int Count, uint Block);
 /// Epoch       16 u64 epoch, 24 16 B leader
 /// </code>
 /// Flag 1 (NewPage) of a Write: the slot begins as the empty page of this extent; structural, applied even when the
-/// data part is not.
+/// data part is not. Flag 2 (Continued) of a Write or Hole: the next record of the page belongs to the same request; such
+/// a chain lies in one page, has one version, and its data parts count all or none.
 /// </summary>
 public readonly ref struct RedoRecord
 {
@@ -63,6 +64,9 @@ public readonly ref struct RedoRecord
 
     /// <summary>The bit of <see cref="Flags"/> that begins a page.</summary>
     public const byte NewPageFlag = 1;
+
+    /// <summary>The bit of <see cref="Flags"/> that links a record to the next one.</summary>
+    public const byte ContinuedFlag = 2;
 
     private readonly ReadOnlySpan<byte> _bytes;
 
@@ -88,6 +92,9 @@ public readonly ref struct RedoRecord
 
     /// <summary>The slot begins anew.</summary>
     public bool IsNewPage => (Flags & NewPageFlag) != 0;
+
+    /// <summary>The next record of the page belongs to the same request.</summary>
+    public bool IsContinued => (Flags & ContinuedFlag) != 0;
 
     /// <summary>Block version; Write and Hole.</summary>
     public ulong Version => U64(16);
@@ -133,6 +140,9 @@ public readonly ref struct RedoRecord
     /// <summary>Length of a Write record.</summary>
     public static int WriteLength(int runs, int blocks) => 28 + 6 * runs + 4 * blocks;
 
+    /// <summary>Length of a Hole record.</summary>
+    public static int HoleLength(int runs) => 28 + 2 * runs;
+
     /// <summary>Reads the record at <paramref name="offset"/> of a page of <paramref name="usedBytes"/>; says why it is
     /// none, or null. Everything that an accessor touches has been checked.</summary>
     public static string? TryRead(ReadOnlySpan<byte> page, int offset, int usedBytes, out RedoRecord record)
@@ -163,8 +173,10 @@ public readonly ref struct RedoRecord
         };
         if (least == int.MaxValue) return $"record: unknown kind {(byte)Kind}";
         if (_bytes.Length < least) return $"record: too short for {Kind}";
+        int flags = Kind == RedoKind.Write ? NewPageFlag | ContinuedFlag : Kind == RedoKind.Hole ? ContinuedFlag : 0;
+        if ((Flags & ~flags) != 0) return $"record: flags 0x{Flags:x2} mean nothing for {Kind}";
         if (Kind is not (RedoKind.Write or RedoKind.Hole)) return _bytes.Length == least ? null : $"record: too long for {Kind}";
-        int expected = Kind == RedoKind.Hole ? 28 + 2 * RunCount : WriteLength(RunCount, BlockCount);
+        int expected = Kind == RedoKind.Hole ? HoleLength(RunCount) : WriteLength(RunCount, BlockCount);
         if (_bytes.Length != expected) return $"record: length of {Kind} does not fit its runs";
         int next = 0, blocks = 0;
         for (int i = 0; i < RunCount; i++)
@@ -190,10 +202,11 @@ public static class RedoRecordWriter
     /// <summary>A Write; <paramref name="crcs"/> holds one CRC per block, through all runs.</summary>
     public static int Write(
         Span<byte> target, uint slot, uint volumeId, uint extent, bool isNewPage, ulong version,
-        ReadOnlySpan<BlockRun> runs, ReadOnlySpan<uint> crcs)
+        ReadOnlySpan<BlockRun> runs, ReadOnlySpan<uint> crcs, bool isContinued = false)
     {
         int length = RedoRecord.WriteLength(runs.Length, crcs.Length);
-        Head(target, RedoKind.Write, isNewPage ? RedoRecord.NewPageFlag : (byte)0, length, slot, volumeId, extent);
+        int flags = (isNewPage ? RedoRecord.NewPageFlag : 0) | (isContinued ? RedoRecord.ContinuedFlag : 0);
+        Head(target, RedoKind.Write, (byte)flags, length, slot, volumeId, extent);
         BinaryPrimitives.WriteUInt64LittleEndian(target[16..], version);
         BinaryPrimitives.WriteUInt16LittleEndian(target[24..], (ushort)runs.Length);
         BinaryPrimitives.WriteUInt16LittleEndian(target[26..], (ushort)crcs.Length);
@@ -217,10 +230,11 @@ public static class RedoRecordWriter
 
     /// <summary>A Hole.</summary>
     public static int Hole(
-        Span<byte> target, uint slot, uint volumeId, uint extent, ulong version, ReadOnlySpan<BlockRun> runs)
+        Span<byte> target, uint slot, uint volumeId, uint extent, ulong version, ReadOnlySpan<BlockRun> runs,
+        bool isContinued = false)
     {
-        int length = 28 + 2 * runs.Length;
-        Head(target, RedoKind.Hole, 0, length, slot, volumeId, extent);
+        int length = RedoRecord.HoleLength(runs.Length);
+        Head(target, RedoKind.Hole, isContinued ? RedoRecord.ContinuedFlag : (byte)0, length, slot, volumeId, extent);
         BinaryPrimitives.WriteUInt64LittleEndian(target[16..], version);
         BinaryPrimitives.WriteUInt16LittleEndian(target[24..], (ushort)runs.Length);
         BinaryPrimitives.WriteUInt16LittleEndian(target[26..], 0);

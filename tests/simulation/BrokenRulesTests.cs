@@ -16,6 +16,7 @@ public sealed class BrokenRulesTests(ITestOutputHelper output)
     [InlineData(BrokenRules.AnyIncarnation)]
     [InlineData(BrokenRules.SkipTailCrc)]
     [InlineData(BrokenRules.ReuseAtDurable)]
+    [InlineData(BrokenRules.SplitRequests)]
     public void A_broken_rule_is_noticed(BrokenRules broken)
     {
         for (ulong seed = 1; seed <= (ulong)Settings.BrokenSeeds; seed++)

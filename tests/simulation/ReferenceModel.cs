@@ -41,11 +41,13 @@ public sealed class ModelWrite(ulong id, ulong firstSector, ulong sectors, bool 
 /// <summary>
 /// One volume as its clients may see it: for every 512 B sector the changes whose content it may hold. Contents are
 /// unique per change and sector, so a sector read names the change it came from. The oracle of P1 to P4, P8 and of
-/// request atomicity; it knows nothing of how a store works.
+/// request atomicity; it knows nothing of how a store works, except that a block is stored as a whole (see
+/// VolumeModel.Blocks.cs).
 /// </summary>
-public sealed class VolumeModel
+public sealed partial class VolumeModel
 {
     private static readonly ModelWrite Fresh = new(0, 0, 0, true, false, 0) { End = 0, IsSure = true, IsDurable = true };
+    private const ulong SectorsPerBlock = Units.BlockBytes / Units.SectorBytes;
     private readonly List<ModelWrite> _notDurable = [];
     private List<ModelWrite>?[] _sectors;
     private int _reads;
@@ -90,10 +92,8 @@ public sealed class VolumeModel
     /// <summary>A change begins.</summary>
     public ModelWrite Begin(ulong id, ulong firstSector, ulong sectors, bool isZero, ulong now)
     {
-        // A change within one extent is one record; zeros are left out because nobody can tell whose they are. The design
-        // asks for more (P3: up to 1 MiB across an extent border); docs/decisions/0002 says what is missing for it.
-        const ulong perExtent = Units.ExtentBytes / Units.SectorBytes;
-        bool isAtomic = !isZero && firstSector / perExtent == (firstSector + sectors - 1) / perExtent;
+        // Up to 1 MiB (P3); zeros are left out because nobody can tell whose they are.
+        bool isAtomic = !isZero && sectors * Units.SectorBytes <= Units.ExtentBytes;
         var write = new ModelWrite(id, firstSector, sectors, isZero, isAtomic, now);
         for (ulong s = firstSector; s < firstSector + sectors; s++)
         {
@@ -131,10 +131,22 @@ public sealed class VolumeModel
     /// <summary>Judges what a read that began at <paramref name="start"/> answered; a sentence, or null.</summary>
     public string? EndRead(ulong firstSector, ReadOnlySpan<byte> data, ulong start)
     {
-        for (int at = 0; at < data.Length; at += Units.SectorBytes)
+        int count = data.Length / Units.SectorBytes;
+        var seen = new ModelWrite?[count];
+        for (int i = 0; i < count; i++)
         {
-            ulong sector = firstSector + (ulong)(at / Units.SectorBytes);
-            string? fault = JudgeLive(sector, data.Slice(at, Units.SectorBytes), start);
+            ulong sector = firstSector + (ulong)i;
+            string? fault = JudgeLive(sector, data.Slice(i * Units.SectorBytes, Units.SectorBytes), start, out seen[i]);
+            if (fault is not null) return fault;
+        }
+
+        if (_isStale) return null;
+        ulong end = firstSector + (ulong)count;
+        for (ulong block = (firstSector + SectorsPerBlock - 1) / SectorsPerBlock; block * SectorsPerBlock < end; block++)
+        {
+            ulong first = block * SectorsPerBlock;
+            if (first + SectorsPerBlock > end && end != Sectors) break; // only whole blocks can be judged as such
+            string? fault = JudgeBlock(first, seen.AsSpan((int)(first - firstSector)), out _);
             if (fault is not null) return fault;
         }
 
@@ -143,47 +155,6 @@ public sealed class VolumeModel
 
     /// <summary>The read is over.</summary>
     public void ReadDone() => _reads--;
-
-    /// <summary>
-    /// Judges the whole content after a restart. <paramref name="powerWasCut"/>: only what is durable must be there.
-    /// <paramref name="staleAllowed"/>: the medium lied, so older content of the same sector is not counted as a fault.
-    /// <paramref name="unreadable"/>: blocks that answered an error. With <paramref name="settle"/> the model takes what
-    /// it saw as the durable truth from now on.
-    /// </summary>
-    public string? JudgeAfterRestart(
-        ReadOnlySpan<byte> content, bool powerWasCut, bool staleAllowed, Func<ulong, bool>? unreadable, bool settle, ulong now)
-    {
-        int count = content.Length / Units.SectorBytes;
-        var seen = new ModelWrite?[count];
-        var partial = new HashSet<ModelWrite>(ReferenceEqualityComparer.Instance);
-        for (int s = 0; s < count; s++)
-        {
-            if (unreadable is not null && unreadable((ulong)s)) continue;
-            ReadOnlySpan<byte> sector = content.Slice(s * Units.SectorBytes, Units.SectorBytes);
-            ModelWrite? write = Identify((ulong)s, sector, out string? fault) ?? (staleAllowed ? Stale((ulong)s, sector) : null);
-            if (write is null) return fault;
-            seen[s] = write;
-            if (write.IsAtomic && !IsFirm(write, powerWasCut) && !IsCarried((ulong)s, write)) partial.Add(write);
-            if (staleAllowed || HistoryOf((ulong)s) is not { } history) continue;
-            foreach (ModelWrite later in history)
-            {
-                if (IsFirm(later, powerWasCut) && write.IsBefore(later))
-                    return $"volume {Head.Id} sector {s}: {Name(write)} is back, {Name(later)} is lost (power cut: {powerWasCut})";
-            }
-        }
-
-        foreach (ModelWrite write in partial)
-        {
-            for (ulong s = write.FirstSector; !staleAllowed && s < write.FirstSector + write.Sectors && s < (ulong)count; s++)
-            {
-                if (seen[s] is { } found && found.IsBefore(write))
-                    return $"volume {Head.Id} sector {s}: only a part of {Name(write)} is there, this sector holds {Name(found)}";
-            }
-        }
-
-        if (settle) Settle(seen, now);
-        return null;
-    }
 
     /// <summary>A restart showed that the update of the head happened (or did not).</summary>
     public void SettleHead(VolumeHead head)
@@ -201,8 +172,6 @@ public sealed class VolumeModel
         write.Id == 0 ? "the first zeros" : $"{(write.IsZero ? "zeroing" : "write")} {write.Id} (sectors {write.FirstSector}+{write.Sectors}, "
             + $"{(write.End == ulong.MaxValue ? "in flight" : write.IsSure ? "acked" : "failed")}{(write.IsDurable ? ", durable" : "")})";
 
-    private static bool IsFirm(ModelWrite write, bool powerWasCut) => write.IsSure && (write.IsDurable || !powerWasCut);
-
     private static void Prune(List<ModelWrite> history)
     {
         ModelWrite? last = null;
@@ -214,44 +183,12 @@ public sealed class VolumeModel
         if (last is not null) history.RemoveAll(write => write.IsBefore(last));
     }
 
-    /// <summary>
-    /// A later request may have merged into this block: it read what <paramref name="write"/> had left and wrote it again
-    /// as its own, so the content may be here though the write itself was dropped.
-    /// </summary>
-    private bool IsCarried(ulong sector, ModelWrite write)
-    {
-        const ulong perBlock = Units.BlockBytes / Units.SectorBytes;
-        ulong first = sector / perBlock * perBlock;
-        for (ulong s = first; s < first + perBlock; s++)
-        {
-            foreach (ModelWrite other in HistoryOf(s) ?? [])
-            {
-                bool isWhole = other.FirstSector <= first && other.FirstSector + other.Sectors >= first + perBlock;
-                if (!isWhole && !ReferenceEquals(other, write) && !other.IsBefore(write)) return true;
-            }
-        }
-
-        return false;
-    }
-
     /// <summary>A sector beyond every size the volume had so far (a growth in flight) is untouched.</summary>
     private List<ModelWrite>? HistoryOf(ulong sector) => sector < (ulong)_sectors.Length ? _sectors[sector] : null;
 
-    /// <summary>Content that was right for this sector once, though it is forgotten by now; null when it never was.</summary>
-    private ModelWrite? Stale(ulong sector, ReadOnlySpan<byte> data)
+    private string? JudgeLive(ulong sector, ReadOnlySpan<byte> data, ulong readStart, out ModelWrite? write)
     {
-        if (data.IndexOfAnyExcept((byte)0) < 0) return Fresh;
-        ulong id = BinaryPrimitives.ReadUInt64LittleEndian(data);
-        Span<byte> expected = stackalloc byte[Units.SectorBytes];
-        Fill(expected, id, Head.Id, sector);
-        return data.SequenceEqual(expected)
-            ? new ModelWrite(id, sector, 1, isZero: false, isAtomic: false, 0) { End = 0, IsSure = true, IsDurable = true }
-            : null;
-    }
-
-    private string? JudgeLive(ulong sector, ReadOnlySpan<byte> data, ulong readStart)
-    {
-        ModelWrite? write = Identify(sector, data, out string? fault);
+        write = Identify(sector, data, out string? fault);
         if (write is null) return fault;
         if (HistoryOf(sector) is not { } history) return null;
         foreach (ModelWrite later in history)
@@ -291,26 +228,5 @@ public sealed class VolumeModel
         if (data.SequenceEqual(expected)) return found;
         fault = $"volume {Head.Id} sector {sector}: content of {Name(found)} is damaged or from another place";
         return null;
-    }
-
-    private void Settle(ModelWrite?[] seen, ulong now)
-    {
-        for (int s = 0; s < _sectors.Length; s++)
-        {
-            ModelWrite? write = s < seen.Length ? seen[s] : Fresh;
-            if (write is null) continue; // unreadable: whatever it may hold stays possible
-            if (!ReferenceEquals(write, Fresh))
-            {
-                write.IsSure = true;
-                write.IsDurable = true;
-                write.End = Math.Min(write.End, now);
-            }
-
-            if (ReferenceEquals(write, Fresh)) _sectors[s] = null;
-            else _sectors[s] = [write];
-        }
-
-        _notDurable.Clear();
-        _reads = 0;
     }
 }

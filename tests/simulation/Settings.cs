@@ -12,7 +12,7 @@ public static class Settings
     public static int CrashStates { get; } = Of("BLOCKSERVER_CRASH_STATES", 2_000);
 
     /// <summary>Seeds after which a broken rule counts as not found: BLOCKSERVER_BROKEN_SEEDS.</summary>
-    public static int BrokenSeeds { get; } = Of("BLOCKSERVER_BROKEN_SEEDS", 300);
+    public static int BrokenSeeds { get; } = Of("BLOCKSERVER_BROKEN_SEEDS", 600);
 
     private static int Of(string name, int otherwise) =>
         int.TryParse(Environment.GetEnvironmentVariable(name), CultureInfo.InvariantCulture, out int value) ? value : otherwise;

@@ -377,18 +377,23 @@ public sealed class StoreImage
         List<LogRecord>? kept = keepLog ? [] : null;
         int offset = RedoPageHeader.Size;
         string? fault = null;
+        bool isGood = true, isContinued = false;
         for (int i = 0; i < header.Count; i++)
         {
             fault = RedoRecord.TryRead(page, offset, header.UsedBytes, out RedoRecord record);
             if (fault is not null) break;
             ulong lsn = header.PageNumber * Units.BlockBytes + (ulong)offset;
-            string fate = lsn <= TailLsn ? "home" : Apply(record, lsn);
+            // Below the durable claim data is there by rule (S1); above it, all of a request's blocks or none.
+            if (!isContinued) isGood = lsn <= DurableLsn || AllBlocksMatch(page, offset, header);
+            isContinued = record.IsContinued;
+            string fate = lsn <= TailLsn ? "home" : Apply(record, lsn, isGood);
             if (fate == "replay") RecordsReplayed++;
             if (fate == "drop") RecordsSkipped++;
             kept?.Add(new LogRecord(lsn, record.Kind.ToString(), record.Slot, record.VolumeId, record.Extent, Describe(record), fate));
             offset += record.Length;
         }
 
+        if (fault is null && isContinued) fault = "its last record is continued, but nothing follows";
         if (fault is null && offset != header.UsedBytes) fault = "its records do not fill the bytes that it says are used";
         if (kept is not null)
         {
@@ -400,7 +405,7 @@ public sealed class StoreImage
     }
 
     /// <summary>What becomes of a record: replay, home (a home has it already), drop (its data never arrived) or note.</summary>
-    private string Apply(in RedoRecord record, ulong lsn)
+    private string Apply(in RedoRecord record, ulong lsn, bool isGood)
     {
         if (record.Kind is RedoKind.Note or RedoKind.BadBlock or RedoKind.Epoch) return "note";
         string where = $"log record {lsn}";
@@ -427,7 +432,7 @@ public sealed class StoreImage
                 _lost.Remove(record.Slot);
                 return "replay";
             default:
-                return ApplyBlocks(record, lsn, page, where);
+                return ApplyBlocks(record, lsn, page, where, isGood);
         }
     }
 
@@ -456,7 +461,7 @@ public sealed class StoreImage
         return "replay";
     }
 
-    private string ApplyBlocks(in RedoRecord record, ulong lsn, SlotPage? page, string where)
+    private string ApplyBlocks(in RedoRecord record, ulong lsn, SlotPage? page, string where, bool isGood)
     {
         if (record.Kind == RedoKind.Write && record.IsNewPage)
         {
@@ -469,8 +474,7 @@ public sealed class StoreImage
             return "drop";
         }
 
-        // Below the durable claim data is there by rule (S1); above it, all of a record's blocks or none.
-        if (lsn > DurableLsn && record.Kind == RedoKind.Write && !AllBlocksMatch(record)) return "drop";
+        if (!isGood) return "drop";
         int named = 0;
         for (int i = 0; i < record.RunCount; i++)
         {
@@ -486,6 +490,19 @@ public sealed class StoreImage
 
         page.PageLsn = lsn;
         return "replay";
+    }
+
+    /// <summary>Every block that the records of one request name holds what they say.</summary>
+    private bool AllBlocksMatch(byte[] page, int offset, RedoPageHeader header)
+    {
+        while (RedoRecord.TryRead(page, offset, header.UsedBytes, out RedoRecord record) is null)
+        {
+            if (record.Kind == RedoKind.Write && !AllBlocksMatch(record)) return false;
+            if (!record.IsContinued) return true;
+            offset += record.Length;
+        }
+
+        return false;
     }
 
     private bool AllBlocksMatch(in RedoRecord record)
@@ -525,7 +542,8 @@ public sealed class StoreImage
                     runs.Add(record.Kind == RedoKind.Hole ? span : $"{span}@{run.Block}");
                 }
 
-                return $"version {record.Version}{(record.IsNewPage ? ", new page" : "")}, blocks {string.Join(' ', runs)}";
+                string more = (record.IsNewPage ? ", new page" : "") + (record.IsContinued ? ", continued" : "");
+                return $"version {record.Version}{more}, blocks {string.Join(' ', runs)}";
             case RedoKind.Volume:
                 return VolumeHeadLayout.TryRead(record.HeadBytesOf, out VolumeHeadLayout head)
                     ?? $"{head.Head.Name}, {SizeText.Format(head.Head.SizeBytes)}{(head.IsDeleting ? ", being deleted" : "")}";

@@ -47,7 +47,7 @@ public sealed class StorageDecodersFuzz
     {
         byte[] golden = LogPage();
         Assert.Null(RedoPageHeader.TryReadPage(golden, Address, Fold, out _));
-        Assert.Equal(8, Walk(golden, golden.Length));
+        Assert.Equal(9, Walk(golden, golden.Length));
         Run(golden, page => Seal.Put(page, Address, Fold), page =>
         {
             bool isGood = RedoPageHeader.TryReadPage(page, Address, Fold, out RedoPageHeader header) is null;
@@ -109,6 +109,7 @@ public sealed class StorageDecodersFuzz
         int at = RedoPageHeader.Size;
         Span<byte> rest = page;
         at += RedoRecordWriter.Write(rest[at..], 4, 7, 2, true, 77, [new BlockRun(0, 3, 900), new BlockRun(200, 2, 800)], [1, 2, 3, 4, 5]);
+        at += RedoRecordWriter.Write(rest[at..], 5, 7, 3, false, 77, [new BlockRun(0, 1, 910)], [6], isContinued: true);
         at += RedoRecordWriter.Hole(rest[at..], 4, 7, 2, 78, [new BlockRun(1, 2, 0), new BlockRun(255, 1, 0)]);
         at += RedoRecordWriter.Volume(rest[at..], 9, new VolumeHeadLayout { Head = new VolumeHead(7, Store, "v7", Units.MiB, 1) });
         at += RedoRecordWriter.Plain(rest[at..], RedoKind.VolumeDelete, 9, 7, 0);
@@ -118,7 +119,7 @@ public sealed class StorageDecodersFuzz
         at += RedoRecordWriter.Epoch(rest[at..], 7, 2, Store);
         new RedoPageHeader
         {
-            StoreFold = Fold, Incarnation = 2, PageNumber = 30, Count = 8, UsedBytes = (ushort)at, DurableLsn = 100, TailLsn = 50,
+            StoreFold = Fold, Incarnation = 2, PageNumber = 30, Count = 9, UsedBytes = (ushort)at, DurableLsn = 100, TailLsn = 50,
         }.WriteTo(page);
         Seal.Put(page, Address, Fold);
         return page;
@@ -131,6 +132,7 @@ public sealed class StorageDecodersFuzz
         for (int at = RedoPageHeader.Size; RedoRecord.TryRead(page, at, usedBytes, out RedoRecord record) is null; count++)
         {
             Assert.True(record.Length >= RedoRecord.HeadBytes);
+            Assert.True(record.Kind is RedoKind.Write or RedoKind.Hole || !record.IsContinued);
             Touch(record);
             at += record.Length;
         }

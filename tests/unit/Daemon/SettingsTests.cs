@@ -80,6 +80,7 @@ public sealed class SettingsTests
     [InlineData("tls-cert=/nonexistent/c.pem", "no such file")]
     [InlineData("tls-key=/nonexistent/k.pem", "no such file")]
     [InlineData("tls-ca=/nonexistent/a.pem", "no such file")]
+    [InlineData("tls=maybe", "allowed: off, optional, required")]
     [InlineData("tls-clients=maybe", "allowed: none, optional, required")]
     [InlineData("tls-clients=required", "it needs --tls-cert")]
     [InlineData("insecure=perhaps", "allowed: false, true")]

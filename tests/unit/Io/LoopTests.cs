@@ -18,13 +18,19 @@ public sealed class LoopTests : IDisposable
     public void Dispose() => Directory.Delete(_directory, recursive: true);
 
     [Theory]
-    [MemberData(nameof(Engines))]
-    public async Task A_file_reads_back_what_was_written(string engine)
+    [InlineData("io_uring", false)]
+    [InlineData("io_uring", true)]
+    [InlineData("aio", false)]
+    public async Task A_file_reads_back_what_was_written(string engine, bool inMemory)
     {
-        string path = Path.Combine(_directory, "file");
+        // tmpfs is read and written in place; where the machine has none this is once more a file on the disk.
+        inMemory &= Directory.Exists("/dev/shm");
+        using var memory = new TemporaryDirectory(inMemory ? "/dev/shm" : _directory);
+        string path = Path.Combine(memory.Path, "file");
         DiskFile.Create(path, 64 << 20);
         using LoopThread thread = LoopFactory.Create(engine, "test");
         DiskFile file = DiskFile.Open(thread.Loop, path);
+        Assert.True(file.IsInMemory || !inMemory);
         Assert.Equal(64UL << 20, file.SizeBytes);
         Assert.Throws<IOException>(() => DiskFile.Open(thread.Loop, path));
         Assert.Throws<IOException>(() => DiskFile.Create(path, 4096));
@@ -78,15 +84,21 @@ public sealed class LoopTests : IDisposable
         {
             IoBuffer buffer = thread.Loop.Buffers.TryRent(4096)!;
             await ManyAsync(file, buffer, 500);
-            long before = GC.GetAllocatedBytesForCurrentThread();
-            await ManyAsync(file, buffer, 2000);
-            long after = GC.GetAllocatedBytesForCurrentThread();
+            long least = long.MaxValue;
+            for (int round = 0; round < 5; round++)
+            {
+                long before = GC.GetAllocatedBytesForCurrentThread();
+                await ManyAsync(file, buffer, 2000);
+                least = Math.Min(least, GC.GetAllocatedBytesForCurrentThread() - before);
+            }
+
             buffer.Return();
             file.Close();
-            return after - before;
+            return least;
         });
 #if !DEBUG
-        // The outer method's own first wait costs a little once; a single byte per request would be thousands.
+        // The outer method's own waits cost a little; an object in every hundredth request would be more. The least of the
+        // rounds counts: the runtime may charge a thread with work of its own (recompilation, a collection) once.
         Assert.InRange(allocated, 0, 1000);
 #endif
     }
@@ -274,5 +286,13 @@ public sealed class LoopTests : IDisposable
         connection.ShutdownSend();
         connection.Close();
         return total;
+    }
+
+    private sealed class TemporaryDirectory(string parent) : IDisposable
+    {
+        public string Path { get; } =
+            Directory.CreateDirectory(System.IO.Path.Combine(parent, "blockserver-" + Guid.NewGuid().ToString("n"))).FullName;
+
+        public void Dispose() => Directory.Delete(Path, recursive: true);
     }
 }

@@ -79,6 +79,31 @@ public class InspectTests
         Assert.Contains($"error S1: v1 offset 0: block {first} does not match", store.Out, StringComparison.Ordinal);
     }
 
+    [Theory]
+    [InlineData(false, "2 log records replayed, 1 dropped")]
+    [InlineData(true, "1 log records replayed, 2 dropped")]
+    public void A_chain_is_dropped_whole(bool isContinued, string replayed)
+    {
+        using StoreBuilder store = Small(out uint first);
+        store.LogWrite(1, 7, 0, false, 7, 2, first + 2, store.PutData(first + 2, 3), isContinued);
+        store.LogWrite(3, 7, 1, true, 7, 0, first + 3, 12345);
+        store.ClosePage();
+        Assert.Equal(0, store.Run("verify"));
+        Assert.Contains(replayed, store.Out, StringComparison.Ordinal);
+        Assert.Equal(0, store.Run("log"));
+        Assert.Equal(isContinued, store.Out.Contains("version 7, continued, blocks 2@", StringComparison.Ordinal));
+    }
+
+    [Fact]
+    public void A_chain_that_leaves_its_page_is_an_error()
+    {
+        using StoreBuilder store = Small(out uint first);
+        store.LogWrite(1, 7, 0, false, 7, 2, first + 2, store.PutData(first + 2, 3), isContinued: true);
+        store.ClosePage();
+        Assert.Equal(1, store.Run("check"));
+        Assert.Contains("nothing follows", store.Out, StringComparison.Ordinal);
+    }
+
     [Fact]
     public void A_torn_tail_is_dropped_and_a_durable_one_is_an_error()
     {

@@ -78,8 +78,10 @@ internal sealed class StoreBuilder : IDisposable
 
     public void Damage(ulong offset) => _bytes[offset] ^= 0x40;
 
-    public void LogWrite(uint slot, uint volume, uint extent, bool isNew, ulong version, int index, uint block, uint crc) =>
-        Logged(RedoRecordWriter.Write(_page.AsSpan(_used), slot, volume, extent, isNew, version, [new BlockRun(index, 1, block)], [crc]));
+    public void LogWrite(
+        uint slot, uint volume, uint extent, bool isNew, ulong version, int index, uint block, uint crc, bool isContinued = false) =>
+        Logged(RedoRecordWriter.Write(
+            _page.AsSpan(_used), slot, volume, extent, isNew, version, [new BlockRun(index, 1, block)], [crc], isContinued));
 
     public void LogHole(uint slot, uint volume, uint extent, ulong version, int index) =>
         Logged(RedoRecordWriter.Hole(_page.AsSpan(_used), slot, volume, extent, version, [new BlockRun(index, 1, 0)]));

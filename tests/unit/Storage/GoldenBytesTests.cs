@@ -21,6 +21,40 @@ public class GoldenBytesTests
     }
 
     [Fact]
+    public void A_record_that_is_continued_says_so_in_its_flags()
+    {
+        var bytes = new byte[64];
+        int length = RedoRecordWriter.Write(bytes, 4, 7, 9, false, 0x11, [new BlockRun(255, 1, 5)], [6], isContinued: true);
+        Assert.Equal(
+            "01022600040000000700000009000000" + "1100000000000000" + "01000100" + "FF0005000000" + "06000000",
+            Convert.ToHexString(bytes.AsSpan(0, length)));
+        Assert.Null(RedoRecord.TryRead(bytes, 0, length, out RedoRecord record));
+        Assert.True(record is { IsContinued: true, IsNewPage: false });
+        length = RedoRecordWriter.Hole(bytes, 4, 7, 9, 0x11, [new BlockRun(0, 2, 0)], isContinued: true);
+        Assert.Equal("02021E00040000000700000009000000" + "1100000000000000" + "01000000" + "0001", Convert.ToHexString(bytes.AsSpan(0, length)));
+        Assert.Null(RedoRecord.TryRead(bytes, 0, length, out record));
+        Assert.True(record.IsContinued);
+    }
+
+    [Theory]
+    [InlineData(RedoKind.Write, 4)]
+    [InlineData(RedoKind.Hole, 1)]
+    [InlineData(RedoKind.DropPage, 2)]
+    public void A_flag_that_means_nothing_is_refused(RedoKind kind, byte flags)
+    {
+        var bytes = new byte[64];
+        int length = kind switch
+        {
+            RedoKind.Write => RedoRecordWriter.Write(bytes, 4, 7, 9, false, 1, [new BlockRun(0, 1, 5)], [6]),
+            RedoKind.Hole => RedoRecordWriter.Hole(bytes, 4, 7, 9, 1, [new BlockRun(0, 1, 0)]),
+            _ => RedoRecordWriter.Plain(bytes, kind, 4, 7, 9),
+        };
+        Assert.Null(RedoRecord.TryRead(bytes, 0, length, out _));
+        bytes[1] = flags;
+        Assert.NotNull(RedoRecord.TryRead(bytes, 0, length, out _));
+    }
+
+    [Fact]
     public void An_entry_is_block_checksum_and_seven_bytes_of_version()
     {
         var entries = new byte[MetadataPage.EntriesBytes];

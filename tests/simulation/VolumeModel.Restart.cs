@@ -1,0 +1,93 @@
+using System.Buffers.Binary;
+using BlockServer.Core;
+
+namespace BlockServer.Tests.Simulation;
+
+// What may be there after a restart.
+public sealed partial class VolumeModel
+{
+    private bool _isStale; // content from before a lie of the disk was accepted: what made a block is not known any more
+
+    /// <summary>
+    /// Judges the whole content after a restart. <paramref name="powerWasCut"/>: only what is durable must be there.
+    /// <paramref name="staleAllowed"/>: the medium lied, so older content of the same sector is not counted as a fault.
+    /// <paramref name="unreadable"/>: blocks that answered an error. With <paramref name="settle"/> the model takes what
+    /// it saw as the durable truth from now on.
+    /// </summary>
+    public string? JudgeAfterRestart(
+        ReadOnlySpan<byte> content, bool powerWasCut, bool staleAllowed, Func<ulong, bool>? unreadable, bool settle, ulong now)
+    {
+        int count = content.Length / Units.SectorBytes;
+        var seen = new ModelWrite?[count];
+        for (int s = 0; s < count; s++)
+        {
+            if (unreadable is not null && unreadable((ulong)s)) continue;
+            ReadOnlySpan<byte> sector = content.Slice(s * Units.SectorBytes, Units.SectorBytes);
+            ModelWrite? write = Identify((ulong)s, sector, out string? fault) ?? (staleAllowed ? Stale((ulong)s, sector) : null);
+            if (write is null) return fault;
+            seen[s] = write;
+            if (staleAllowed || HistoryOf((ulong)s) is not { } history) continue;
+            foreach (ModelWrite later in history)
+            {
+                if (IsFirm(later, powerWasCut) && write.IsBefore(later))
+                    return $"volume {Head.Id} sector {s}: {Name(write)} is back, {Name(later)} is lost (power cut: {powerWasCut})";
+            }
+        }
+
+        string? parts = staleAllowed || _isStale ? null : JudgeBlocks(seen, powerWasCut);
+        if (parts is not null) return parts;
+        if (settle) Settle(seen, staleAllowed, now);
+        return null;
+    }
+
+    private static bool IsFirm(ModelWrite write, bool powerWasCut) => write.IsSure && (write.IsDurable || !powerWasCut);
+
+    /// <summary>Content that was right for this sector once, though it is forgotten by now; null when it never was.</summary>
+    private ModelWrite? Stale(ulong sector, ReadOnlySpan<byte> data)
+    {
+        if (data.IndexOfAnyExcept((byte)0) < 0) return Fresh;
+        ulong id = BinaryPrimitives.ReadUInt64LittleEndian(data);
+        Span<byte> expected = stackalloc byte[Units.SectorBytes];
+        Fill(expected, id, Head.Id, sector);
+        return data.SequenceEqual(expected)
+            ? new ModelWrite(id, sector, 1, isZero: false, isAtomic: false, 0) { End = 0, IsSure = true, IsDurable = true }
+            : null;
+    }
+
+    private void Settle(ModelWrite?[] seen, bool staleAllowed, ulong now)
+    {
+        _isStale |= staleAllowed;
+        // Nobody can tell whose zeros they are, and from here on it does not matter. In a block of zeros and other content
+        // they stand for whatever made the block, so they are younger than the first zeros.
+        var zeros = new ModelWrite(0, 0, 0, isZero: true, isAtomic: false, now) { End = now, IsSure = true, IsDurable = true };
+        for (int s = 0; s < _sectors.Length; s++)
+        {
+            ModelWrite? write = s < seen.Length ? seen[s] : Fresh;
+            if (write is null) continue; // unreadable: whatever it may hold stays possible
+            if (write.IsZero)
+            {
+                _sectors[s] = IsBlockOfZeros(s, seen) ? null : [zeros];
+                continue;
+            }
+
+            write.IsSure = true;
+            write.IsDurable = true;
+            write.End = Math.Min(write.End, now);
+            _sectors[s] = [write];
+        }
+
+        _notDurable.Clear();
+        _reads = 0;
+    }
+
+    private static bool IsBlockOfZeros(int sector, ModelWrite?[] seen)
+    {
+        int first = sector / (int)SectorsPerBlock * (int)SectorsPerBlock;
+        for (int s = first; s < Math.Min(first + (int)SectorsPerBlock, seen.Length); s++)
+        {
+            if (seen[s] is not { IsZero: true }) return false;
+        }
+
+        return true;
+    }
+}
