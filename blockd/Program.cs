@@ -119,6 +119,7 @@ internal static class Program
         {
             await using AdminApi? api = settings.Api.Count > 0 ? await AdminApi.StartAsync(daemon, settings.Api) : null;
             await Greeting.WriteAsync(output, daemon);
+            Notify(SystemdNotify.Ready);
             Task ended = settings.Stdio is null ? stop.Task : daemon.ServeOneAsync(0);
             Task first = await Task.WhenAny(ended, stop.Task, daemon.LoopFailed.Task);
             if (first == daemon.LoopFailed.Task)
@@ -129,6 +130,7 @@ internal static class Program
         }
         finally
         {
+            Notify(SystemdNotify.Stopping);
             await daemon.StopAsync(Log);
         }
 
@@ -139,6 +141,11 @@ internal static class Program
         {
             context.Cancel = true;
             stop.TrySetResult();
+        }
+
+        static void Notify(string state)
+        {
+            if (SystemdNotify.Send(state, Environment.GetEnvironmentVariable("NOTIFY_SOCKET")) is { } trouble) Log(trouble);
         }
 
         static void Log(string line) => Console.Error.WriteLine(line);
