@@ -126,7 +126,9 @@ public sealed class PfcliTests : IDisposable
 
         // A block that rots is found, and the exit code says so.
         string disk = _pfcli.Disks()[0].Path;
+        Assert.Equal(0, _blockd.Stop());
         Flip(disk, FindBlock(disk, 5));
+        _blockd.Restart();
         _pfcli.Refused("bad block", "scrub_volume", "-v", "demo");
         Assert.Equal(0, _blockd.Stop());
     }
