@@ -21,7 +21,10 @@ internal sealed class Session(
     /// <summary>Ends it after what is in flight.</summary>
     public void RequestStop() => thread.Post(transmission.RequestStop);
 
-    /// <summary>As the API shows it. The counters are read while their loop writes them: each is whole.</summary>
+    /// <summary>The loop that serves it.</summary>
+    public LoopThread Thread => thread;
+
+    /// <summary>As the API shows it. On the loop.</summary>
     public SessionInfo Describe(string volume)
     {
         NbdCounters counters = transmission.Counters;
@@ -83,9 +86,9 @@ internal sealed class Sessions(ConnectionLimits limits)
         {
             if (_failing.TryGetValue(address, out Failing? failing) && nowNanos < failing.BlockedUntil)
                 return $"{address} is blocked for {limits.BlockNanos / 1_000_000_000} s after {limits.Failures} failed TLS handshakes";
-            if (_connections >= limits.Connections) return $"more than {limits.Connections} connections";
+            if (_connections >= limits.Connections) return $"more than {limits.Connections} connections (--nbd-connections)";
             int here = _byAddress.GetValueOrDefault(address);
-            if (address.Length > 0 && here >= limits.PerAddress) return $"more than {limits.PerAddress} connections of {address}";
+            if (address.Length > 0 && here >= limits.PerAddress) return $"more than {limits.PerAddress} connections of {address} (--nbd-connections-per-address)";
             _byAddress[address] = here + 1;
             _connections++;
             return null;

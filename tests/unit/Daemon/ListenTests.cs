@@ -33,8 +33,8 @@ public sealed class ListenTests : IDisposable
     [InlineData("cert tls=perhaps", "refused --tls")]
     [InlineData("cert tls-clients=required", "refused --tls-clients")]
     [InlineData("cert ca", "refused --tls-ca")]
-    [InlineData("connections=0", "refused --connections")]
-    [InlineData("connections-per-address=x", "refused --connections-per-address")]
+    [InlineData("nbd-connections=0", "refused --nbd-connections")]
+    [InlineData("nbd-connections-per-address=x", "refused --nbd-connections-per-address")]
     public void Settings_of_TLS_agree_or_are_refused_by_name(string given, string expected)
     {
         var values = new Dictionary<string, IReadOnlyList<string>>();
