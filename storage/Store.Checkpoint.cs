@@ -77,7 +77,7 @@ public sealed partial class Store
         }
 
         ulong tail = _dirty.TryPeek(out uint oldest) ? Math.Min(_slots[oldest].RecLsn - 1, _appliedLsn) : _appliedLsn;
-        _tailLsn = Math.Max(_tailLsn, tail);
+        _tailLsn = Breaks(BrokenRules.TrimLogTooFar) ? _appliedLsn : Math.Max(_tailLsn, tail);
         if (_isRecovering) return null;
         await MakeSpaceAsync();
         return null;

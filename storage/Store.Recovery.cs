@@ -91,6 +91,10 @@ public sealed partial class Store
         _nextPage = (last + 1) / Units.BlockBytes;
         if (!Breaks(BrokenRules.NoEndOfRecoveryCheckpoint))
         {
+            if (Breaks(BrokenRules.SuperblockFirst) && await WriteSuperblockAsync(_superblock with
+                {
+                    IsClean = false, Incarnation = _superblock.Incarnation + 1, StartLsn = last,
+                }) != IoStatus.Ok) return "writing the superblock failed";
             while (_dirty.Count > 0)
             {
                 fault = await CycleAsync();
@@ -168,7 +172,8 @@ public sealed partial class Store
             for (int i = 0; i < count; i++, at += Units.BlockBytes)
             {
                 ReadOnlySpan<byte> page = chunk.AsSpan(i * Units.BlockBytes, Units.BlockBytes);
-                if (RedoPageHeader.TryReadPage(page, at, _fold, out RedoPageHeader header) is not null) continue;
+                if (RedoPageHeader.TryReadPage(page, at, _fold, out RedoPageHeader header) is not null
+                    && !(Breaks(BrokenRules.AcceptTornLogPage) && RedoPageHeader.TryRead(page, out header) is null)) continue;
                 if (header.Incarnation != _superblock.Incarnation && !Breaks(BrokenRules.AnyIncarnation)) continue;
                 if (_geometry.PageOffset(header.PageNumber) != at) continue;
                 pages[header.PageNumber] = header;

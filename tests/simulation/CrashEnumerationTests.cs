@@ -52,7 +52,7 @@ public sealed class CrashEnumerationTests(ITestOutputHelper output)
     {
         var run = new CrashEnumeration(Drivers.Default(), durability, 1);
         run.Run(steps, statesMax);
-        Assert.True(run.Violation is null, run.Violation);
+        Assert.True(run.Violation is null, run.Violation?.ToString());
         return run.States;
     }
 }
