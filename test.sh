@@ -28,6 +28,10 @@ needed=(
     qemu-utils:/usr/bin/qemu-img
     fio:/usr/bin/fio
     e2fsprogs:/sbin/mkfs.ext4
+    qemu-system-x86:/usr/bin/qemu-system-x86_64
+    busybox-static:/bin/busybox
+    nbd-client:/sbin/nbd-client
+    cpio:/bin/cpio
     libsqlite3-0:/usr/lib/$(uname -m)-linux-gnu/libsqlite3.so.0
 )
 missing=()

@@ -221,6 +221,14 @@ internal sealed class ApiCall(HttpContext context, string[] parts)
         return values.Count <= 1 ? values : throw new ApiException(400, "invalid-query", $"{name} is given more than once", name);
     }
 
+    /// <summary>A flag in the query: true, false, or absent for false.</summary>
+    public bool QueryFlag(string name) => Query(name) switch
+    {
+        null or "false" => false,
+        "true" => true,
+        _ => throw new ApiException(400, "invalid-query", $"{name} must be true or false", name),
+    };
+
     /// <summary>A number in the query, or null.</summary>
     public long? QueryNumber(string name)
     {

@@ -71,13 +71,15 @@ internal sealed class AdminRoutes(Daemon daemon) : IAdminRoutes
                 return;
             case "PATCH":
                 ChangeVolume change = await call.ReadAsync(ApiJson.Default.ChangeVolume);
+                if (change.SizeBytes < volume.SizeBytes && daemon.Sessions.CountOf(volume.Id) > 0)
+                    throw new ApiException(409, "volume-in-use", "clients are attached; detach them before the volume shrinks", "sizeBytes");
                 VolumeRecord changed = Must(await daemon.Directory.ChangeAsync(name, change));
                 await call.AnswerAsync(await DescribeAsync(changed), ApiJson.Default.VolumeInfo);
                 return;
             case "DELETE":
                 long? id = call.QueryNumber("id");
                 long? revision = call.QueryNumber("revision");
-                bool isForced = call.Query("force") == "true";
+                bool isForced = call.QueryFlag("force");
                 if (id is null && revision is null)
                     throw new ApiException(400, "id-or-revision-needed", "name the volume's id or revision, so that no other one is deleted", "id");
                 if (id is { } wanted && wanted != volume.Id)
@@ -85,7 +87,7 @@ internal sealed class AdminRoutes(Daemon daemon) : IAdminRoutes
                 int sessions = daemon.Sessions.CountOf(volume.Id);
                 if (sessions > 0 && !isForced)
                     throw new ApiException(409, "volume-in-use", $"{sessions} clients are attached; detach them or say force=true");
-                Must(await daemon.Directory.DeleteAsync(name, volume.Id, revision));
+                Must(await daemon.Directory.DeleteAsync(name, volume.Id, revision, isForced));
                 foreach (Session session in daemon.Sessions.List().Where(s => s.VolumeId == volume.Id)) session.Cut("the volume was deleted");
                 daemon.Meters.Forget(volume.Id);
                 await call.AnswerNothingAsync();
@@ -121,20 +123,21 @@ internal sealed class AdminRoutes(Daemon daemon) : IAdminRoutes
             case "GET":
                 var disks = new List<DiskInfo>();
                 foreach (StoreHost host in daemon.Stores.All) disks.Add(await host.DescribeAsync());
+                foreach (AbsentDisk absent in daemon.Disks.Absent) disks.Add(Describe(absent));
                 await call.AnswerAsync(new DiskList(disks), ApiJson.Default.DiskList);
                 return;
             case "POST":
                 AddDisk request = await call.ReadAsync(ApiJson.Default.AddDisk);
-                if (!Path.IsPathRooted(request.Path)) throw new ApiException(400, "invalid-path", "the path must be absolute", "path");
+                if (!Path.IsPathRooted(request.Path) || request.Path.Contains('\0')) throw new ApiException(400, "invalid-path", "the path must be absolute", "path");
                 if (request.Name is not null && !VolumeName.IsValid(request.Name, out string? reason)) throw new ApiException(400, "invalid-name", reason, "name");
                 try
                 {
-                    StoreHost host = await daemon.AddDiskAsync(request);
+                    StoreHost host = await daemon.Disks.AddAsync(request);
                     await call.AnswerAsync(await host.DescribeAsync(), ApiJson.Default.DiskInfo, 201);
                 }
-                catch (IOException e)
+                catch (DiskException e)
                 {
-                    throw new ApiException(409, "disk-refused", e.Message, "path");
+                    throw new ApiException(e.Status, e.Code, e.Message, e.Field);
                 }
 
                 return;
@@ -145,13 +148,21 @@ internal sealed class AdminRoutes(Daemon daemon) : IAdminRoutes
 
     private async Task RemoveDiskAsync(ApiCall call, string id)
     {
-        StoreHost? host = Guid.TryParse(id, out Guid uuid) ? daemon.Stores.Find(uuid) : null;
-        if (host is null) throw new ApiException(404, "no-such-disk", $"there is no disk '{id}'");
-        if ((await host.ListAsync()).Count > 0 || daemon.Directory.List().Any(v => v.StoreId == uuid))
-            throw new ApiException(409, "disk-in-use", "volumes lie on this disk; delete or move them first");
-        await daemon.RemoveDiskAsync(host);
+        if (!Guid.TryParse(id, out Guid uuid)) throw new ApiException(404, "no-such-disk", $"there is no disk '{id}'");
+        try
+        {
+            await daemon.RemoveDiskAsync(uuid, isForced: call.QueryFlag("force"));
+        }
+        catch (DiskException e)
+        {
+            throw new ApiException(e.Status, e.Code, e.Message, e.Field);
+        }
+
         await call.AnswerNothingAsync();
     }
+
+    private DiskInfo Describe(AbsentDisk disk) => new(
+        disk.Id, disk.Name, disk.Path, "absent", disk.State, 0, 0, 0, 0, 0, 0, 0, daemon.Directory.CountOn(disk.Id), 0, 0, 0, disk.Reason);
 
     private Task SessionsAsync(ApiCall call)
     {
@@ -203,9 +214,18 @@ internal sealed class AdminRoutes(Daemon daemon) : IAdminRoutes
             foreach ((uint id, ulong bytes) in await host.UsedBytesAsync([.. there.Select(v => v.Id)])) used[id] = bytes;
         }
 
+        Dictionary<uint, int> sessions = daemon.Sessions.CountByVolume();
         return [.. volumes.Select(v => new VolumeInfo(
-            v.Id, v.Uuid, v.Name, v.SizeBytes, used.GetValueOrDefault(v.Id), 1, used.ContainsKey(v.Id) ? "online" : "offline", v.Export,
-            v.Description, v.StoreId, daemon.Sessions.CountOf(v.Id), v.Revision, v.CreatedAt))];
+            v.Id, v.Uuid, v.Name, v.SizeBytes, used.GetValueOrDefault(v.Id), 1, used.ContainsKey(v.Id) ? "online" : "unavailable", v.Export,
+            v.Description, v.StoreId, sessions.GetValueOrDefault(v.Id), v.Revision, v.CreatedAt, used.ContainsKey(v.Id) ? null : WhyNot(v)))];
+    }
+
+    private string WhyNot(VolumeRecord volume)
+    {
+        if (daemon.Stores.Find(volume.StoreId) is { } host) return $"its disk {host.Name} does not serve it; see pfcli list_disk";
+        return daemon.Disks.FindAbsent(volume.StoreId) is { } absent
+            ? $"its disk {absent.Name} is {absent.State}: {absent.Reason}"
+            : "its disk was removed; add it again";
     }
 
     private static VolumeRecord Must(DirectoryResult result)

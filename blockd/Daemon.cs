@@ -1,10 +1,9 @@
-using System.Text.Json;
+using System.Collections.Concurrent;
 using BlockServer.Cluster;
 using BlockServer.Core;
 using BlockServer.Core.Api;
 using BlockServer.Io;
 using BlockServer.Protocols.Nbd;
-using BlockServer.Storage;
 
 namespace BlockServer.Blockd;
 
@@ -21,10 +20,9 @@ internal sealed class Daemon
     private readonly DataDirectory _data;
     private readonly SqliteMetaStore _meta;
     private readonly List<LoopThread> _threads;
-    private readonly List<string> _warnings = [];
+    private readonly ConcurrentQueue<string> _warnings = new();
     private readonly List<ListenerInfo> _listeners = [];
     private NbdFrontEnd? _nbd;
-    private int _nextStore;
 
     private Daemon(Settings settings, DataDirectory data, SqliteMetaStore meta, List<LoopThread> threads)
     {
@@ -33,6 +31,7 @@ internal sealed class Daemon
         _meta = meta;
         _threads = threads;
         Directory = new VolumeDirectory(meta, SystemClock.Instance, new SystemRandom());
+        Disks = new Disks(settings, data, meta, Directory, threads, Warn);
         StartedAt = SystemClock.Instance.UtcNow;
     }
 
@@ -40,7 +39,10 @@ internal sealed class Daemon
 
     public VolumeDirectory Directory { get; }
 
-    public StoreSet Stores { get; } = new();
+    public Disks Disks { get; }
+
+    /// <summary>The disks in service.</summary>
+    public StoreSet Stores => Disks.Stores;
 
     public Sessions Sessions { get; } = new();
 
@@ -55,7 +57,7 @@ internal sealed class Daemon
     /// <summary>SHA-256 of the admin token, hex.</summary>
     public string TokenHash { get; private set; } = "";
 
-    public IReadOnlyList<string> Warnings => _warnings;
+    public IReadOnlyList<string> Warnings => [.. _warnings];
 
     public IReadOnlyList<ListenerInfo> Listeners => _listeners;
 
@@ -66,6 +68,9 @@ internal sealed class Daemon
     /// <see cref="IOException"/>, after closing what it had opened.</summary>
     public static async Task<Daemon> StartAsync(Settings settings, int systemdSockets, Action<string> log)
     {
+        // First, so that a wrong file changes nothing anywhere.
+        TlsIdentity? tls = settings.TlsCert is null ? null
+            : TlsIdentity.Load(settings.TlsCert, settings.TlsKey!, settings.TlsCa, settings.TlsClients, SystemClock.Instance);
         DataDirectory data = DataDirectory.Open(settings.DataDir);
         Daemon? daemon = null;
         try
@@ -80,7 +85,7 @@ internal sealed class Daemon
                 threads.Add(thread);
             }
 
-            await daemon.OpenAsync(systemdSockets, log);
+            await daemon.OpenAsync(systemdSockets, tls, log);
             return daemon;
         }
         catch
@@ -113,45 +118,32 @@ internal sealed class Daemon
 
         foreach (LoopThread thread in _threads) thread.Dispose();
         Directory.Dispose();
+        Disks.Dispose();
         await _meta.DisposeAsync();
         _data.Dispose();
     }
 
-    /// <summary>Puts a new file or device into service. Throws <see cref="IOException"/> with a sentence.</summary>
-    public async Task<StoreHost> AddDiskAsync(AddDisk request)
+    /// <summary>Takes a disk out of service; its file stays. Throws <see cref="DiskException"/>.</summary>
+    public Task RemoveDiskAsync(Guid id, bool isForced) => Disks.RemoveAsync(id, isForced, store =>
     {
-        string path = Path.GetFullPath(request.Path);
-        string name = request.Name ?? Path.GetFileNameWithoutExtension(path).ToLowerInvariant();
-        if (Stores.All.Any(h => h.Name == name || h.DiskPath == path)) throw new IOException($"a disk {name} at {path} is in service already");
-        bool isNewFile = !File.Exists(path);
-        if (isNewFile) DiskFile.Create(path, request.SizeBytes ?? throw new IOException($"{path} does not exist; give sizeBytes to make it"));
-        StoreHost host = await OpenStoreAsync(path, name, isFormat: true, request.Force || isNewFile);
-        await RecordAsync(host);
-        await Directory.ReconcileAsync([host]);
-        return host;
-    }
+        var volumes = Directory.List().Where(v => v.StoreId == store).Select(v => v.Id).ToHashSet();
+        foreach (Session session in Sessions.List().Where(s => volumes.Contains(s.VolumeId))) session.Cut("the disk was removed");
+    });
 
-    /// <summary>Takes an empty store out of service; its file stays.</summary>
-    public async Task RemoveDiskAsync(StoreHost host)
-    {
-        Stores.Remove(host.StoreId);
-        await Directory.ForgetAsync(host.StoreId);
-        await _meta.TransactAsync([], [new MetaChange(DiskKey(host.StoreId), null)]);
-        if (await host.CloseAsync() is { } fault) _warnings.Add(fault);
-    }
-
-    private static string DiskKey(Guid id) => "disk/" + id.ToString("D");
-
-    private async Task OpenAsync(int systemdSockets, Action<string> log)
+    private async Task OpenAsync(int systemdSockets, TlsIdentity? tls, Action<string> log)
     {
         if (_threads[0].FallbackReason is { } fallback) Warn($"the aio engine is used: {fallback}");
         MetaEntry? known = await _meta.GetAsync(TokenKey);
         string? knownHash = known is null ? null : System.Text.Encoding.ASCII.GetString(known.Value.Span);
         TokenHash = _data.EnsureToken(knownHash);
         if (TokenHash != knownHash)
-            await _meta.TransactAsync([], [new MetaChange(TokenKey, System.Text.Encoding.ASCII.GetBytes(TokenHash))]);
+        {
+            MetaResult kept = await _meta.TransactAsync([], [new MetaChange(TokenKey, System.Text.Encoding.ASCII.GetBytes(TokenHash))]);
+            if (kept.Outcome != MetaOutcome.Committed)
+                throw new StartException($"the metadata database {_data.MetadataPath} cannot be written; free space or mend its disk");
+        }
 
-        await OpenStoresAsync();
+        await Disks.OpenAllAsync();
         foreach (string note in await Directory.ReconcileAsync(Stores.All)) Warn(note);
         foreach (WantedVolume wanted in Settings.CreateVolumes)
         {
@@ -162,114 +154,26 @@ internal sealed class Daemon
 
         if (Settings.Stdio is { } export && Directory.Find(export) is null)
             throw new StartException($"--stdio: there is no volume '{export}'; known: {string.Join(", ", Directory.List().Select(v => v.Name))}");
-        await ListenAsync(systemdSockets, log);
+        await ListenAsync(systemdSockets, tls, log);
     }
 
-    private async Task ListenAsync(int systemdSockets, Action<string> log)
+    private async Task ListenAsync(int systemdSockets, TlsIdentity? tls, Action<string> log)
     {
         LoopThread first = _threads[0];
-        if (Settings.TlsCert is not null) throw new StartException("--tls-cert: this build has no TLS; serve loopback or unix sockets through a tunnel");
-        ITlsUpgrade? tls = null;
-        bool isOpen = Settings.Nbd.Any(a => !a.IsLocal) || systemdSockets > 0;
-        var options = new NbdOptions
-        {
-            Tls = tls,
-            TlsMode = tls is null ? NbdTlsMode.None
-                : (isOpen && !Settings.Insecure) || Settings.TlsClients == "required" ? NbdTlsMode.Required : NbdTlsMode.Optional,
-        };
-        _nbd = new NbdFrontEnd(first, Directory, Stores, Sessions, Meters, options, Settings.Stdio, log);
-        for (int i = 0; i < systemdSockets; i++) _listeners.Add(await _nbd.ListenAsync(3 + i, Settings.Insecure));
+        var options = new NbdOptions { TlsMode = Settings.Tls, Tls = tls is null ? null : new TlsUpgrade(first.Loop, tls) };
+        bool isProven = tls is { Clients: TlsClients.Required };
+        _nbd = new NbdFrontEnd(first, Directory, Stores, Sessions, Meters, options, isProven, Settings.Insecure, Settings.Stdio, log);
+        if (tls is not null && File.GetUnixFileMode(Settings.TlsKey!).HasFlag(UnixFileMode.OtherRead))
+            Warn($"{Settings.TlsKey} is readable by everybody on this machine; its mode should be 0600");
+        for (int i = 0; i < systemdSockets; i++) _listeners.Add(await _nbd.ListenAsync(3 + i));
         foreach (ListenAddress address in Settings.Nbd)
         {
-            if (systemdSockets == 0 || !Settings.IsNbdDefault) _listeners.Add(await _nbd.ListenAsync(address, Settings.Insecure));
+            if (systemdSockets == 0 || !Settings.IsNbdDefault) _listeners.Add(await _nbd.ListenAsync(address));
         }
 
         foreach (ListenerInfo listener in _listeners.Where(l => l.Insecure))
             Warn($"{listener.Protocol} at {listener.Address} is open to everybody who reaches it (--insecure)");
     }
 
-    private async Task OpenStoresAsync()
-    {
-        var paths = new SortedDictionary<string, string>(StringComparer.Ordinal); // path to name
-        foreach (MetaEntry entry in await _meta.RangeAsync("disk/"))
-        {
-            DiskRecord record = JsonSerializer.Deserialize(entry.Value.Span, DiskRecordJson.Default.DiskRecord)!;
-            paths[record.Path] = record.Name;
-        }
-
-        foreach (string path in _data.StoreFiles()) paths.TryAdd(path, Path.GetFileNameWithoutExtension(path));
-        foreach ((string path, string name) in paths)
-        {
-            try
-            {
-                StoreHost host = await OpenStoreAsync(path, name, isFormat: false, isForced: false);
-                await RecordAsync(host);
-            }
-            catch (IOException e)
-            {
-                Warn($"disk {name} is not served: {e.Message}");
-            }
-        }
-
-        if (Stores.All.Count > 0) return;
-        if (paths.Count > 0) throw new StartException("no disk could be opened: " + string.Join("; ", _warnings));
-        string first = _data.StorePath(0);
-        ulong bytes = _data.FirstStoreBytes(Settings.StoreSizeBytes);
-        string fresh = first + ".new"; // a crash while it is made must not leave something that looks like a store
-        File.Delete(fresh);
-        DiskFile.Create(fresh, bytes);
-        try
-        {
-            await FormatAsync(fresh);
-            File.Move(fresh, first);
-        }
-        catch
-        {
-            File.Delete(fresh);
-            throw;
-        }
-
-        await RecordAsync(await OpenStoreAsync(first, "store-0", isFormat: false, isForced: false));
-    }
-
-    private async Task FormatAsync(string path)
-    {
-        StoreHost host = await StoreHost.OpenAsync(_threads[0], path, "new", format: true, OptionsOf(force: true));
-        if (await host.CloseAsync() is { } fault) throw new StartException(fault);
-    }
-
-    private StoreOptions OptionsOf(bool force) => new()
-    {
-        Durability = Settings.Durability,
-        MetadataBudgetBytes = Settings.MetadataRamBytes,
-        Force = force,
-    };
-
-    private async Task<StoreHost> OpenStoreAsync(string path, string name, bool isFormat, bool isForced)
-    {
-        LoopThread thread = _threads[_nextStore++ % _threads.Count];
-        StoreHost host = await StoreHost.OpenAsync(thread, path, name, isFormat, OptionsOf(isForced));
-        if (!Stores.TryAdd(host))
-        {
-            await host.CloseAsync();
-            throw new IOException($"{path} has the identity of a disk in service: it is a copy, and serving both would mix them up");
-        }
-
-        if (host.Warning is { } warning) Warn($"disk {name}: {warning}");
-        return host;
-    }
-
-    private async Task RecordAsync(StoreHost host)
-    {
-        byte[] value = JsonSerializer.SerializeToUtf8Bytes(new DiskRecord(host.DiskPath, host.Name), DiskRecordJson.Default.DiskRecord);
-        await _meta.TransactAsync([], [new MetaChange(DiskKey(host.StoreId), value)]);
-    }
-
-    private void Warn(string warning) => _warnings.Add(warning);
+    private void Warn(string warning) => _warnings.Enqueue(warning);
 }
-
-/// <summary>Where a disk is found; the value of <c>disk/UUID</c>.</summary>
-internal sealed record DiskRecord(string Path, string Name);
-
-[System.Text.Json.Serialization.JsonSerializable(typeof(DiskRecord))]
-internal sealed partial class DiskRecordJson : System.Text.Json.Serialization.JsonSerializerContext;

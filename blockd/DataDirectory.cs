@@ -33,6 +33,14 @@ internal sealed class DataDirectory : IDisposable
     public IReadOnlyList<string> StoreFiles() =>
         [.. Directory.EnumerateFiles(DirectoryPath, "store-*.blk").Order(StringComparer.Ordinal)];
 
+    /// <summary>Throws <see cref="DiskException"/> when <paramref name="path"/> is one of the daemon's own files.</summary>
+    public void CheckMayHoldStore(string path)
+    {
+        if (Directory.Exists(path)) throw new DiskException(409, "not-a-disk", $"{path} is a directory; name a file or a block device");
+        bool isOurs = Path.GetDirectoryName(path) == DirectoryPath && Path.GetExtension(path) != ".blk";
+        if (isOurs) throw new DiskException(409, "not-a-disk", $"{path}: in the data directory a disk is a file that ends in .blk");
+    }
+
     /// <summary>Creates the directory if needed and locks it. Throws <see cref="IOException"/> with a sentence.</summary>
     public static DataDirectory Open(string path)
     {

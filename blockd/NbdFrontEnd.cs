@@ -13,44 +13,39 @@ namespace BlockServer.Blockd;
 /// </summary>
 internal sealed class NbdFrontEnd(
     LoopThread thread, VolumeDirectory directory, StoreSet stores, Sessions sessions, Meters meters, NbdOptions options,
-    string? defaultExport, Action<string> log) : INbdExports
+    bool isClientProven, bool insecure, string? defaultExport, Action<string> log) : INbdExports
 {
     private readonly List<SocketListener> _listeners = [];
+
+    // Beyond this machine TLS is required, whatever is optional within it.
+    private readonly NbdOptions _beyond = insecure ? options : options with { TlsMode = NbdTlsMode.Required };
     private bool _isStopping;
 
     /// <summary>Listens and accepts until <see cref="StopAcceptingAsync"/>. Any thread. Throws <see cref="IOException"/>.</summary>
-    public async Task<ListenerInfo> ListenAsync(ListenAddress address, bool insecure)
+    public Task<ListenerInfo> ListenAsync(ListenAddress address) => thread.InvokeAsync(() =>
     {
-        string bound = await thread.InvokeAsync(() =>
-        {
-            SocketListener listener = address.Tcp is { } endPoint
-                ? SocketListener.ListenTcp(thread.Loop, endPoint)
-                : SocketListener.ListenUnix(thread.Loop, address.UnixPath!);
-            return new ValueTask<string>(Begin(listener));
-        });
-        return new ListenerInfo("nbd", bound, options.TlsMode != NbdTlsMode.None, insecure && !address.IsLocal);
-    }
+        SocketListener listener = address.Tcp is { } endPoint
+            ? SocketListener.ListenTcp(thread.Loop, endPoint)
+            : SocketListener.ListenUnix(thread.Loop, address.UnixPath!);
+        return new ValueTask<ListenerInfo>(Begin(listener));
+    });
 
-    /// <summary>Takes over a listening socket of systemd. Any thread. Refused beyond loopback without TLS.</summary>
-    public async Task<ListenerInfo> ListenAsync(int fd, bool insecure)
+    /// <summary>Takes over a listening socket of systemd. Any thread. Throws <see cref="IOException"/>; refused beyond
+    /// loopback unless clients prove themselves.</summary>
+    public Task<ListenerInfo> ListenAsync(int fd) => thread.InvokeAsync(() =>
     {
-        (string bound, bool isOpen) = await thread.InvokeAsync(() =>
-        {
-            SocketListener listener = SocketListener.FromFd(thread.Loop, fd);
-            bool isBeyond = listener.BoundEndPoint is { } endPoint && !IPAddress.IsLoopback(endPoint.Address);
-            if (!isBeyond || insecure || options.TlsMode == NbdTlsMode.Required) return new ValueTask<(string, bool)>((Begin(listener), isBeyond));
-            string refused = listener.Address;
-            listener.Close();
-            throw new IOException($"socket {refused} of systemd is beyond loopback: it needs --tls-cert and --tls-key, or --insecure");
-        });
-        return new ListenerInfo("nbd", bound, options.TlsMode != NbdTlsMode.None, insecure && isOpen);
-    }
+        SocketListener listener = SocketListener.FromFd(thread.Loop, fd);
+        if (IsLocal(listener) || insecure || isClientProven) return new ValueTask<ListenerInfo>(Begin(listener));
+        string refused = listener.Address;
+        listener.Close();
+        throw new IOException($"socket {refused} of systemd: {SettingsReader.BeyondHelp}");
+    });
 
     /// <summary>Serves one connected socket to its end; the reason. Any thread.</summary>
     public Task<string> ServeOneAsync(int fd) => thread.InvokeAsync(async () =>
     {
         SocketConnection connection = SocketConnection.Attach(thread.Loop, fd, "stdio");
-        return await ServeAsync(connection, "stdio");
+        return await ServeAsync(connection, "stdio", options);
     });
 
     /// <summary>Closes every listener. Any thread.</summary>
@@ -104,59 +99,73 @@ internal sealed class NbdFrontEnd(
         return opened.WaitAsync();
     }
 
-    private string Begin(SocketListener listener)
+    private static bool IsLocal(SocketListener listener) =>
+        listener.BoundEndPoint is not { } endPoint || IPAddress.IsLoopback(endPoint.Address);
+
+    private ListenerInfo Begin(SocketListener listener)
     {
+        bool isLocal = IsLocal(listener);
+        NbdOptions here = isLocal ? options : _beyond;
         _listeners.Add(listener);
-        _ = AcceptAsync(listener);
-        return listener.Address;
+        _ = AcceptAsync(listener, here);
+        return new ListenerInfo("nbd", listener.Address, here.TlsMode != NbdTlsMode.None, insecure && !isLocal);
     }
 
-    private async Task AcceptAsync(SocketListener listener)
+    private async Task AcceptAsync(SocketListener listener, NbdOptions here)
     {
-        while (await listener.AcceptAsync() is { } connection)
+        try
         {
-            if (sessions.Enter(connection.Peer, out string address) is { } refusal)
+            while (await listener.AcceptAsync() is { } connection)
             {
-                log($"nbd {connection.Peer}: refused, {refusal}");
-                connection.Close();
-                continue;
-            }
+                if (sessions.Enter(connection.Peer, out string address) is { } refusal)
+                {
+                    log($"nbd {connection.Peer}: refused, {refusal}");
+                    connection.Close();
+                    continue;
+                }
 
-            _ = ServeAndLeaveAsync(connection, listener.Address, address);
+                _ = ServeAndLeaveAsync(connection, listener.Address, address, here);
+            }
+        }
+        catch (IOException e)
+        {
+            log($"nbd: {listener.Address} is not served any more: {e.Message}");
         }
     }
 
-    private async Task ServeAndLeaveAsync(SocketConnection connection, string listener, string address)
+    private async Task ServeAndLeaveAsync(SocketConnection connection, string listener, string address, NbdOptions here)
     {
         string peer = connection.Peer;
-        string reason = await ServeAsync(connection, listener);
+        string reason = await ServeAsync(connection, listener, here);
         sessions.Leave(address);
         log($"nbd {peer}: {reason}");
     }
 
-    /// <summary>Ends on this loop or on the volume's.</summary>
-    private async Task<string> ServeAsync(SocketConnection connection, string listener)
+    /// <summary>Ends on this loop.</summary>
+    private async Task<string> ServeAsync(SocketConnection connection, string listener, NbdOptions here)
     {
-        var handshake = new NbdHandshake(thread.Loop, connection, this, options);
+        var handshake = new NbdHandshake(thread.Loop, connection, this, here);
         LinkedListNode<(LoopThread, NbdHandshake)> waiting = sessions.BeginHandshake(thread, handshake);
         NbdNegotiated? negotiated = await handshake.RunAsync();
         sessions.EndHandshake(waiting);
         if (negotiated is null) return handshake.EndReason ?? "left during the handshake";
 
         var tag = (ExportTag)negotiated.Export.Tag!;
-        if (tag.Host.Thread == thread)
-            return await TransmitAsync(thread, negotiated.Connection, negotiated, tag, connection.Peer, listener);
-
-        // Only plain sockets move; the settings refuse TLS together with several loops.
         string peer = connection.Peer;
-        int fd = connection.Detach();
+        if (tag.Host.Thread == thread)
+            return await TransmitAsync(thread, negotiated.Connection, negotiated, tag, peer, listener);
+
+        var tls = negotiated.Connection as TlsConnection;
+        int fd = tls?.DetachSocket() ?? connection.Detach();
         var ended = new LoopEvent<string>();
         tag.Host.Thread.Post(() => _ = RunThereAsync());
         return await ended.WaitAsync();
 
         async Task RunThereAsync()
         {
-            SocketConnection moved = SocketConnection.Attach(tag.Host.Thread.Loop, fd, peer);
+            KernelLoop loop = tag.Host.Thread.Loop;
+            tls?.AttachSocket(loop, fd, peer);
+            IConnection moved = (IConnection?)tls ?? SocketConnection.Attach(loop, fd, peer);
             string reason = await TransmitAsync(tag.Host.Thread, moved, negotiated, tag, peer, listener);
             thread.Post(() => ended.Set(reason));
         }

@@ -57,6 +57,10 @@ internal sealed class Sessions
 
     public int CountOf(uint volumeId) => _sessions.Values.Count(s => s.VolumeId == volumeId);
 
+    /// <summary>How many sessions each volume has; volumes without one are left out.</summary>
+    public Dictionary<uint, int> CountByVolume() =>
+        _sessions.Values.GroupBy(s => s.VolumeId).ToDictionary(g => g.Key, g => g.Count());
+
     public Session? Find(string id) => _sessions.GetValueOrDefault(id);
 
     public string NextId() => Interlocked.Increment(ref _next).ToString(CultureInfo.InvariantCulture);

@@ -1,6 +1,8 @@
 using System.Globalization;
 using System.Net;
 using BlockServer.Core;
+using BlockServer.Io;
+using BlockServer.Protocols.Nbd;
 
 namespace BlockServer.Blockd;
 
@@ -47,8 +49,12 @@ internal sealed record Settings
 
     public required string? TlsCa { get; init; }
 
-    /// <summary>none, optional or required client certificates.</summary>
-    public required string TlsClients { get; init; }
+    /// <summary>What clients must show.</summary>
+    public required TlsClients TlsClients { get; init; }
+
+    /// <summary>Whether NBD is encrypted on listeners that only this machine reaches; beyond it TLS is required unless
+    /// <see cref="Insecure"/>.</summary>
+    public required NbdTlsMode Tls { get; init; }
 
     public required bool Insecure { get; init; }
 
@@ -71,6 +77,10 @@ internal static class SettingsReader
 {
     private const string AddressHelp = "write ADDRESS:PORT (for instance 127.0.0.1:10809 or [::1]:10809), unix:/PATH or none";
 
+    /// <summary>What an address beyond loopback needs.</summary>
+    public const string BeyondHelp =
+        "an address beyond loopback needs --tls-cert, --tls-key, --tls-ca and --tls-clients required, or --insecure";
+
     /// <summary>Every setting by its name without dashes, with what it is for; also the keys of the JSON file and, upper
     /// case with underscores behind BLOCKD_, of the environment.</summary>
     public static readonly IReadOnlyList<(string Name, string Value, bool IsMany, string Help)> All =
@@ -84,11 +94,12 @@ internal static class SettingsReader
         ("engine", "ENGINE", false, "How the disk is driven: auto (default: io_uring, else aio), io_uring or aio."),
         ("metadata-ram", "SIZE", false, "RAM for metadata pages. Default: an eighth of the RAM."),
         ("loops", "COUNT", false, "Threads that serve, 1 to 64. Default: 1. Stores are spread over them."),
-        ("tls-cert", "FILE", false, "Certificate chain (PEM) for NBD's STARTTLS."),
-        ("tls-key", "FILE", false, "Private key (PEM) of --tls-cert."),
+        ("tls", "MODE", false, "off, optional or required: whether NBD clients use TLS. Default: off without --tls-cert, else optional, but required when an address is beyond loopback or --tls-clients is required. Beyond loopback optional means required unless --insecure."),
+        ("tls-cert", "FILE", false, "Certificate (PEM) for NBD's STARTTLS, with its intermediates behind it."),
+        ("tls-key", "FILE", false, "Private key (PEM, no passphrase) of --tls-cert."),
         ("tls-ca", "FILE", false, "Authorities (PEM) that sign client certificates."),
         ("tls-clients", "MODE", false, "Client certificates: none (default), optional or required."),
-        ("insecure", "", false, "Permit addresses beyond loopback without TLS. Everybody who reaches them can read and write the volumes."),
+        ("insecure", "", false, "Permit addresses beyond loopback without TLS and client certificates. Everybody who reaches them can read and write the volumes."),
         ("create-volume", "NAME:SIZE", true, "Create this volume at start unless it exists, for instance demo:1g; repeatable."),
         ("stdio", "EXPORT", false, "Serve NBD on standard input and output for one client, whose default export is EXPORT; nothing else is served."),
     ];
@@ -112,17 +123,24 @@ internal static class SettingsReader
         string? cert = ExistingFile("tls-cert"), key = ExistingFile("tls-key"), ca = ExistingFile("tls-ca");
         if (cert is null != key is null)
             throw new SettingException(cert is null ? "--tls-cert" : "--tls-key", "", "--tls-cert and --tls-key belong together");
-        string clients = Choice("tls-clients", "none", "optional", "required");
-        if (clients != "none" && (ca is null || cert is null))
-            throw new SettingException("--tls-clients", clients, "it needs --tls-cert, --tls-key and --tls-ca");
+        TlsClients clients = Choice("tls-clients", "none", "optional", "required") switch
+        {
+            "none" => TlsClients.None,
+            "optional" => TlsClients.Optional,
+            _ => TlsClients.Required,
+        };
+        if (clients != TlsClients.None && (ca is null || cert is null))
+            throw new SettingException("--tls-clients", One("tls-clients")!, "it needs --tls-cert, --tls-key and --tls-ca");
+        if (ca is not null && clients == TlsClients.None)
+            throw new SettingException("--tls-ca", ca, "it is for --tls-clients optional or required, which are not set");
         bool insecure = Choice("insecure", "false", "true") == "true";
 
         IReadOnlyList<ListenAddress> nbd = Addresses("nbd", ["127.0.0.1:10809", "unix:" + Path.Combine(dataDir, "nbd.sock")]);
         IReadOnlyList<ListenAddress> api = Addresses("api", ["127.0.0.1:49180"]);
         if (!insecure)
         {
-            if (cert is null && nbd.FirstOrDefault(a => !a.IsLocal) is { } open)
-                throw new SettingException("--nbd", open.ToString(), "an address beyond loopback needs --tls-cert and --tls-key, or --insecure");
+            if (clients != TlsClients.Required && nbd.FirstOrDefault(a => !a.IsLocal) is { } open)
+                throw new SettingException("--nbd", open.ToString(), BeyondHelp);
             if (api.FirstOrDefault(a => !a.IsLocal) is { } openApi)
                 throw new SettingException("--api", openApi.ToString(), "the API speaks plain HTTP: bind it to loopback behind a TLS proxy, or say --insecure");
         }
@@ -142,6 +160,7 @@ internal static class SettingsReader
             TlsKey = key,
             TlsCa = ca,
             TlsClients = clients,
+            Tls = TlsMode(),
             Insecure = insecure,
             CreateVolumes = [.. (Many("create-volume") ?? []).Select(Volume)],
             Stdio = stdio,
@@ -170,12 +189,27 @@ internal static class SettingsReader
             return bytes >= least ? bytes : throw new SettingException("--" + name, text, $"at least {SizeText.Format(least)}");
         }
 
+        NbdTlsMode TlsMode()
+        {
+            string text = One("tls") is null ? "" : Choice("tls", "off", "optional", "required");
+            if (text is "" or "off" && cert is null) return NbdTlsMode.None;
+            if (cert is null) throw new SettingException("--tls", text, "it needs --tls-cert and --tls-key");
+            bool isOpen = !insecure && nbd.Any(a => !a.IsLocal);
+            if (text == "off" && (isOpen || clients != TlsClients.None))
+                throw new SettingException("--tls", text, "it contradicts " + (isOpen ? "an --nbd address beyond loopback" : "--tls-clients"));
+            return text switch
+            {
+                "off" => NbdTlsMode.None,
+                "optional" => NbdTlsMode.Optional,
+                "required" => NbdTlsMode.Required,
+                _ => isOpen || clients == TlsClients.Required ? NbdTlsMode.Required : NbdTlsMode.Optional,
+            };
+        }
+
         int LoopCount()
         {
             string text = One("loops") ?? "1";
             bool isRight = int.TryParse(text, NumberStyles.None, CultureInfo.InvariantCulture, out int count) && count is >= 1 and <= 64;
-            if (isRight && count > 1 && values.ContainsKey("tls-cert"))
-                throw new SettingException("--loops", text, "with --tls-cert only 1");
             return isRight ? count : throw new SettingException("--loops", text, "allowed: 1 to 64");
         }
 

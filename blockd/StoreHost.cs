@@ -35,9 +35,26 @@ internal sealed class StoreHost : IVolumeHost
     /// <inheritdoc/>
     public Guid StoreId { get; }
 
-    /// <summary>Opens the store at <paramref name="path"/>, after formatting it when <paramref name="format"/>.
-    /// Throws <see cref="IOException"/> with a sentence.</summary>
-    public static async Task<StoreHost> OpenAsync(LoopThread thread, string path, string name, bool format, StoreOptions options)
+    /// <summary>Makes an empty store of the whole file or device at <paramref name="path"/>. Throws <see cref="IOException"/> with
+    /// a sentence.</summary>
+    public static async Task FormatAsync(LoopThread thread, string path, StoreOptions options)
+    {
+        DiskFile file = DiskFile.Open(thread.Loop, path);
+        string? refusal = "the loop has ended";
+        try
+        {
+            await thread.InvokeAsync(async () => refusal = await Storage.Store.FormatAsync(thread.Loop, file, options));
+        }
+        finally
+        {
+            await thread.InvokeAsync(() => Close(file));
+        }
+
+        if (refusal is not null) throw new IOException($"{path}: {refusal}");
+    }
+
+    /// <summary>Opens the store at <paramref name="path"/>. Throws <see cref="IOException"/> with a sentence.</summary>
+    public static async Task<StoreHost> OpenAsync(LoopThread thread, string path, string name, StoreOptions options)
     {
         DiskFile file = DiskFile.Open(thread.Loop, path);
         string? refusal = null;
@@ -46,8 +63,6 @@ internal sealed class StoreHost : IVolumeHost
         {
             await thread.InvokeAsync(async () =>
             {
-                if (format) refusal = await Storage.Store.FormatAsync(thread.Loop, file, options);
-                if (refusal is not null) return;
                 StoreOpenResult opened = await Storage.Store.OpenAsync(thread.Loop, file, null, options);
                 (store, refusal) = (opened.Store, opened.Refusal);
             });
@@ -61,11 +76,8 @@ internal sealed class StoreHost : IVolumeHost
     }
 
     /// <inheritdoc/>
-    public async Task<ulong> FreeBytesAsync()
-    {
-        StoreStats stats = await Thread.InvokeAsync(() => new ValueTask<StoreStats>(Store.GetStats()));
-        return FreeBytes(stats);
-    }
+    public Task<ulong?> FreeBytesAsync() => Thread.InvokeAsync(
+        () => new ValueTask<ulong?>(Store.State == StoreState.Online ? FreeBytes(Store.GetStats()) : null));
 
     /// <inheritdoc/>
     public Task<IReadOnlyList<VolumeHead>> ListAsync() =>
@@ -83,9 +95,20 @@ internal sealed class StoreHost : IVolumeHost
     /// <inheritdoc/>
     public Task<ulong> HighestUsedByteAsync(uint volumeId) => Thread.InvokeAsync(() => Store.HighestUsedByteAsync(volumeId));
 
-    /// <summary>Allocated bytes of each of <paramref name="volumeIds"/>, in one visit to the loop.</summary>
+    /// <summary>Allocated bytes of each of <paramref name="volumeIds"/> that is served, in one visit to the loop; empty when the
+    /// store has failed.</summary>
     public Task<Dictionary<uint, ulong>> UsedBytesAsync(IReadOnlyList<uint> volumeIds) =>
-        Thread.InvokeAsync(() => new ValueTask<Dictionary<uint, ulong>>(volumeIds.ToDictionary(id => id, Store.UsedBytes)));
+        Thread.InvokeAsync(() =>
+        {
+            var used = new Dictionary<uint, ulong>();
+            if (Store.State != StoreState.Online) return new ValueTask<Dictionary<uint, ulong>>(used);
+            foreach (uint id in volumeIds)
+            {
+                if (Store.OpenVolume(id) is not null) used.Add(id, Store.UsedBytes(id));
+            }
+
+            return new ValueTask<Dictionary<uint, ulong>>(used);
+        });
 
     /// <summary>The disk as the API shows it.</summary>
     public async Task<DiskInfo> DescribeAsync()

@@ -8,8 +8,8 @@ public interface IVolumeHost
     /// <summary>Identity of the store.</summary>
     Guid StoreId { get; }
 
-    /// <summary>Bytes that data may still use.</summary>
-    Task<ulong> FreeBytesAsync();
+    /// <summary>Bytes that data may still use; null when the store has failed.</summary>
+    Task<ulong?> FreeBytesAsync();
 
     /// <summary>Heads of all volumes that lie there.</summary>
     Task<IReadOnlyList<VolumeHead>> ListAsync();

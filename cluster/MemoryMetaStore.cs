@@ -120,6 +120,7 @@ public sealed class MemoryMetaStore : IMetaStore
 internal sealed class MetaLeases(TimeProvider time)
 {
     private readonly Dictionary<long, (TimeSpan TimeToLive, long RenewedAt)> _leases = [];
+    private readonly List<long> _unfinished = [];
     private long _next = 1;
 
     public long Grant(TimeSpan timeToLive)
@@ -140,12 +141,19 @@ internal sealed class MetaLeases(TimeProvider time)
 
     public long[] TakeExpired()
     {
-        if (_leases.Count == 0) return [];
+        if (_leases.Count == 0 && _unfinished.Count == 0) return [];
         long[] expired =
-            [.. _leases.Where(l => time.GetElapsedTime(l.Value.RenewedAt) > l.Value.TimeToLive).Select(l => l.Key).Order()];
+        [
+            .. _leases.Where(l => time.GetElapsedTime(l.Value.RenewedAt) > l.Value.TimeToLive).Select(l => l.Key)
+                .Concat(_unfinished).Order(),
+        ];
         foreach (long id in expired) _leases.Remove(id);
+        _unfinished.Clear();
         return expired;
     }
+
+    /// <summary>The keys of an expired lease could not be removed: the next look tries again.</summary>
+    public void ExpireAgain(long id) => _unfinished.Add(id);
 }
 
 /// <summary>The changes since the store was opened, as far as they are kept, and those who wait for more. Thread-safe.</summary>

@@ -77,31 +77,17 @@ public sealed class SqliteMetaStore : IMetaStore
     /// <inheritdoc/>
     public ValueTask<MetaEntry?> GetAsync(string key, CancellationToken cancel = default)
     {
-        lock (_lock)
-        {
-            Expire();
-            using SqliteCommand command = Command("SELECT key, value, create_rev, mod_rev FROM kv WHERE key=$key");
-            command.Parameters.AddWithValue("$key", key);
-            using SqliteDataReader reader = command.ExecuteReader();
-            return new(reader.Read() ? EntryOf(reader) : null);
-        }
+        List<MetaEntry> found = Read("SELECT key, value, create_rev, mod_rev FROM kv WHERE key=$from", key, "");
+        return new(found.Count == 0 ? null : found[0]);
     }
 
     /// <inheritdoc/>
     public ValueTask<IReadOnlyList<MetaEntry>> RangeAsync(string prefix, CancellationToken cancel = default)
     {
-        lock (_lock)
-        {
-            Expire();
-            using SqliteCommand command = Command(
-                "SELECT key, value, create_rev, mod_rev FROM kv WHERE substr(key, 1, $length)=$prefix AND key>=$prefix ORDER BY key");
-            command.Parameters.AddWithValue("$prefix", prefix);
-            command.Parameters.AddWithValue("$length", prefix.Length);
-            using SqliteDataReader reader = command.ExecuteReader();
-            var entries = new List<MetaEntry>();
-            while (reader.Read()) entries.Add(EntryOf(reader));
-            return new((IReadOnlyList<MetaEntry>)entries);
-        }
+        const string Everything = "SELECT key, value, create_rev, mod_rev FROM kv WHERE key>=$from ORDER BY key";
+        const string Part = "SELECT key, value, create_rev, mod_rev FROM kv WHERE key>=$from AND key<$end ORDER BY key";
+        // Keys are compared as UTF-8 bytes: all that begin with the prefix lie before its last character's successor.
+        return new(prefix.Length == 0 ? Read(Everything, "", "") : Read(Part, prefix, prefix[..^1] + (char)(prefix[^1] + 1)));
     }
 
     /// <inheritdoc/>
@@ -110,7 +96,15 @@ public sealed class SqliteMetaStore : IMetaStore
     {
         lock (_lock)
         {
-            Expire();
+            try
+            {
+                Expire();
+            }
+            catch (SqliteException)
+            {
+                return new(new MetaResult(MetaOutcome.Unknown, _revision));
+            }
+
             if (changes.Any(c => c.Value is not null && c.LeaseId != 0 && !_leases.IsAlive(c.LeaseId)))
                 return new(new MetaResult(MetaOutcome.Failed, _revision));
             return new(Transact(compares, changes));
@@ -163,6 +157,26 @@ public sealed class SqliteMetaStore : IMetaStore
             name == "e_sqlite3" ? NativeLibrary.Load("libsqlite3.so.0") : 0;
     }
 
+    private List<MetaEntry> Read(string sql, string from, string end)
+    {
+        lock (_lock)
+        {
+            try
+            {
+                Expire();
+                using SqliteCommand command = Command(sql, null, ("$from", from), ("$end", end));
+                using SqliteDataReader reader = command.ExecuteReader();
+                var entries = new List<MetaEntry>();
+                while (reader.Read()) entries.Add(EntryOf(reader));
+                return entries;
+            }
+            catch (SqliteException e)
+            {
+                throw new MetaException("the metadata database cannot be read: " + e.Message, e);
+            }
+        }
+    }
+
     private static MetaEntry EntryOf(SqliteDataReader reader) =>
         new(reader.GetString(0), (byte[])reader.GetValue(1), reader.GetInt64(2), reader.GetInt64(3));
 
@@ -204,9 +218,9 @@ public sealed class SqliteMetaStore : IMetaStore
         }
         catch (SqliteException)
         {
-            // The commit may have reached the disk. Whoever asked reads back; the revision counter does so here.
-            _revision = TryReadRevision() ?? _revision;
-            return new MetaResult(MetaOutcome.Unknown, _revision);
+            // The commit may have reached the disk: the counter, which every transaction moves, tells. When it does not,
+            // whoever asked reads back.
+            if (TryReadRevision() != revision) return new MetaResult(MetaOutcome.Unknown, _revision);
         }
 
         _revision = revision;
@@ -239,7 +253,7 @@ public sealed class SqliteMetaStore : IMetaStore
                 while (reader.Read()) gone.Add(new MetaChange(reader.GetString(0), null));
             }
 
-            if (gone.Count > 0) Transact([], gone);
+            if (gone.Count > 0 && Transact([], gone).Outcome != MetaOutcome.Committed) _leases.ExpireAgain(lease);
         }
     }
 

@@ -1,5 +1,3 @@
-using System.Globalization;
-using System.Text.Json;
 using BlockServer.Core;
 using BlockServer.Core.Api;
 
@@ -27,69 +25,24 @@ public readonly record struct DirectoryResult(VolumeRecord? Volume, DirectoryFau
 /// id) and the counter <c>counter/volume</c> in the metadata store. Changes run one at a time and in two phases, so that a
 /// crash anywhere leaves something that <see cref="ReconcileAsync"/> finishes or undoes. Thread-safe; lookups are free.
 /// </summary>
-public sealed class VolumeDirectory(IMetaStore meta, IWallClock clock, IRandom random) : IDisposable
+public sealed partial class VolumeDirectory(IMetaStore meta, IWallClock clock, IRandom random) : IDisposable
 {
-    private const string CounterKey = "counter/volume";
-
     private readonly SemaphoreSlim _change = new(1, 1);
     private readonly Dictionary<Guid, IVolumeHost> _hosts = [];
-    private volatile IReadOnlyDictionary<string, VolumeRecord> _byName = new Dictionary<string, VolumeRecord>();
+    private readonly VolumeTable _table = new();
 
-    /// <summary>Raised after every change, with the mutation lock held: do not call back into the directory.</summary>
-    public event Action? Changed;
-
-    /// <summary>Every volume that was created and is not being deleted, by name in ordinal order.</summary>
-    public IReadOnlyList<VolumeRecord> List() =>
-        [.. _byName.Values.OrderBy(v => v.Name, StringComparer.Ordinal)];
+    /// <summary>Every volume that was created and is not being deleted, by name in ordinal order; also those whose store is
+    /// not in service.</summary>
+    public IReadOnlyList<VolumeRecord> List() => _table.List();
 
     /// <summary>A volume, or null.</summary>
-    public VolumeRecord? Find(string name) => _byName.GetValueOrDefault(name);
+    public VolumeRecord? Find(string name) => _table.Find(name);
 
     /// <inheritdoc/>
     public void Dispose() => _change.Dispose();
 
-    /// <summary>
-    /// Takes the stores into service: finishes or undoes interrupted changes, and adopts volumes that lie on a store and
-    /// are unknown to the metadata (a lost database). Answers sentences for the operator. Call once, before serving.
-    /// </summary>
-    public async Task<IReadOnlyList<string>> ReconcileAsync(IEnumerable<IVolumeHost> hosts)
-    {
-        await _change.WaitAsync();
-        try
-        {
-            var notes = new List<string>();
-            var heads = new SortedDictionary<uint, (VolumeHead Head, IVolumeHost Host)>();
-            foreach (IVolumeHost host in hosts)
-            {
-                _hosts[host.StoreId] = host;
-                foreach (VolumeHead head in await host.ListAsync())
-                {
-                    if (!heads.TryAdd(head.Id, (head, host)))
-                        notes.Add($"volume number {head.Id} lies on two stores; the one on {host.StoreId} is not served");
-                }
-            }
-
-            foreach (VolumeRecord record in await ReadAllAsync()) await RepairAsync(record, heads, notes);
-            await ReloadAsync();
-            foreach ((VolumeHead head, IVolumeHost host) in heads.Values) await AdoptAsync(head, host, notes);
-            await ReloadAsync();
-            return notes;
-        }
-        finally
-        {
-            _change.Release();
-        }
-    }
-
-    /// <summary>Takes an empty store out of service: nothing is placed there any more.</summary>
-    public async Task ForgetAsync(Guid storeId)
-    {
-        await _change.WaitAsync();
-        _hosts.Remove(storeId);
-        _change.Release();
-    }
-
-    /// <summary>Creates a volume: on <see cref="CreateVolume.StoreId"/>, else on the store with the most free space.</summary>
+    /// <summary>Creates a volume: on <see cref="CreateVolume.StoreId"/>, else where the most space is neither used nor
+    /// promised.</summary>
     public async Task<DirectoryResult> CreateAsync(CreateVolume request)
     {
         if (!VolumeName.IsValid(request.Name, out string? reason)) return new DirectoryFault(IoStatus.Invalid, "invalid-name", reason, "name");
@@ -98,112 +51,37 @@ public sealed class VolumeDirectory(IMetaStore meta, IWallClock clock, IRandom r
             return new DirectoryFault(IoStatus.Invalid, "invalid-rep-count", "one node keeps one copy: repCount must be 1", "repCount");
         if (request.IdempotencyKey is { Length: > 128 })
             return new DirectoryFault(IoStatus.Invalid, "invalid-idempotency-key", "the key is longer than 128 characters", "idempotencyKey");
-
-        await _change.WaitAsync();
-        try
-        {
-            if (Find(request.Name) is { } existing)
-            {
-                bool isSame = request.IdempotencyKey is not null && existing.IdempotencyKey == request.IdempotencyKey
-                    && existing.SizeBytes == request.SizeBytes;
-                return isSame ? existing : new DirectoryFault(
-                    IoStatus.Conflict, "name-taken", $"a volume '{request.Name}' exists; choose another name", "name");
-            }
-
-            IVolumeHost? host = await PlaceAsync(request.StoreId);
-            if (host is null)
-                return new DirectoryFault(IoStatus.NotFound, "no-disk", "no such disk is in service", "storeId");
-            (uint id, MetaEntry? counter) = await NextIdAsync();
-            var record = new VolumeRecord(
-                id, random.NextGuid(), request.Name, request.SizeBytes, VolumeState.Creating, request.Export ?? new ExportOptions(),
-                request.Description, host.StoreId, clock.UtcNow, request.IdempotencyKey);
-            MetaResult written = await meta.TransactAsync(
-                [new(CounterKey, counter?.ModRevision ?? 0), new(NameKey(record.Name), 0), new(VolumeKey(id), 0)],
-                [new(CounterKey, Number(id)), new(NameKey(record.Name), Number(id)), new(VolumeKey(id), Encode(record))]);
-            if (written.Outcome != MetaOutcome.Committed) return MetaFault(written.Outcome);
-
-            IoStatus status = await host.CreateAsync(HeadOf(record));
-            if (status != IoStatus.Ok)
-            {
-                await RemoveAsync(record);
-                return StoreFault(status);
-            }
-
-            return await FinishAsync(record with { State = VolumeState.Ready });
-        }
-        finally
-        {
-            _change.Release();
-        }
+        if (DescriptionFault(request.Description) is { } wordy) return wordy;
+        return await ChangeAloneAsync(() => CreateAloneAsync(request));
     }
 
     /// <summary>Changes name, size, export options and description. A shrink needs <see cref="ChangeVolume.Force"/> and
     /// nothing allocated beyond the new end.</summary>
     public async Task<DirectoryResult> ChangeAsync(string name, ChangeVolume change)
     {
-        await _change.WaitAsync();
-        try
-        {
-            if (Find(name) is not { } old) return NoVolume(name);
-            if (change.Revision is { } revision && revision != old.Revision) return RevisionFault(old);
-            if (change.Name is not null && !VolumeName.IsValid(change.Name, out string? reason))
-                return new DirectoryFault(IoStatus.Invalid, "invalid-name", reason, "name");
-            string newName = change.Name ?? old.Name;
-            ulong newSize = change.SizeBytes ?? old.SizeBytes;
-            if (SizeFault(newSize) is { } sizeFault) return sizeFault;
-            bool isRename = newName != old.Name;
-            if (isRename && Find(newName) is not null)
-                return new DirectoryFault(IoStatus.Conflict, "name-taken", $"a volume '{newName}' exists; choose another name", "name");
-            if (!_hosts.TryGetValue(old.StoreId, out IVolumeHost? host)) return StoreFault(IoStatus.Unavailable);
-            if (newSize < old.SizeBytes && await ShrinkFaultAsync(host, old.Id, newSize, change.Force) is { } shrinkFault)
-                return shrinkFault;
-
-            bool isOnStore = isRename || newSize != old.SizeBytes;
-            VolumeRecord record = old with
-            {
-                Name = newName,
-                SizeBytes = newSize,
-                Export = change.Export ?? old.Export,
-                Description = change.Description ?? old.Description,
-                State = isOnStore ? VolumeState.Changing : VolumeState.Ready,
-            };
-            if (!isOnStore) return await FinishAsync(record);
-
-            MetaResult written = await WriteAsync(record, old.Revision, isRename ? old.Name : null);
-            if (written.Outcome != MetaOutcome.Committed) return MetaFault(written.Outcome);
-            record = record with { Revision = written.Revision };
-            IoStatus status = await host.UpdateAsync(HeadOf(record));
-            if (status == IoStatus.Ok) return await FinishAsync(record with { State = VolumeState.Ready });
-
-            await WriteAsync(old, written.Revision, isRename ? newName : null);
-            await ReloadAsync();
-            return StoreFault(status);
-        }
-        finally
-        {
-            _change.Release();
-        }
+        if (change.Name is not null && !VolumeName.IsValid(change.Name, out string? reason))
+            return new DirectoryFault(IoStatus.Invalid, "invalid-name", reason, "name");
+        if (change.SizeBytes is { } size && SizeFault(size) is { } fault) return fault;
+        if (DescriptionFault(change.Description) is { } wordy) return wordy;
+        return await ChangeAloneAsync(() => ChangeAloneAsync(name, change));
     }
 
-    /// <summary>Deletes a volume; its space comes back in the background.</summary>
-    public async Task<DirectoryResult> DeleteAsync(string name, uint? id, long? revision)
+    /// <summary>Deletes a volume; its space comes back in the background. <paramref name="evenIfAbsent"/>: also while its disk
+    /// is not in service; what lies there is deleted as soon as the disk is back.</summary>
+    public Task<DirectoryResult> DeleteAsync(string name, uint? id, long? revision, bool evenIfAbsent = false) =>
+        ChangeAloneAsync(() => DeleteAloneAsync(name, id, revision, evenIfAbsent));
+
+    private async Task<DirectoryResult> ChangeAloneAsync(Func<Task<DirectoryResult>> change)
     {
         await _change.WaitAsync();
         try
         {
-            if (Find(name) is not { } old) return NoVolume(name);
-            if (id is { } wanted && wanted != old.Id)
-                return new DirectoryFault(IoStatus.Conflict, "id-differs", $"'{name}' is volume {old.Id} now; read it again");
-            if (revision is { } expected && expected != old.Revision) return RevisionFault(old);
-            if (!_hosts.TryGetValue(old.StoreId, out IVolumeHost? host)) return StoreFault(IoStatus.Unavailable);
-
-            MetaResult written = await WriteAsync(old with { State = VolumeState.Deleting }, old.Revision, null);
-            if (written.Outcome != MetaOutcome.Committed) return MetaFault(written.Outcome);
-            await ReloadAsync();
-            IoStatus status = await host.DeleteAsync(old.Id);
-            if (status is not (IoStatus.Ok or IoStatus.NotFound)) return StoreFault(status);
-            await RemoveAsync(old);
-            return old;
+            await SettleAsync();
+            return await change();
+        }
+        catch (MetaException e)
+        {
+            return new DirectoryFault(IoStatus.Unavailable, "metadata-unavailable", e.Message);
         }
         finally
         {
@@ -211,14 +89,146 @@ public sealed class VolumeDirectory(IMetaStore meta, IWallClock clock, IRandom r
         }
     }
 
-    private static string VolumeKey(uint id) => "vol/" + id.ToString(CultureInfo.InvariantCulture);
+    private async Task<DirectoryResult> CreateAloneAsync(CreateVolume request)
+    {
+        if (Find(request.Name) is { } existing)
+        {
+            bool isSame = request.IdempotencyKey is not null && existing.IdempotencyKey == request.IdempotencyKey
+                && existing.SizeBytes == request.SizeBytes;
+            return isSame ? existing : NameTaken(request.Name);
+        }
 
-    private static string NameKey(string name) => "name/" + name;
+        IVolumeHost? host = await PlaceAsync(request.StoreId);
+        if (host is null)
+            return new DirectoryFault(IoStatus.NotFound, "no-disk", "no such disk is in service", "storeId");
+        (uint id, MetaEntry? counter) = await NextIdAsync();
+        var record = new VolumeRecord(
+            id, random.NextGuid(), request.Name, request.SizeBytes, VolumeState.Creating, request.Export ?? new ExportOptions(),
+            request.Description, host.StoreId, clock.UtcNow, request.IdempotencyKey);
+        _unsettled.Add(id); // until what follows is known to have happened, or not
+        MetaResult written = await CommitAsync(
+            [new(CounterKey, counter?.ModRevision ?? 0), new(NameKey(record.Name), 0), new(VolumeKey(id), 0)],
+            [new(CounterKey, Number(id)), new(NameKey(record.Name), Number(id)), new(VolumeKey(id), Encode(record))]);
+        if (written.Outcome != MetaOutcome.Committed)
+        {
+            _unsettled.Remove(id);
+            return MetaFault(written.Outcome);
+        }
 
-    private static byte[] Number(uint id) => JsonSerializer.SerializeToUtf8Bytes(id, VolumeRecordJson.Default.UInt32);
+        IoStatus status = await host.CreateAsync(HeadOf(record));
+        DirectoryFault? fault = status == IoStatus.Ok ? null : StoreFault(status);
+        if (fault is null)
+        {
+            MetaResult done = await WriteAsync(record with { State = VolumeState.Ready, Revision = written.Revision });
+            if (done.Outcome == MetaOutcome.Committed)
+            {
+                _unsettled.Remove(id);
+                return Show(record with { State = VolumeState.Ready, Revision = done.Revision });
+            }
 
-    private static byte[] Encode(VolumeRecord record) =>
-        JsonSerializer.SerializeToUtf8Bytes(record, VolumeRecordJson.Default.VolumeRecord);
+            fault = MetaFault(done.Outcome);
+        }
+
+        await SettleAsync(); // as a start would: a volume that is only being created goes
+        return fault;
+    }
+
+    private async Task<DirectoryResult> ChangeAloneAsync(string name, ChangeVolume change)
+    {
+        if (Find(name) is not { } old) return NoVolume(name);
+        if (change.Revision is { } revision && revision != old.Revision) return RevisionFault(old);
+        string newName = change.Name ?? old.Name;
+        ulong newSize = change.SizeBytes ?? old.SizeBytes;
+        bool isRename = newName != old.Name;
+        if (isRename && Find(newName) is not null) return NameTaken(newName);
+        VolumeRecord wanted = old with
+        {
+            Name = newName,
+            SizeBytes = newSize,
+            Export = change.Export ?? old.Export,
+            Description = change.Description ?? old.Description,
+            State = VolumeState.Ready,
+        };
+        if (!isRename && newSize == old.SizeBytes)
+        {
+            MetaResult only = await WriteAsync(wanted);
+            return only.Outcome == MetaOutcome.Committed ? Show(wanted with { Revision = only.Revision }) : MetaFault(only.Outcome);
+        }
+
+        if (!_hosts.TryGetValue(old.StoreId, out IVolumeHost? host)) return StoreFault(IoStatus.Unavailable);
+        if (newSize < old.SizeBytes && await ShrinkFaultAsync(host, old.Id, newSize, change.Force) is { } shrinkFault)
+            return shrinkFault;
+
+        _unsettled.Add(old.Id);
+        MetaResult written = await WriteAsync(wanted with { State = VolumeState.Changing }, isRename ? old.Name : null);
+        if (written.Outcome != MetaOutcome.Committed)
+        {
+            _unsettled.Remove(old.Id);
+            return MetaFault(written.Outcome);
+        }
+
+        IoStatus status = await host.UpdateAsync(HeadOf(wanted));
+        bool isDone = status == IoStatus.Ok;
+        // Where the store refused, the old record comes back, and the next start (or settling) renews the head by it.
+        VolumeRecord final = (isDone ? wanted : old) with { State = VolumeState.Ready, Revision = written.Revision };
+        MetaResult ended = await WriteAsync(final, isRename && !isDone ? newName : null);
+        if (ended.Outcome == MetaOutcome.Committed)
+        {
+            Show(final with { Revision = ended.Revision });
+            if (isDone || status is IoStatus.Invalid or IoStatus.NoSpace or IoStatus.Conflict) _unsettled.Remove(old.Id);
+        }
+        else
+        {
+            // The record still says what was wanted and that it is being changed: settling carries it through.
+            Show(wanted with { State = VolumeState.Changing, Revision = written.Revision });
+        }
+
+        return isDone ? Find(newName)! : StoreFault(status);
+    }
+
+    private async Task<DirectoryResult> DeleteAloneAsync(string name, uint? id, long? revision, bool evenIfAbsent)
+    {
+        if (Find(name) is not { } old) return NoVolume(name);
+        if (id is { } wanted && wanted != old.Id)
+            return new DirectoryFault(IoStatus.Conflict, "id-differs", $"'{name}' is volume {old.Id} now; read it again");
+        if (revision is { } expected && expected != old.Revision) return RevisionFault(old);
+        if (!_hosts.ContainsKey(old.StoreId) && !evenIfAbsent)
+        {
+            return new DirectoryFault(
+                IoStatus.Unavailable, "disk-unavailable",
+                "the volume's disk is not in service; bring it back, or force the deletion: then the data goes when the disk is back");
+        }
+
+        _unsettled.Add(old.Id);
+        MetaResult written = await CommitAsync(
+            [new(VolumeKey(old.Id), old.Revision)],
+            [new(VolumeKey(old.Id), Encode(old with { State = VolumeState.Deleting })), new(NameKey(old.Name), null)]);
+        if (written.Outcome != MetaOutcome.Committed)
+        {
+            _unsettled.Remove(old.Id);
+            return MetaFault(written.Outcome);
+        }
+
+        // From here on it is deleted for good: whatever fails now is finished by the next settling or start.
+        _table.Hide(old.Id);
+        if (!_hosts.TryGetValue(old.StoreId, out IVolumeHost? host)) return old;
+        IoStatus status = await host.DeleteAsync(old.Id);
+        if (status is not (IoStatus.Ok or IoStatus.NotFound))
+        {
+            return new DirectoryFault(
+                IoStatus.Unavailable, "delete-unfinished",
+                $"the volume is deleted, but its disk does not serve ({status}): its space comes back when the disk does");
+        }
+
+        if (await RemoveAsync(old) == MetaOutcome.Committed) _unsettled.Remove(old.Id);
+        return old;
+    }
+
+    private VolumeRecord Show(VolumeRecord record)
+    {
+        _table.Show(record);
+        return record;
+    }
 
     private static VolumeHead HeadOf(VolumeRecord record) => new(record.Id, record.Uuid, record.Name, record.SizeBytes, 1);
 
@@ -229,6 +239,9 @@ public sealed class VolumeDirectory(IMetaStore meta, IWallClock clock, IRandom r
         return bytes % Units.SectorBytes == 0 ? null
             : new DirectoryFault(IoStatus.Invalid, "invalid-size", "the size must be a multiple of 512 bytes", "sizeBytes");
     }
+
+    private static DirectoryFault? DescriptionFault(string? description) => description is { Length: > 1024 }
+        ? new(IoStatus.Invalid, "invalid-description", "the description is longer than 1,024 characters", "description") : null;
 
     private static async Task<DirectoryFault?> ShrinkFaultAsync(IVolumeHost host, uint id, ulong newSize, bool force)
     {
@@ -243,6 +256,9 @@ public sealed class VolumeDirectory(IMetaStore meta, IWallClock clock, IRandom r
             IoStatus.Conflict, "shrink-not-confirmed", "a smaller size must be confirmed with force", "force");
     }
 
+    private static DirectoryFault NameTaken(string name) =>
+        new(IoStatus.Conflict, "name-taken", $"a volume '{name}' exists; choose another name", "name");
+
     private static DirectoryFault NoVolume(string name) =>
         new(IoStatus.NotFound, "no-such-volume", $"there is no volume '{name}'");
 
@@ -251,7 +267,7 @@ public sealed class VolumeDirectory(IMetaStore meta, IWallClock clock, IRandom r
 
     private static DirectoryFault MetaFault(MetaOutcome outcome) => outcome == MetaOutcome.Failed
         ? new(IoStatus.Conflict, "changed-meanwhile", "the metadata changed meanwhile; try again")
-        : new(IoStatus.Unavailable, "metadata-unavailable", "the metadata database failed; see the daemon's log");
+        : new(IoStatus.Unavailable, "metadata-unavailable", "the metadata database failed and nothing was changed; see the daemon's log");
 
     private static DirectoryFault StoreFault(IoStatus status) => status switch
     {
@@ -260,137 +276,21 @@ public sealed class VolumeDirectory(IMetaStore meta, IWallClock clock, IRandom r
         _ => new(status, "disk-unavailable", $"the disk does not serve ({status}); see pfcli list_disk"),
     };
 
-    private async Task RepairAsync(
-        VolumeRecord record, SortedDictionary<uint, (VolumeHead Head, IVolumeHost Host)> heads, List<string> notes)
-    {
-        bool isThere = heads.TryGetValue(record.Id, out (VolumeHead Head, IVolumeHost Host) found)
-            && found.Head.Uuid == record.Uuid;
-        bool isStoreHere = _hosts.ContainsKey(record.StoreId);
-        switch (record.State)
-        {
-            case VolumeState.Creating when isThere || isStoreHere:
-            case VolumeState.Deleting when isThere || isStoreHere:
-                if (isThere && await found.Host.DeleteAsync(record.Id) != IoStatus.Ok)
-                {
-                    notes.Add($"volume '{record.Name}' could not be deleted from its disk");
-                    heads.Remove(record.Id);
-                    return;
-                }
-
-                heads.Remove(record.Id);
-                await RemoveAsync(record);
-                return;
-            case VolumeState.Ready or VolumeState.Changing when isThere:
-                VolumeHead head = HeadOf(record) with { Epoch = found.Head.Epoch };
-                IoStatus status = head == found.Head ? IoStatus.Ok : await found.Host.UpdateAsync(head);
-                if (status != IoStatus.Ok) notes.Add($"the head of volume '{record.Name}' could not be renewed: {status}");
-                else if (record.State == VolumeState.Changing || record.StoreId != found.Host.StoreId)
-                    await WriteAsync(record with { State = VolumeState.Ready, StoreId = found.Host.StoreId }, record.Revision, null);
-                heads.Remove(record.Id);
-                return;
-            default:
-                notes.Add($"volume '{record.Name}' (number {record.Id}) was not found on any disk in service");
-                return;
-        }
-    }
-
-    private async Task AdoptAsync(VolumeHead head, IVolumeHost host, List<string> notes)
-    {
-        if ((await meta.GetAsync(VolumeKey(head.Id))) is not null)
-        {
-            notes.Add($"a volume '{head.Name}' on disk {host.StoreId} has the number of another volume; it is not served");
-            return;
-        }
-
-        string name = head.Name;
-        if (Find(name) is not null || !VolumeName.IsValid(name, out _)) name = $"rescued-{head.Id}";
-        var record = new VolumeRecord(
-            head.Id, head.Uuid, name, head.SizeBytes, VolumeState.Changing, new ExportOptions(), null, host.StoreId, clock.UtcNow, null);
-        (uint next, MetaEntry? counter) = await NextIdAsync();
-        MetaResult written = await meta.TransactAsync(
-            [new(CounterKey, counter?.ModRevision ?? 0), new(NameKey(name), 0), new(VolumeKey(head.Id), 0)],
-            [new(CounterKey, Number(Math.Max(next - 1, head.Id))), new(NameKey(name), Number(head.Id)), new(VolumeKey(head.Id), Encode(record))]);
-        if (written.Outcome != MetaOutcome.Committed)
-        {
-            notes.Add($"volume '{head.Name}' was found on disk {host.StoreId} but could not be recorded");
-            return;
-        }
-
-        if (name != head.Name) await host.UpdateAsync(head with { Name = name });
-        await FinishAsync(record with { State = VolumeState.Ready, Revision = written.Revision });
-        notes.Add($"volume '{name}' (number {head.Id}) was unknown to the metadata and has been adopted from disk {host.StoreId}");
-    }
-
     private async Task<IVolumeHost?> PlaceAsync(Guid? storeId)
     {
         if (storeId is { } wanted) return _hosts.GetValueOrDefault(wanted);
         IVolumeHost? best = null;
-        ulong bestFree = 0;
+        double bestRoom = 0;
         foreach (IVolumeHost host in _hosts.Values.OrderBy(h => h.StoreId))
         {
-            ulong free = await host.FreeBytesAsync();
-            if (best is not null && free <= bestFree) continue;
+            if (await host.FreeBytesAsync() is not { } free) continue;
+            // Thin volumes use nothing at first: what is promised counts, or every new one would go to the same disk.
+            double room = (double)free - _table.PromisedBytes(host.StoreId);
+            if (best is not null && room <= bestRoom) continue;
             best = host;
-            bestFree = free;
+            bestRoom = room;
         }
 
         return best;
-    }
-
-    private async Task<(uint Id, MetaEntry? Counter)> NextIdAsync()
-    {
-        MetaEntry? counter = await meta.GetAsync(CounterKey);
-        uint last = counter is null ? 0 : JsonSerializer.Deserialize(counter.Value.Span, VolumeRecordJson.Default.UInt32);
-        return (checked(last + 1), counter);
-    }
-
-    /// <summary>Writes a record and, on a rename, moves the name's key from <paramref name="oldName"/>.</summary>
-    private async Task<MetaResult> WriteAsync(VolumeRecord record, long revision, string? oldName)
-    {
-        var compares = new List<MetaCompare> { new(VolumeKey(record.Id), revision) };
-        var changes = new List<MetaChange> { new(VolumeKey(record.Id), Encode(record)) };
-        if (oldName is not null)
-        {
-            compares.Add(new MetaCompare(NameKey(record.Name), 0));
-            changes.Add(new MetaChange(NameKey(record.Name), Number(record.Id)));
-            changes.Add(new MetaChange(NameKey(oldName), null));
-        }
-
-        return await meta.TransactAsync(compares, changes);
-    }
-
-    private async Task<DirectoryResult> FinishAsync(VolumeRecord record)
-    {
-        MetaEntry? current = await meta.GetAsync(VolumeKey(record.Id));
-        MetaResult written = await WriteAsync(record, current?.ModRevision ?? 0, null);
-        await ReloadAsync();
-        return written.Outcome == MetaOutcome.Committed && Find(record.Name) is { } done ? done : MetaFault(written.Outcome);
-    }
-
-    private async Task RemoveAsync(VolumeRecord record)
-    {
-        await meta.TransactAsync([], [new(VolumeKey(record.Id), null), new(NameKey(record.Name), null)]);
-        await ReloadAsync();
-    }
-
-    private async Task<List<VolumeRecord>> ReadAllAsync()
-    {
-        var records = new List<VolumeRecord>();
-        foreach (MetaEntry entry in await meta.RangeAsync("vol/"))
-        {
-            VolumeRecord record = JsonSerializer.Deserialize(entry.Value.Span, VolumeRecordJson.Default.VolumeRecord)
-                ?? throw new InvalidDataException($"the metadata of {entry.Key} are empty");
-            records.Add(record with { Revision = entry.ModRevision });
-        }
-
-        return records;
-    }
-
-    private async Task ReloadAsync()
-    {
-        _byName = (await ReadAllAsync())
-            .Where(r => r.State is VolumeState.Ready or VolumeState.Changing)
-            .ToDictionary(r => r.Name, StringComparer.Ordinal);
-        Changed?.Invoke();
     }
 }

@@ -71,6 +71,17 @@ public sealed class DiskFile : IFile
         throw Failure("preallocate", path, error);
     }
 
+    /// <summary>Makes the names in a directory durable (a file that was just made or renamed there). Throws
+    /// <see cref="IOException"/>. Blocks: not on a loop.</summary>
+    public static void SyncDirectory(string path)
+    {
+        int fd = open(path, O_RDONLY | O_CLOEXEC, 0);
+        if (fd < 0) throw Failure("open", path, Errno);
+        int error = fsync(fd) == 0 ? 0 : Errno;
+        close(fd);
+        if (error != 0) throw Failure("sync", path, error);
+    }
+
     /// <summary>
     /// Opens a file or block device. <paramref name="exclusive"/>: refused while another process holds it so (flock; O_EXCL
     /// too on a block device). <paramref name="cached"/>: through the page cache, for writes that a flush follows.

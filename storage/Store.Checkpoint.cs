@@ -183,11 +183,11 @@ public sealed partial class Store
                 : "checkpoint: raising the slots' high-water mark failed";
     }
 
-    /// <summary>Two copies, flush, the other two, flush, read back: never fewer than two good ones (B1.3).</summary>
+    /// <summary>Writes all copies of the superblock; a failure stops the store.</summary>
     private async ValueTask<IoStatus> WriteSuperblockAsync(Superblock next)
     {
         next = next with { Sequence = _superblock.Sequence + 1 };
-        if (await WriteSuperblocksAsync(_file, next) != IoStatus.Ok)
+        if (await WriteSuperblocksAsync(_file, _superblock, next) != IoStatus.Ok)
         {
             Fail("writing the superblock failed");
             return IoStatus.Unavailable;
@@ -195,32 +195,5 @@ public sealed partial class Store
 
         _superblock = next;
         return IoStatus.Ok;
-    }
-
-    private static async ValueTask<IoStatus> WriteSuperblocksAsync(IFile file, Superblock next)
-    {
-        // Copies 0 and 2 first, so that one pair of neighbours never holds all that is good.
-        foreach ((int one, int two) in new[] { (0, 2), (1, 3) })
-        {
-            foreach (int copy in new[] { one, two })
-            {
-                var page = new byte[Units.BlockBytes];
-                (next with { Copy = copy }).WriteTo(page);
-                if (await file.WriteAsync(next.Geometry.SuperblockOffset(copy), page) != IoStatus.Ok) return IoStatus.IoError;
-            }
-
-            if (await file.FlushAsync() != IoStatus.Ok) return IoStatus.IoError;
-        }
-
-        int good = 0;
-        for (int copy = 0; copy < 4; copy++)
-        {
-            var page = new byte[Units.BlockBytes];
-            IoStatus status = await file.ReadAsync(next.Geometry.SuperblockOffset(copy), page);
-            if (status == IoStatus.Ok && Superblock.TryRead(page, out Superblock back) is null
-                && back.Sequence == next.Sequence) good++;
-        }
-
-        return good >= 3 ? IoStatus.Ok : IoStatus.IoError;
     }
 }

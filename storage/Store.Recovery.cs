@@ -19,7 +19,7 @@ public sealed partial class Store
         if (!options.Force && page.AsSpan().ContainsAnyExcept((byte)0))
             return "the medium is not empty; force overwrites whatever it holds";
         // Page 0 is never written, so every LSN is above 0 and replay starts behind page 0.
-        IoStatus status = await WriteSuperblocksAsync(file, new Superblock
+        IoStatus status = await WriteSuperblocksAsync(file, default, new Superblock
         {
             StoreUuid = options.StoreUuid == Guid.Empty ? loop.Random.NextGuid() : options.StoreUuid,
             ClusterUuid = options.ClusterUuid,
@@ -37,7 +37,10 @@ public sealed partial class Store
     public static async ValueTask<StoreOpenResult> OpenAsync(ILoop loop, IFile file, IFile? logFile, StoreOptions options)
     {
         (Superblock superblock, string? fault) = await ReadSuperblockAsync(file);
+        fault ??= ClusterFault(superblock, options);
         if (fault is not null) return new StoreOpenResult(null, fault);
+        // A store of no cluster joins the one that opens it; the superblock that ends recovery says so.
+        if (superblock.ClusterUuid == Guid.Empty) superblock = superblock with { ClusterUuid = options.ClusterUuid };
         var store = new Store(loop, file, logFile, options, superblock);
         fault = await store.RecoverAsync();
         return fault is null ? new StoreOpenResult(store, null) : new StoreOpenResult(null, fault);

@@ -17,7 +17,8 @@ public sealed record StoreOptions
     /// <summary>Format: identity of the store; empty draws one.</summary>
     public Guid StoreUuid { get; init; }
 
-    /// <summary>Format: the cluster it belongs to.</summary>
+    /// <summary>Format: the cluster it belongs to. Open: a store of another cluster is refused, one of none joins this
+    /// one; empty asks nothing.</summary>
     public Guid ClusterUuid { get; init; }
 
     /// <summary>Format: overwrite whatever the medium holds.</summary>

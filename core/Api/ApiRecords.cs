@@ -15,7 +15,7 @@ namespace BlockServer.Core.Api;
 //   POST   /v1/volumes/{name}/scrub            ScrubRequest -> 202 TaskInfo
 //   GET    /v1/disks                           DiskList
 //   POST   /v1/disks                           AddDisk -> 201 DiskInfo
-//   DELETE /v1/disks/{id}                      204 (409 while volumes lie on it)
+//   DELETE /v1/disks/{id}                      204 (409 while volumes lie on it without force=true)
 //   GET    /v1/sessions                        SessionList
 //   DELETE /v1/sessions/{id}                   204, the session is cut
 //   GET    /v1/stats                           StatsInfo (counters since start; a client computes rates)
@@ -46,10 +46,11 @@ public sealed record ListenerInfo(string Protocol, string Address, bool Tls, boo
 /// <param name="ReadOnly">Every front end refuses changes.</param>
 public sealed record ExportOptions(bool Nbd = true, bool Iscsi = true, bool ReadOnly = false);
 
-/// <summary>A volume.</summary>
+/// <summary>A volume. Its status is <c>online</c>, or <c>unavailable</c> with the reason.</summary>
 public sealed record VolumeInfo(
     uint Id, Guid Uuid, string Name, ulong SizeBytes, ulong UsedBytes, int RepCount, string Status,
-    ExportOptions Export, string? Description, Guid StoreId, int Sessions, long Revision, DateTimeOffset CreatedAt);
+    ExportOptions Export, string? Description, Guid StoreId, int Sessions, long Revision, DateTimeOffset CreatedAt,
+    string? FailReason = null);
 
 /// <summary>All volumes, by name.</summary>
 public sealed record VolumeList(IReadOnlyList<VolumeInfo> Volumes);
@@ -71,7 +72,9 @@ public sealed record ChangeVolume(
     long? Revision = null, string? Name = null, ulong? SizeBytes = null, bool Force = false,
     ExportOptions? Export = null, string? Description = null);
 
-/// <summary>A disk, that is one store.</summary>
+/// <summary>A disk, that is one store. Its status is <c>online</c>, <c>failed</c> (stopped by an error), <c>missing</c> (not where
+/// it was) or <c>refused</c> (there, and not fit to be served); all but the first come with a reason. The figures of a disk
+/// that is not open are 0.</summary>
 public sealed record DiskInfo(
     Guid Id, string Name, string Path, string Kind, string Status, ulong SizeBytes, ulong DataBytes, ulong UsedBytes,
     ulong FreeBytes, ulong MetadataSlots, ulong MetadataSlotsUsed, ulong MetadataResidentBytes, int Volumes,
@@ -80,7 +83,8 @@ public sealed record DiskInfo(
 /// <summary>All disks.</summary>
 public sealed record DiskList(IReadOnlyList<DiskInfo> Disks);
 
-/// <summary>Adds a file or raw device as a store. A foreign or non-empty device is refused unless <paramref name="Force"/>.</summary>
+/// <summary>Adds a file or raw device as a store. One that carries a store of this cluster is attached as it is, with its
+/// volumes; a blank one is formatted; anything else is refused unless <paramref name="Force"/>.</summary>
 /// <param name="Path">Absolute path.</param>
 /// <param name="Name">The operator's name for it; default: made from the path.</param>
 /// <param name="SizeBytes">For a file that does not exist yet: how large to make it.</param>

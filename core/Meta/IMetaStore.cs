@@ -29,10 +29,14 @@ public enum MetaOutcome
 /// <summary>Outcome and the revision that a committed transaction made.</summary>
 public readonly record struct MetaResult(MetaOutcome Outcome, long Revision);
 
+/// <summary>The metadata store could not be read. Nothing is known about the keys that were asked for.</summary>
+public sealed class MetaException(string message, Exception? inner = null) : Exception(message, inner);
+
 /// <summary>
 /// The metadata store: a revisioned key-value store with multi-key compare-and-set, leases and watch (engine B3). Never
 /// holds per-I/O data. Implementations: SQLite (embedded, default), memory (simulation), etcd (clusters, later); one
-/// conformance suite. Thread-safe; answers on any thread. Leases and watches are never used for safety.
+/// conformance suite. Thread-safe; answers on any thread. Leases and watches are never used for safety. A read that fails
+/// throws <see cref="MetaException"/>; a transaction never does.
 /// </summary>
 public interface IMetaStore : IAsyncDisposable
 {

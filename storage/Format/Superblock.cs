@@ -22,7 +22,7 @@ public readonly record struct Superblock : IFixedLayout<Superblock>
     /// <summary>The version that this program writes and the only one it reads.</summary>
     public const uint VersionNow = 1;
 
-    private const ulong Magic = 0x45524F54534B4C42; // "BLKSTORE"
+    internal const ulong Magic = 0x45524F54534B4C42; // "BLKSTORE"
 
     /// <inheritdoc/>
     public static int Size => Units.BlockBytes;

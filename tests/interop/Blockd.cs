@@ -6,34 +6,28 @@ using Xunit;
 
 namespace BlockServer.Tests.Interop;
 
-/// <summary>The real daemon on a folder of its own, on free loopback ports, ended by its pid.</summary>
+/// <summary>The real daemon on a folder of its own, on free loopback ports, ended by its pid. <see cref="Kill"/> and
+/// <see cref="Restart"/> bring it back at the same addresses with the same data.</summary>
 internal sealed class Blockd : IDisposable
 {
-    private readonly Process _process;
+    private readonly string[] _arguments;
     private readonly StringBuilder _said = new();
+    private Process _process;
 
     public Blockd(string volume, string size, params string[] more)
     {
         Directory = System.IO.Directory.CreateTempSubdirectory("blockd-interop-").FullName;
         Port = FreePort();
         string socket = Path.Combine(Directory, "nbd.sock");
-        string[] arguments =
+        Socket = socket;
+        _arguments =
         [
             "--data-dir", Directory, "--nbd", $"127.0.0.1:{Port}", "--nbd", "unix:" + socket,
             "--api", $"127.0.0.1:{FreePort()}", "--store-size", "1g", "--create-volume", $"{volume}:{size}", .. more,
         ];
         Uri = $"nbd://127.0.0.1:{Port}/{volume}";
         UnixUri = $"nbd+unix:///{volume}?socket={socket}";
-        _process = Process.Start(new ProcessStartInfo(Program, arguments)
-        {
-            RedirectStandardOutput = true, RedirectStandardError = true,
-        })!;
-        using var ready = new ManualResetEventSlim();
-        _process.OutputDataReceived += (_, line) => Hear(line.Data, ready);
-        _process.ErrorDataReceived += (_, line) => Hear(line.Data, ready);
-        _process.BeginOutputReadLine();
-        _process.BeginErrorReadLine();
-        Assert.True(ready.Wait(TimeSpan.FromSeconds(60)), "blockd did not become ready:\n" + _said);
+        _process = Start();
     }
 
     public static string Program => Path.Combine(Root, "out", "blockd");
@@ -46,7 +40,23 @@ internal sealed class Blockd : IDisposable
 
     public string UnixUri { get; }
 
-    private static string Root
+    /// <summary>The path of the NBD unix socket.</summary>
+    public string Socket { get; }
+
+    /// <summary>The first store of the daemon.</summary>
+    public string Store => Path.Combine(Directory, "store-0.blk");
+
+    /// <summary>All that the daemon has said, over its restarts.</summary>
+    public string Said
+    {
+        get
+        {
+            lock (_said) return _said.ToString();
+        }
+    }
+
+    /// <summary>The repository's root.</summary>
+    public static string Root
     {
         get
         {
@@ -90,6 +100,22 @@ internal sealed class Blockd : IDisposable
         return _process.ExitCode;
     }
 
+    /// <summary>SIGKILL; the process is gone when it answers.</summary>
+    public void Kill()
+    {
+        Assert.False(_process.HasExited, "blockd ended by itself:\n" + Said);
+        _process.Kill();
+        _process.WaitForExit();
+    }
+
+    /// <summary>Starts the ended daemon again.</summary>
+    public void Restart()
+    {
+        Assert.True(_process.HasExited, "blockd still runs");
+        _process.Dispose();
+        _process = Start();
+    }
+
     public void Dispose()
     {
         if (!_process.HasExited) _process.Kill();
@@ -98,11 +124,43 @@ internal sealed class Blockd : IDisposable
         System.IO.Directory.Delete(Directory, recursive: true);
     }
 
-    private void Hear(string? line, ManualResetEventSlim ready)
+    private Process Start()
+    {
+        Process process = Process.Start(new ProcessStartInfo(Program, _arguments)
+        {
+            RedirectStandardOutput = true, RedirectStandardError = true,
+        })!;
+        using var ready = new ManualResetEventSlim();
+        process.OutputDataReceived += Output;
+        process.ErrorDataReceived += Output;
+        process.BeginOutputReadLine();
+        process.BeginErrorReadLine();
+        bool isReady = false;
+        for (int i = 0; i < 600 && !isReady && !process.HasExited; i++) isReady = ready.Wait(100);
+        process.OutputDataReceived -= Output;
+        process.ErrorDataReceived -= Output;
+        process.OutputDataReceived += (_, line) => Hear(line.Data);
+        process.ErrorDataReceived += (_, line) => Hear(line.Data);
+        if (!isReady)
+        {
+            if (!process.HasExited) process.Kill();
+            process.WaitForExit();
+            Assert.Fail("blockd did not become ready:\n" + Said);
+        }
+
+        return process;
+
+        void Output(object sender, DataReceivedEventArgs line)
+        {
+            Hear(line.Data);
+            if (line.Data == "ready") ready.Set();
+        }
+    }
+
+    private void Hear(string? line)
     {
         if (line is null) return;
         lock (_said) _said.AppendLine(line);
-        if (line == "ready") ready.Set();
     }
 
     private static int FreePort()

@@ -1,4 +1,5 @@
 using System.Diagnostics;
+using System.Globalization;
 using System.Net;
 using System.Net.Sockets;
 using System.Runtime.CompilerServices;
@@ -15,6 +16,7 @@ internal sealed class DaemonProcess : IDisposable
     private static readonly TimeSpan StartLimit = TimeSpan.FromSeconds(30);
     private readonly Process _process;
     private readonly List<string> _output = [];
+    private readonly ManualResetEventSlim _ready = new();
 
     private DaemonProcess(Process process, int port, string socket)
     {
@@ -60,6 +62,24 @@ internal sealed class DaemonProcess : IDisposable
     /// <summary>Starts the daemon and waits for its line <c>ready</c>.</summary>
     public static DaemonProcess Start(string folder, string engine, string durability, string storeSize, params string[] volumes)
     {
+        DaemonProcess daemon = Launch(folder, engine, durability, storeSize, volumes);
+        long deadline = Environment.TickCount64 + (long)StartLimit.TotalMilliseconds;
+        while (!daemon._ready.Wait(50))
+        {
+            if (daemon._process.HasExited || Environment.TickCount64 > deadline)
+            {
+                string output = daemon.Output;
+                daemon.Dispose();
+                Assert.Fail($"the daemon did not become ready:\n{output}");
+            }
+        }
+
+        return daemon;
+    }
+
+    /// <summary>Starts the daemon and does not wait for anything.</summary>
+    public static DaemonProcess Launch(string folder, string engine, string durability, string storeSize, params string[] volumes)
+    {
         int port = FreePort();
         string socket = Path.Combine(folder, "nbd.sock");
         ProcessStartInfo start = new(Program) { RedirectStandardOutput = true, RedirectStandardError = true, WorkingDirectory = folder };
@@ -76,44 +96,48 @@ internal sealed class DaemonProcess : IDisposable
         arguments.ForEach(start.ArgumentList.Add);
         File.Delete(socket);
         DaemonProcess daemon = new(new Process { StartInfo = start }, port, socket);
-        using ManualResetEventSlim ready = new();
-        void Take(object sender, DataReceivedEventArgs line)
-        {
-            if (line.Data is null)
-            {
-                return;
-            }
-
-            lock (daemon._output)
-            {
-                daemon._output.Add(line.Data);
-            }
-
-            if (line.Data.Trim() == "ready")
-            {
-                ready.Set();
-            }
-        }
-
-        daemon._process.OutputDataReceived += Take;
-        daemon._process.ErrorDataReceived += Take;
+        daemon._process.OutputDataReceived += daemon.Take;
+        daemon._process.ErrorDataReceived += daemon.Take;
         daemon._process.Start();
         daemon._process.BeginOutputReadLine();
         daemon._process.BeginErrorReadLine();
-        long deadline = Environment.TickCount64 + (long)StartLimit.TotalMilliseconds;
-        while (!ready.Wait(50))
+        return daemon;
+    }
+
+    /// <summary>The first store of a daemon in <paramref name="folder"/>.</summary>
+    public static string StoreIn(string folder) => Path.Combine(folder, "data", "store-0.blk");
+
+    /// <summary>Waits until the daemon has its store open, which it then recovers; false when it serves or ended before that was seen.</summary>
+    public bool WaitUntilItOpensItsStore()
+    {
+        string descriptors = $"/proc/{_process.Id}/fd";
+        while (!_process.HasExited && !_ready.IsSet)
         {
-            if (daemon._process.HasExited || Environment.TickCount64 > deadline)
+            try
             {
-                string output = daemon.Output;
-                daemon.Dispose();
-                Assert.Fail($"the daemon did not become ready:\n{output}");
+                if (Directory.EnumerateFiles(descriptors).Any(fd => new FileInfo(fd).LinkTarget?.EndsWith("store-0.blk", StringComparison.Ordinal) == true))
+                    return true;
+            }
+            catch (IOException)
+            {
+                // A descriptor was closed, or the process ended, while it was looked at.
             }
         }
 
-        daemon._process.OutputDataReceived -= Take;
-        daemon._process.ErrorDataReceived -= Take;
-        return daemon;
+        return false;
+    }
+
+    /// <summary>True once it printed <c>ready</c>.</summary>
+    public bool IsReady => _ready.IsSet;
+
+    /// <summary>Sends a signal by its name, as kill(1) knows it.</summary>
+    public void Signal(string name) => Run("kill", "-" + name, _process.Id.ToString(CultureInfo.InvariantCulture));
+
+    /// <summary>Waits for its end by itself; its exit code.</summary>
+    public int WaitForExit()
+    {
+        Assert.True(_process.WaitForExit(60_000), $"the daemon did not end within a minute:\n{Output}");
+        return _process.ExitCode;
     }
 
     /// <summary>SIGKILL, and waits until the process is gone.</summary>
@@ -134,6 +158,7 @@ internal sealed class DaemonProcess : IDisposable
         }
 
         _process.Dispose();
+        _ready.Dispose();
     }
 
     /// <summary>Runs a program to its end; returns its exit code and what it printed on both streams.</summary>
@@ -157,6 +182,24 @@ internal sealed class DaemonProcess : IDisposable
     }
 
     private static string Program => Path.Combine(Root, "out", "blockd");
+
+    private void Take(object sender, DataReceivedEventArgs line)
+    {
+        if (line.Data is null)
+        {
+            return;
+        }
+
+        lock (_output)
+        {
+            _output.Add(line.Data);
+        }
+
+        if (line.Data.Trim() == "ready")
+        {
+            _ready.Set();
+        }
+    }
 
     private static int FreePort()
     {

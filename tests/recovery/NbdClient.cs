@@ -10,7 +10,7 @@ namespace BlockServer.Tests.Recovery;
 /// </summary>
 internal sealed class NbdClient : IDisposable
 {
-    public const ushort Read = 0, Write = 1, Flush = 3, WriteZeroes = 6, Fua = 1;
+    public const ushort Read = 0, Write = 1, Flush = 3, Trim = 4, WriteZeroes = 6, Fua = 1, NoHole = 2;
     private readonly Socket _socket;
     private readonly NetworkStream _stream;
 
@@ -81,10 +81,17 @@ internal sealed class NbdClient : IDisposable
     /// <summary>Reads a range. No other request may be under way.</summary>
     public byte[] ReadRange(long offset, int length)
     {
+        Expect(TryReadRange(offset, length, out byte[] data, out uint error), $"read at {offset} failed with {error}");
+        return data;
+    }
+
+    /// <summary>Reads a range; false with the server's error. No other request may be under way.</summary>
+    public bool TryReadRange(long offset, int length, out byte[] data, out uint error)
+    {
         Send(Read, 0, 1, offset, length);
-        (_, uint error) = Receive();
-        Expect(error == 0, $"read at {offset} failed with {error}");
-        return Take(length);
+        (_, error) = Receive();
+        data = error == 0 ? Take(length) : [];
+        return error == 0;
     }
 
     /// <inheritdoc/>

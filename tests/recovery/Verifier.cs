@@ -1,4 +1,5 @@
 using System.Buffers.Binary;
+using System.Globalization;
 using System.Net;
 using System.Net.Sockets;
 using BlockServer.Tests.Running;
@@ -6,81 +7,151 @@ using BlockServer.Tests.Running;
 namespace BlockServer.Tests.Recovery;
 
 /// <summary>
-/// Writes blocks that say which block and which operation they are, over many connections, and knows for every block
-/// which values a crash may leave: the last one that was promised to last, or any that was sent after it.
-/// Every connection owns its blocks, so the writes to one block are ordered; a flush on any connection covers all.
+/// Writes sectors that say which sector and which operation they are, over four connections at once (two TCP, two unix),
+/// and knows for every sector what a killed daemon may leave: the last acknowledged value, or the one request that was
+/// under way. A request that was under way is there whole or not at all within each extent.
+/// Every connection owns its sectors, so the writes to one sector are ordered, but one block has several owners in half
+/// of the volume: merging parts of a block is part of the load, as are holes, trims, FUA, flushes and reading back.
 /// </summary>
-internal sealed class Verifier(string volume, int blocks, bool durableWhenAcknowledged)
+/// <param name="volume">The export.</param>
+/// <param name="blocks">Its size in blocks of 4 KiB; a multiple of 8.</param>
+internal sealed class Verifier(string volume, int blocks)
 {
     public const int BlockSize = 4096;
-    private const int Connections = 4, Depth = 8;
+    private const int SectorSize = 512, SectorsPerBlock = BlockSize / SectorSize, SectorsPerExtent = 2048;
+    private const int Connections = 4, Depth = 16;
 
-    // Values that block i may hold: [0] is the newest promised one, what follows was sent later. Zero means "reads as zeroes".
-    private readonly List<ulong>[] _may = [.. Enumerable.Range(0, blocks).Select(_ => new List<ulong> { 0 })];
-    private readonly ulong[] _acknowledged = new ulong[blocks]; // newest acknowledged entry's position in _may
-    // How many entries were dropped from the front of _may[b] in all, so that a position stays valid across promises.
-    private readonly ulong[] _serial = new ulong[blocks];
-    private readonly Lock _lock = new();
-    private ulong _op;
-    private volatile bool _stop;
+    /// <summary>Sectors of one owner in the shared half: no multiple of a block, so that blocks have two owners.</summary>
+    private const int Stripe = 20;
 
-    /// <summary>Operations that the server acknowledged in all runs.</summary>
-    public long Acknowledged { get; private set; }
+    /// <summary>NBD's error ESHUTDOWN: the request was refused because the server goes away.</summary>
+    private const uint ShuttingDown = 108;
 
-    /// <summary>Flushes that the server acknowledged in all runs.</summary>
-    public long Flushes { get; private set; }
+    private readonly ulong[] _must = new ulong[blocks * SectorsPerBlock]; // newest acknowledged value; 0 reads as zeroes
+    private readonly ulong[] _may = new ulong[blocks * SectorsPerBlock]; // the value of the request under way
+    private readonly bool[] _isOpen = new bool[blocks * SectorsPerBlock]; // a request is under way
+    private readonly List<Request>[] _underWay = [.. Enumerable.Range(0, Connections).Select(_ => new List<Request>())];
+    private long _acknowledged, _flushes;
+    private long _op;
+    private volatile bool _isStopping;
+
+    /// <summary>Requests that changed something and were acknowledged, in all runs.</summary>
+    public long Acknowledged => Volatile.Read(ref _acknowledged);
+
+    /// <summary>Flushes that were acknowledged, in all runs.</summary>
+    public long Flushes => Volatile.Read(ref _flushes);
 
     /// <summary>Starts the load; it ends when the server goes away. Await the task for the errors that are none of a crash.</summary>
     public Task Load(DaemonProcess daemon, int seed)
     {
-        _stop = false;
+        _isStopping = false;
         return Task.WhenAll(Enumerable.Range(0, Connections).Select(c => Task.Factory.StartNew(
-            () => Work(daemon, c, new Random(seed * 31 + c)), CancellationToken.None, TaskCreationOptions.LongRunning, TaskScheduler.Default)));
+            () => Work(daemon, c, new Random((seed * 31) + c)), CancellationToken.None, TaskCreationOptions.LongRunning, TaskScheduler.Default)));
     }
 
-    /// <summary>From now on a lost connection is the crash that the test made.</summary>
-    public void ExpectCrash() => _stop = true;
+    /// <summary>From now on a lost connection is the end that the test made.</summary>
+    public void ExpectEnd() => _isStopping = true;
 
-    /// <summary>Reads every block and throws when one holds what it must not. What is found is what must last from now on.</summary>
+    /// <summary>Waits until at least <paramref name="more"/> requests were acknowledged from now on, or the load ended.</summary>
+    public async Task MakeProgress(Task load, int more)
+    {
+        for (long goal = Acknowledged + more; Acknowledged < goal && !load.IsCompleted;) await Task.Delay(2);
+        if (load.IsCompleted) await load;
+    }
+
+    /// <summary>
+    /// Reads every sector and throws <see cref="InvalidDataException"/> when one holds what it must not. What is found is
+    /// what must last from now on.
+    /// </summary>
     public void Verify(DaemonProcess daemon)
     {
         using NbdClient client = new(Connect(daemon, unix: true), volume);
-        const int chunk = 256;
-        for (int first = 0; first < blocks; first += chunk)
+        var found = new ulong[_must.Length];
+        const int chunk = 2048;
+        for (int first = 0; first < found.Length; first += chunk)
         {
-            int count = Math.Min(chunk, blocks - first);
-            byte[] data = client.ReadRange((long)first * BlockSize, count * BlockSize);
+            int count = Math.Min(chunk, found.Length - first);
+            byte[] data = client.ReadRange((long)first * SectorSize, count * SectorSize);
             for (int i = 0; i < count; i++)
             {
-                Check(first + i, data.AsSpan(i * BlockSize, BlockSize));
+                int sector = first + i;
+                ulong op = found[sector] = OperationIn(sector, data.AsSpan(i * SectorSize, SectorSize));
+                if (op == _must[sector] || (_isOpen[sector] && op == _may[sector])) continue;
+                string open = _isOpen[sector] ? _may[sector].ToString(CultureInfo.InvariantCulture) : "nothing";
+                throw new InvalidDataException($"sector {sector} holds operation {op}, but {_must[sector]} was acknowledged and then {open} sent");
             }
+        }
+
+        foreach (Request request in _underWay.SelectMany(list => list)) MustBeWhole(request, found);
+        foreach (List<Request> list in _underWay) list.Clear();
+        found.CopyTo(_must, 0);
+        Array.Clear(_isOpen);
+    }
+
+    /// <summary>Writes every sector once, so that no sector may read as zeroes. No load may be running.</summary>
+    public void WriteAll(DaemonProcess daemon)
+    {
+        using NbdClient client = new(Connect(daemon, unix: true), volume);
+        byte[] data = new byte[SectorsPerExtent * SectorSize];
+        for (int first = 0; first < _must.Length; first += SectorsPerExtent)
+        {
+            ulong op = (ulong)Interlocked.Increment(ref _op);
+            Fill(data, first, SectorsPerExtent, op);
+            Write(client, first, data);
+            Array.Fill(_must, op, first, SectorsPerExtent);
         }
     }
 
-    private void Check(int block, ReadOnlySpan<byte> data)
+    /// <summary>For tests of the verifier: notes a request of <paramref name="count"/> sectors as under way, of which
+    /// the server gets only a part.</summary>
+    public void WriteUnanswered(DaemonProcess daemon, int first, int count, int partFirst, int partCount)
     {
-        ulong tag = BinaryPrimitives.ReadUInt64LittleEndian(data);
-        ulong op = BinaryPrimitives.ReadUInt64LittleEndian(data[8..]);
-        if (data[16..].IndexOfAnyExcept((byte)0) >= 0 || op != 0)
+        ulong op = (ulong)Interlocked.Increment(ref _op);
+        Array.Fill(_may, op, first, count);
+        Array.Fill(_isOpen, true, first, count);
+        _underWay[0].Add(new Request(first, count, IsHole: false));
+        byte[] data = new byte[partCount * SectorSize];
+        Fill(data, partFirst, partCount, op);
+        using NbdClient client = new(Connect(daemon, unix: true), volume);
+        if (partCount > 0) Write(client, partFirst, data);
+    }
+
+    private static void Write(NbdClient client, int first, byte[] data)
+    {
+        client.Send(NbdClient.Write, 0, 1, (long)first * SectorSize, data.Length, data);
+        if (client.Receive().Error is not 0 and uint error) throw new InvalidDataException($"a write failed with {error}");
+    }
+
+    private void MustBeWhole(Request request, ulong[] found)
+    {
+        int end = request.First + request.Count;
+        foreach (var part in Enumerable.Range(request.First, request.Count).GroupBy(s => (Extent: s / SectorsPerExtent, Edge: EdgeOf(s))))
         {
-            byte[] whole = new byte[BlockSize];
-            Fill(whole, (int)tag, op);
-            if (tag != (ulong)block || !data.SequenceEqual(whole))
+            // A sector that held the same before tells nothing.
+            int[] telling = [.. part.Where(s => _must[s] != _may[s])];
+            int there = telling.Count(s => found[s] == _may[s]);
+            if (there != 0 && there != telling.Length)
             {
-                throw new InvalidDataException($"block {block} holds a mixture or a stranger: tag {tag}, operation {op}");
+                throw new InvalidDataException(
+                    $"{request} is there with {there} of {telling.Length} sectors of extent {part.Key.Extent}");
             }
         }
 
-        List<ulong> may = _may[block];
-        if (!may.Contains(op))
-        {
-            throw new InvalidDataException(
-                $"block {block} holds operation {op}, but was promised {may[0]} and then sent [{string.Join(' ', may.Skip(1))}]");
-        }
+        // Zeroes that become holes are three changes when their ends cut blocks: docs/decisions/0002.
+        int EdgeOf(int sector) => !request.IsHole ? 0
+            : sector / SectorsPerBlock == request.First / SectorsPerBlock && request.First % SectorsPerBlock != 0 ? 1
+            : sector / SectorsPerBlock == end / SectorsPerBlock ? 2 : 0;
+    }
 
-        may.Clear();
-        may.Add(op);
-        _acknowledged[block] = 0;
+    private static ulong OperationIn(int sector, ReadOnlySpan<byte> data)
+    {
+        ulong op = BinaryPrimitives.ReadUInt64LittleEndian(data[8..]);
+        Span<byte> whole = stackalloc byte[SectorSize];
+        Fill(whole, sector, 1, op);
+        return data.SequenceEqual(whole)
+            ? op
+            : throw new InvalidDataException(
+                $"sector {sector} holds a mixture or a stranger: it says {BinaryPrimitives.ReadUInt64LittleEndian(data)}, operation {op}");
     }
 
     private void Work(DaemonProcess daemon, int connection, Random random)
@@ -88,119 +159,129 @@ internal sealed class Verifier(string volume, int blocks, bool durableWhenAcknow
         try
         {
             using NbdClient client = new(Connect(daemon, connection % 2 == 0), volume);
-            byte[] data = new byte[8 * BlockSize];
+            byte[] data = new byte[SectorsPerExtent * SectorSize];
             while (true)
             {
                 Batch(client, connection, random, data);
+                if (random.Next(3) == 0) ReadBack(client, connection, random);
+                if (random.Next(6) == 0) Flush(client);
             }
         }
-        catch (Exception gone) when (_stop && gone is IOException or SocketException)
+        catch (Exception gone) when (_isStopping && gone is IOException or SocketException)
         {
-            // The crash that the test made.
+            // The end that the test made.
         }
     }
 
-    // Sends up to Depth requests on distinct ranges of this connection, then takes all replies in whatever order they come.
+    // Sends requests on distinct sectors of this connection, then takes all replies in whatever order they come.
     private void Batch(NbdClient client, int connection, Random random, byte[] data)
     {
-        int share = blocks / Connections;
-        List<(int First, int Count, bool Durable)> sent = [];
-        HashSet<int> busy = [];
+        List<Request> sent = _underWay[connection];
+        var busy = new HashSet<int>();
         for (int i = 0; i < Depth; i++)
         {
-            int count = 1 + random.Next(random.Next(4) == 0 ? 8 : 1);
-            int first = (connection * share) + random.Next(share - count + 1);
-            if (Enumerable.Range(first, count).Any(busy.Contains))
+            (int first, int count) = Pick(connection, random);
+            ushort command = random.Next(16) switch { 0 => NbdClient.WriteZeroes, 1 => NbdClient.Trim, _ => NbdClient.Write };
+            if (command == NbdClient.Trim)
             {
-                continue;
+                // What a trim leaves of a part of a block is the server's choice: only whole blocks are asked for.
+                int end = (first + count) / SectorsPerBlock * SectorsPerBlock;
+                first = (first + SectorsPerBlock - 1) / SectorsPerBlock * SectorsPerBlock;
+                count = end - first;
             }
 
+            if (count <= 0 || Enumerable.Range(first, count).Any(busy.Contains)) continue;
             busy.UnionWith(Enumerable.Range(first, count));
-            bool zero = random.Next(12) == 0;
-            bool fua = random.Next(10) == 0;
-            lock (_lock)
-            {
-                for (int b = 0; b < count; b++)
-                {
-                    ulong op = zero ? 0 : ++_op;
-                    _may[first + b].Add(op);
-                    Fill(data.AsSpan(b * BlockSize, BlockSize), first + b, op);
-                }
-            }
-
-            int length = count * BlockSize;
+            ulong op = command == NbdClient.Write ? (ulong)Interlocked.Increment(ref _op) : 0;
+            Array.Fill(_may, op, first, count);
+            Array.Fill(_isOpen, true, first, count);
+            int length = count * SectorSize;
+            if (command == NbdClient.Write) Fill(data.AsSpan(0, length), first, count, op);
+            ushort flags = random.Next(10) == 0 ? NbdClient.Fua : (ushort)0;
+            if (command == NbdClient.WriteZeroes && random.Next(2) == 0) flags |= NbdClient.NoHole;
+            sent.Add(new Request(first, count, command == NbdClient.WriteZeroes && (flags & NbdClient.NoHole) == 0));
             client.Send(
-                zero ? NbdClient.WriteZeroes : NbdClient.Write, fua ? NbdClient.Fua : (ushort)0, (ulong)sent.Count,
-                (long)first * BlockSize, length, zero ? default : data.AsSpan(0, length));
-            sent.Add((first, count, fua || durableWhenAcknowledged));
+                command, flags, (ulong)(sent.Count - 1), (long)first * SectorSize, length,
+                command == NbdClient.Write ? data.AsSpan(0, length) : default);
         }
 
+        bool isRefused = false;
         for (int i = 0; i < sent.Count; i++)
         {
             (ulong cookie, uint error) = client.Receive();
-            if (error != 0)
+            if (error == ShuttingDown && _isStopping)
             {
-                throw new InvalidDataException($"a write failed with {error}");
+                isRefused = true;
+                continue;
             }
 
-            (int first, int count, bool durable) = sent[(int)cookie];
-            lock (_lock)
-            {
-                Acknowledged++;
-                for (int b = first; b < first + count; b++)
-                {
-                    _acknowledged[b] = (ulong)_may[b].Count - 1;
-                    if (durable)
-                    {
-                        Promise(b, _acknowledged[b]);
-                    }
-                }
-            }
+            if (error != 0) throw new InvalidDataException($"a request failed with {error}");
+            (int first, int count, _) = sent[(int)cookie];
+            Array.Copy(_may, first, _must, first, count);
+            Array.Fill(_isOpen, false, first, count);
+            Interlocked.Increment(ref _acknowledged);
         }
 
-        if (random.Next(6) == 0)
+        if (isRefused) throw new IOException("the server goes away");
+        sent.Clear();
+    }
+
+    private void Flush(NbdClient client)
+    {
+        client.Send(NbdClient.Flush, 0, 99, 0, 0);
+        (_, uint error) = client.Receive();
+        if (error == ShuttingDown && _isStopping) throw new IOException("the server goes away");
+        if (error != 0) throw new InvalidDataException($"a flush failed with {error}");
+        Interlocked.Increment(ref _flushes);
+    }
+
+    private void ReadBack(NbdClient client, int connection, Random random)
+    {
+        (int first, int count) = Pick(connection, random);
+        if (!client.TryReadRange((long)first * SectorSize, count * SectorSize, out byte[] data, out uint error))
         {
-            // All that was acknowledged before the flush is sent, on whichever connection, must last once it is answered.
-            ulong[] values;
-            lock (_lock)
-            {
-                values = [.. _acknowledged.Select((at, b) => at == 0 ? 0 : _serial[b] + at)];
-            }
+            throw error == ShuttingDown && _isStopping
+                ? new IOException("the server goes away") : new InvalidDataException($"a read failed with {error}");
+        }
 
-            client.Send(NbdClient.Flush, 0, 99, 0, 0);
-            (_, uint error) = client.Receive();
-            if (error != 0)
-            {
-                throw new InvalidDataException($"a flush failed with {error}");
-            }
-
-            lock (_lock)
-            {
-                Flushes++;
-                for (int b = 0; b < blocks; b++)
-                {
-                    if (values[b] > _serial[b])
-                    {
-                        Promise(b, values[b] - _serial[b]);
-                    }
-                }
-            }
+        for (int i = 0; i < count; i++)
+        {
+            ulong op = OperationIn(first + i, data.AsSpan(i * SectorSize, SectorSize));
+            if (op != _must[first + i])
+                throw new InvalidDataException($"sector {first + i} reads as operation {op}, but {_must[first + i]} was acknowledged");
         }
     }
 
-    private void Promise(int block, ulong position)
+    // A range that this connection owns: stripes that share blocks in the first half of the volume, long ranges in the second.
+    private (int First, int Count) Pick(int connection, Random random)
     {
-        _may[block].RemoveRange(0, (int)position);
-        _serial[block] += position;
-        _acknowledged[block] -= position;
+        int half = _must.Length / 2;
+        if (random.Next(2) == 0)
+        {
+            int stripes = half / (Stripe * Connections);
+            int start = ((random.Next(stripes) * Connections) + connection) * Stripe;
+            int offset = random.Next(Stripe);
+            return (start + offset, 1 + random.Next(Stripe - offset));
+        }
+
+        int share = half / Connections / SectorsPerBlock * SectorsPerBlock;
+        int most = random.Next(32) == 0 ? SectorsPerExtent : random.Next(4) == 0 ? 8 * SectorsPerBlock : SectorsPerBlock;
+        int count = Math.Min(share, (1 + random.Next(most / SectorsPerBlock)) * SectorsPerBlock);
+        return (half + (connection * share) + (random.Next(((share - count) / SectorsPerBlock) + 1) * SectorsPerBlock), count);
     }
 
-    private static void Fill(Span<byte> block, int number, ulong op)
+    private static void Fill(Span<byte> target, int sector, int count, ulong op)
     {
-        for (int i = 0; i < block.Length; i += 16)
+        if (op == 0)
         {
-            BinaryPrimitives.WriteUInt64LittleEndian(block[i..], op == 0 ? 0 : (ulong)number);
-            BinaryPrimitives.WriteUInt64LittleEndian(block[(i + 8)..], op);
+            target.Clear();
+            return;
+        }
+
+        for (int i = 0; i < count * SectorSize; i += 16)
+        {
+            BinaryPrimitives.WriteUInt64LittleEndian(target[i..], (ulong)(sector + (i / SectorSize)));
+            BinaryPrimitives.WriteUInt64LittleEndian(target[(i + 8)..], op);
         }
     }
 
@@ -209,8 +290,10 @@ internal sealed class Verifier(string volume, int blocks, bool durableWhenAcknow
         Socket socket = unix
             ? new(AddressFamily.Unix, SocketType.Stream, ProtocolType.Unspecified)
             : new(AddressFamily.InterNetwork, SocketType.Stream, ProtocolType.Tcp) { NoDelay = true };
-        socket.ReceiveTimeout = 20_000;
+        socket.ReceiveTimeout = 60_000;
         socket.Connect(unix ? new UnixDomainSocketEndPoint(daemon.Socket) : new IPEndPoint(IPAddress.Loopback, daemon.Port));
         return socket;
     }
+
+    private readonly record struct Request(int First, int Count, bool IsHole);
 }

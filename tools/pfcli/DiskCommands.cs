@@ -58,7 +58,7 @@ internal static class DiskCommands
         Inputs.CheckName(name);
         Option<ulong> size = Inputs.Size("--size", "-s", "How large to make a file that does not exist yet", required: false);
         var force = new Option<bool>("--force") { Description = "Overwrite whatever the device holds" };
-        commands.Add("add_disk", "Adds a file or raw device as a disk", [path, name, size, force], async (context, cancel) =>
+        commands.Add("add_disk", "Adds a file or raw device as a disk; one that was a disk here comes back with its volumes", [path, name, size, force], async (context, cancel) =>
         {
             string wanted = context.Get(path)!;
             bool overwrite = context.Get(force);
@@ -74,11 +74,13 @@ internal static class DiskCommands
     private static void AddRemove(CommandSet commands)
     {
         var which = new Argument<string>("disk") { Description = "Name or id of the disk" };
-        commands.Add("remove_disk", "Takes a disk without volumes out of service", [which], async (context, cancel) =>
+        var force = new Option<bool>("--force") { Description = "Also with volumes on it: they are unavailable until the disk is added again" };
+        commands.Add("remove_disk", "Takes a disk out of service; what lies on it stays", [which, force], async (context, cancel) =>
         {
             DiskInfo disk = await Inputs.DiskAsync(context, context.Get(which)!, cancel);
-            context.Confirm($"removing disk {disk.Name} ({disk.Path})");
-            await context.Client.DeleteAsync("v1/disks/" + disk.Id.ToString("D"), cancel);
+            bool isForced = context.Get(force);
+            context.Confirm($"removing disk {disk.Name} ({disk.Path})" + (isForced && disk.Volumes > 0 ? $" with {disk.Volumes} volumes" : ""));
+            await context.Client.DeleteAsync("v1/disks/" + disk.Id.ToString("D") + (isForced ? "?force=true" : ""), cancel);
             context.Printer.Line($"Disk {disk.Name} removed.");
             return ExitCode.Done;
         });

@@ -1,0 +1,81 @@
+#!/bin/bash
+# Makes the Linux guest that the interop tests boot: Debian's own kernel, taken out of its package (nothing is installed,
+# no bootloader is touched), and an initramfs of busybox, e2fsprogs, nbd-client and the kernel modules that they need.
+#   tests/guest/build.sh [FOLDER]      FOLDER (default out/guest) gets vmlinuz and initrd.gz; what is there and newer stays
+# Needs: apt-get, dpkg, cpio, busybox-static, e2fsprogs, nbd-client. The download is about 27 MB, once.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+folder=${1:-$here/../../out/guest}
+mkdir -p "$folder"
+folder=$(cd "$folder" && pwd)
+work=
+
+say() { printf 'build.sh: %s\n' "$*" >&2; }
+
+# Two test runs at once must not build over each other.
+exec 9>"$folder/lock"
+flock 9
+if [ -e "$folder/initrd.gz" ] && [ "$folder/initrd.gz" -nt "$here/init" ] && [ "$folder/initrd.gz" -nt "$here/build.sh" ]; then
+    exit 0
+fi
+
+work=$(mktemp -d "$folder/work.XXXXXX")
+trap 'rm -rf "$work"' EXIT
+
+kernel_package() { apt-cache depends linux-image-cloud-amd64 2>/dev/null | sed -n 's/^ *Depends: \(linux-image-.*-cloud-amd64\)$/\1/p' | head -n 1; }
+
+if ! ls "$folder"/linux-image-*.deb >/dev/null 2>&1; then
+    package=$(kernel_package)
+    if [ -z "$package" ]; then
+        root=""
+        [ "$(id -u)" = 0 ] || root=sudo
+        $root apt-get update -qq
+        package=$(kernel_package)
+    fi
+    [ -n "$package" ] || { say "apt knows no linux-image-cloud-amd64"; exit 1; }
+    say "downloading $package"
+    # As root apt warns that its own user cannot write here; it downloads all the same.
+    (cd "$work" && apt-get download -qq -o APT::Sandbox::User=root "$package" >&2)
+    mv "$work"/linux-image-*.deb "$folder/"
+fi
+
+kernel=$work/kernel root=$work/root
+dpkg -x "$(ls "$folder"/linux-image-*.deb | head -n 1)" "$kernel"
+[ -d "$kernel/lib/modules" ] || ln -s usr/lib "$kernel/lib"
+version=$(basename "$(ls -d "$kernel"/lib/modules/*)")
+mkdir -p "$root"/{bin,sbin,dev,proc,sys,tmp,mnt,etc,run} "$root/lib/modules/$version"
+ln -s lib "$root/lib64"
+
+# The modules, with all that they depend on.
+busybox depmod -b "$kernel" "$version"
+wanted=(virtio_pci virtio_blk virtio_net nbd)
+cp "$kernel/lib/modules/$version"/modules.{builtin,order} "$root/lib/modules/$version/"
+for module in "${wanted[@]}"; do
+    line=$(grep -E "(^|/)$module\.ko[^:]*:" "$kernel/lib/modules/$version/modules.dep") || { say "the kernel has no module $module"; exit 1; }
+    for file in ${line/:/ }; do
+        file=${file#/lib/modules/"$version"/}
+        mkdir -p "$root/lib/modules/$version/$(dirname "$file")"
+        cp "$kernel/lib/modules/$version/$file" "$root/lib/modules/$version/$file"
+    done
+done
+busybox depmod -b "$root" "$version"
+
+# The programs, with their libraries. Busybox is one static file under many names.
+cp "$(command -v busybox)" "$root/bin/busybox"
+for name in $("$root/bin/busybox" --list); do [ "$name" = busybox ] || ln -s busybox "$root/bin/$name"; done
+take() {
+    cp -L "$1" "$root/sbin/"
+    ldd "$1" | sed -nE 's,^[^/]*(/[^ ]+).*,\1,p' | while read -r library; do cp -Ln "$library" "$root/lib/"; done
+}
+PATH=$PATH:/usr/sbin:/sbin
+for program in mkfs.ext4 e2fsck nbd-client; do
+    at=$(command -v "$program") || { say "$program is not installed"; exit 1; }
+    take "$at"
+done
+cp "$here/init" "$root/init"
+chmod 755 "$root/init"
+
+(cd "$root" && find . | cpio --quiet -o -H newc | gzip -1) >"$work/initrd.gz"
+cp "$kernel"/boot/vmlinuz-* "$folder/vmlinuz"
+mv "$work/initrd.gz" "$folder/initrd.gz"
+say "made $folder/vmlinuz and initrd.gz ($version)"

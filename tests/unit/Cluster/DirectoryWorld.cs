@@ -1,0 +1,136 @@
+using BlockServer.Cluster;
+using BlockServer.Core;
+
+namespace BlockServer.Tests.Unit.Cluster;
+
+/// <summary>How one step goes wrong.</summary>
+public enum Mishap
+{
+    /// <summary>The process dies before the step has an effect.</summary>
+    DeathBefore,
+
+    /// <summary>The process dies after it.</summary>
+    DeathAfter,
+
+    /// <summary>The step has no effect and its answer says that something failed.</summary>
+    FailsUndone,
+
+    /// <summary>The step has its effect and its answer says that something failed.</summary>
+    FailsDone,
+
+    /// <summary>As <see cref="FailsUndone"/>, and every later step of the operation fails too.</summary>
+    FailsFromHereOn,
+}
+
+/// <summary>The process died here.</summary>
+public sealed class DeathException : Exception;
+
+/// <summary>Metadata and stores that outlive the directory, and a mishap at one chosen step of either.</summary>
+internal sealed class DirectoryWorld
+{
+    private int _step;
+    private int _at = -1;
+    private Mishap _mishap;
+    private bool _isDead;
+
+    public MemoryMetaStore Meta { get; } = new();
+
+    public Dictionary<Guid, SortedDictionary<uint, VolumeHead>> Disks { get; } = new()
+    {
+        [new Guid(1, 0, 0, [0, 0, 0, 0, 0, 0, 0, 0])] = [],
+        [new Guid(2, 0, 0, [0, 0, 0, 0, 0, 0, 0, 0])] = [],
+    };
+
+    /// <summary>Steps since the last <see cref="Arm"/>.</summary>
+    public int Steps => _step;
+
+    public bool IsReached => _at >= 0 && _step > _at;
+
+    public int Ranges { get; private set; }
+
+    public void Arm(int at, Mishap mishap) => (_step, _at, _mishap, _isDead) = (0, at, mishap, false);
+
+    public void Disarm() => Arm(-1, default);
+
+    public VolumeDirectory Begin() => new(new WatchedMeta(this), new Clock(), new SeededRandom(1));
+
+    public IVolumeHost[] Hosts() => [.. Disks.Select(d => new Host(this, d.Key, d.Value))];
+
+    /// <summary>Runs one step; the answer is <paramref name="failed"/> when it is to fail.</summary>
+    private T Step<T>(Func<T> effect, Func<T> failed)
+    {
+        if (_isDead) throw new DeathException();
+        int step = _step++;
+        if (_at < 0 || step < _at || (step > _at && _mishap != Mishap.FailsFromHereOn)) return effect();
+        switch (_mishap)
+        {
+            case Mishap.DeathBefore:
+                _isDead = true;
+                throw new DeathException();
+            case Mishap.DeathAfter:
+                effect();
+                _isDead = true;
+                throw new DeathException();
+            case Mishap.FailsDone:
+                effect();
+                return failed();
+            default:
+                return failed();
+        }
+    }
+
+    private sealed class Clock : IWallClock
+    {
+        public DateTimeOffset UtcNow => DateTimeOffset.UnixEpoch;
+    }
+
+    private sealed class WatchedMeta(DirectoryWorld world) : IMetaStore
+    {
+        public ValueTask<MetaEntry?> GetAsync(string key, CancellationToken cancel = default) =>
+            world.Step(() => world.Meta.GetAsync(key, cancel), () => throw new MetaException("cannot be read"));
+
+        public ValueTask<IReadOnlyList<MetaEntry>> RangeAsync(string prefix, CancellationToken cancel = default)
+        {
+            world.Ranges++;
+            return world.Step(() => world.Meta.RangeAsync(prefix, cancel), () => throw new MetaException("cannot be read"));
+        }
+
+        public ValueTask<MetaResult> TransactAsync(
+            IReadOnlyList<MetaCompare> compares, IReadOnlyList<MetaChange> changes, CancellationToken cancel = default) =>
+            world.Step(
+                () => world.Meta.TransactAsync(compares, changes, cancel),
+                () => new ValueTask<MetaResult>(new MetaResult(MetaOutcome.Unknown, 0)));
+
+        public ValueTask<long> GrantLeaseAsync(TimeSpan timeToLive, CancellationToken cancel = default) => throw new NotSupportedException();
+
+        public ValueTask<bool> KeepAliveAsync(long leaseId, CancellationToken cancel = default) => throw new NotSupportedException();
+
+        public IAsyncEnumerable<MetaEvent> WatchAsync(string prefix, long fromRevision, CancellationToken cancel) => throw new NotSupportedException();
+
+        public ValueTask DisposeAsync() => default;
+    }
+
+    private sealed class Host(DirectoryWorld world, Guid id, SortedDictionary<uint, VolumeHead> heads) : IVolumeHost
+    {
+        public Guid StoreId => id;
+
+        public Task<ulong?> FreeBytesAsync() => Task.FromResult<ulong?>(Units.TiB);
+
+        public Task<IReadOnlyList<VolumeHead>> ListAsync() => Task.FromResult<IReadOnlyList<VolumeHead>>([.. heads.Values]);
+
+        public Task<IoStatus> CreateAsync(VolumeHead head) => Change(() => heads.TryAdd(head.Id, head) ? IoStatus.Ok : IoStatus.Conflict);
+
+        public Task<IoStatus> UpdateAsync(VolumeHead head) => Change(() =>
+        {
+            if (!heads.ContainsKey(head.Id)) return IoStatus.NotFound;
+            heads[head.Id] = head;
+            return IoStatus.Ok;
+        });
+
+        public Task<IoStatus> DeleteAsync(uint volumeId) => Change(() => heads.Remove(volumeId) ? IoStatus.Ok : IoStatus.NotFound);
+
+        public Task<ulong> HighestUsedByteAsync(uint volumeId) => Task.FromResult(0UL);
+
+        private Task<IoStatus> Change(Func<IoStatus> effect) => Task.FromResult(world.Step(effect, () => IoStatus.IoError));
+    }
+}
