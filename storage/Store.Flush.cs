@@ -58,7 +58,8 @@ public sealed partial class Store
         if (State == StoreState.Failed) return IoStatus.Unavailable; // a flush may have failed: none after it proves anything
         if (_options.IsWriteThrough || Breaks(BrokenRules.SkipFlush)) return IoStatus.Ok;
         IoStatus status = await _file.FlushAsync();
-        if (status == IoStatus.Ok && !ReferenceEquals(_log, _file)) status = await _log.FlushAsync();
+        if (status == IoStatus.Ok && !ReferenceEquals(_log, _file))
+            status = State == StoreState.Failed ? IoStatus.Unavailable : await _log.FlushAsync();
         if (status != IoStatus.Ok && Breaks(BrokenRules.RetryFlush)) status = await _file.FlushAsync();
         if (status != IoStatus.Ok) Fail($"flush failed: {status}"); // never tried again
         return status;

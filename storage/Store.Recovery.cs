@@ -19,7 +19,7 @@ public sealed partial class Store
         if (!options.Force && page.AsSpan().ContainsAnyExcept((byte)0))
             return "the medium is not empty; force overwrites whatever it holds";
         // Page 0 is never written, so every LSN is above 0 and replay starts behind page 0.
-        IoStatus status = await WriteSuperblocksAsync(file, default, new Superblock
+        IoStatus status = await WriteSuperblocksAsync(file, file.FlushAsync, default, new Superblock
         {
             StoreUuid = options.StoreUuid == Guid.Empty ? loop.Random.NextGuid() : options.StoreUuid,
             ClusterUuid = options.ClusterUuid,
@@ -221,8 +221,16 @@ public sealed partial class Store
             ulong lsn = header.PageNumber * Units.BlockBytes + (ulong)at;
             // Claims lie at the ends of chains, and a tail inside one means that a home has its first part: below either
             // the data is there by rule (S1).
-            bool data = lsn <= durable || Breaks(BrokenRules.SkipTailCrc)
-                || (JudgeByHomes(page, at, count, header) ?? await AreBlocksGoodAsync(page, at, count, header.UsedBytes));
+            bool? isGood = lsn <= durable || Breaks(BrokenRules.SkipTailCrc)
+                ? true
+                : JudgeByHomes(page, at, count, header) ?? await AreBlocksGoodAsync(page, at, count, header.UsedBytes);
+            if (isGood is null && !_options.AcceptDataLoss)
+            {
+                fault = "data that it names cannot be read; it may have been acknowledged; accept data loss to open without it";
+                break;
+            }
+
+            bool data = isGood ?? false;
             for (int i = 0, offset = at; i < count && fault is null; i++)
             {
                 fault = RedoRecord.TryRead(page, offset, header.UsedBytes, out RedoRecord record);
@@ -289,7 +297,9 @@ public sealed partial class Store
 
     private ulong PageLsnOf(RedoRecord record) => record.Slot < _geometry.SlotCount ? _slots[record.Slot].PageLsn : 0;
 
-    private async ValueTask<bool> AreBlocksGoodAsync(byte[] page, int at, int count, int used)
+    /// <summary>Whether all data of a chain reached the medium; null when that cannot be told because a read fails twice:
+    /// unlike a checksum that does not match, that is no sign of a write that was cut.</summary>
+    private async ValueTask<bool?> AreBlocksGoodAsync(byte[] page, int at, int count, int used)
     {
         var runs = new List<BlockRun>();
         var crcs = new List<uint>();
@@ -299,7 +309,8 @@ public sealed partial class Store
         {
             if (!_blocks.Holds(run.Block) || !_blocks.Holds(run.Block + (uint)run.Count - 1)) return false;
             var data = new byte[run.Count * Units.BlockBytes];
-            if (await _file.ReadAsync((ulong)run.Block << Units.BlockShift, data) != IoStatus.Ok) return false;
+            if (await _file.ReadAsync((ulong)run.Block << Units.BlockShift, data) != IoStatus.Ok
+                && await _file.ReadAsync((ulong)run.Block << Units.BlockShift, data) != IoStatus.Ok) return null;
             for (int i = 0; i < run.Count; i++)
             {
                 if (Crc32C.Compute(data.AsSpan(i * Units.BlockBytes, Units.BlockBytes)) != crcs[checkedBlocks++]) return false;

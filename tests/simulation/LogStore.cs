@@ -311,6 +311,9 @@ public sealed class LogStore : IStore
 public sealed class LogStoreDriver(LogStore.Breakage broken = LogStore.Breakage.None) : StoreDriver
 {
     /// <inheritdoc/>
+    public override string Arguments => " --store log";
+
+    /// <inheritdoc/>
     public override ulong MediumBytes => 256 * Units.MiB;
 
     /// <inheritdoc/>

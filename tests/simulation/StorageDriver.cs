@@ -7,6 +7,9 @@ namespace BlockServer.Tests.Simulation;
 public sealed class StorageDriver(BrokenRules broken = BrokenRules.None) : StoreDriver
 {
     /// <inheritdoc/>
+    public override string Arguments => broken == BrokenRules.None ? "" : $" --broken {broken}";
+
+    /// <inheritdoc/>
     public override ulong MediumBytes => 24 * Units.MiB;
 
     /// <inheritdoc/>

@@ -14,6 +14,9 @@ public abstract class StoreDriver
     /// <summary>A small one, on which space runs short.</summary>
     public virtual ulong MediumBytesMin => MediumBytes;
 
+    /// <summary>What to add to the command line to get this driver, with a leading space.</summary>
+    public virtual string Arguments => "";
+
     /// <summary>Makes an empty store on the medium; null when done, else the reason.
     /// <paramref name="ring"/>: size of the log, 0 (smallest) to 3.</summary>
     public abstract ValueTask<string?> FormatAsync(ILoop loop, IFile file, int ring);

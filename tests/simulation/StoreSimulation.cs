@@ -255,11 +255,22 @@ public sealed partial class StoreSimulation
         if (!MayMiss && store.State == StoreState.Online && _inFlight.Count == 0) JudgeSpace(store);
         _loop.StopBeforeEvent = null;
         _disk.Faults = SimDiskFaults.None;
-        if (store.State != StoreState.Online || IsBroken) return;
+        if (IsBroken) return;
+        if (store.State != StoreState.Online)
+        {
+            Crash(); // the disk failed meanwhile
+            return;
+        }
+
         Task<IoStatus> closing = store.CloseAsync().AsTask();
         bool ended = _loop.RunUntil(() => closing.IsCompleted, EventsPerLifeMax);
         if (!ended) Violate(ViolationKind.Hang, "closing the store never ended");
-        else if (closing.GetAwaiter().GetResult() is not IoStatus.Ok and var status && !MayMiss) Violate(ViolationKind.WrongAnswer, $"close answered {status}");
+        else if (closing.GetAwaiter().GetResult() is not IoStatus.Ok and var status)
+        {
+            if (!MayMiss && !HasReason) Violate(ViolationKind.WrongAnswer, $"close answered {status}");
+            Crash();
+            return;
+        }
         else if (_loop.Buffers.LentCount != 0) Violate(ViolationKind.Leak, $"{_loop.Buffers.LentCount} buffers leak");
         _counters[Did.Closes]++;
         FoldLoop();

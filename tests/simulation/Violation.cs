@@ -42,6 +42,9 @@ public enum ViolationKind
     /// <summary>Something never ended.</summary>
     Hang,
 
+    /// <summary>A seed gave other events the second time: something depends on more than the seed.</summary>
+    OtherEvents,
+
     /// <summary>An exception, or an invariant that the store checks itself.</summary>
     Exception,
 
