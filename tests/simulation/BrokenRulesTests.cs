@@ -25,6 +25,7 @@ public sealed class BrokenRulesTests(ITestOutputHelper output)
         { BrokenRules.SuperblockFirst, [ViolationKind.Refused, ViolationKind.LostVolume, ViolationKind.LostWrite] },
         { BrokenRules.TrimLogTooFar, [ViolationKind.LostWrite, ViolationKind.Refused, ViolationKind.LostVolume] },
         { BrokenRules.SkipReadCrc, [ViolationKind.WrongData] },
+        { BrokenRules.ReuseUnderRead, [ViolationKind.Unreadable, ViolationKind.WrongScrub] },
     };
 
     /// <summary>Looks for the first seed that shows it.</summary>
@@ -38,6 +39,8 @@ public sealed class BrokenRulesTests(ITestOutputHelper output)
             CrashStates = 20,
             // Rot is what checksums are for; elsewhere a disk that lies would only offer excuses.
             LyingDisk = broken == BrokenRules.SkipReadCrc,
+            // A block that is reused under a reader needs a disk on which blocks are reused at once.
+            SmallDisk = broken == BrokenRules.ReuseUnderRead ? true : null,
         };
         SeedSweep sweep = SeedSweep.Run(1, (ulong)Settings.BrokenSeeds, options, twice: false, keepGoing: false);
         Assert.True(sweep.First is not null, $"{broken} was not found in {Settings.BrokenSeeds} seeds");

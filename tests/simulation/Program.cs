@@ -19,7 +19,7 @@ else if (Value("--hours") is not null) (from, to) = (new SeededRandom((ulong)Sto
 if (to < from)
 {
     Console.Error.WriteLine(
-        "usage: simulate --seed N | --seeds A..B | --hours H [--store log] [--broken RULE] [--lying yes|no] [--crash-states N] [--keep-going]");
+        "usage: simulate --seed N | --seeds A..B | --hours H [--store log] [--broken RULE] [--lying yes|no] [--small-disk] [--crash-states N] [--keep-going]");
     return 2;
 }
 
@@ -29,6 +29,7 @@ var options = new SimulationOptions
 {
     Driver = driver,
     LyingDisk = Value("--lying") is { } lying ? lying == "yes" : null,
+    SmallDisk = args.Contains("--small-disk") ? true : null,
     CrashStates = Value("--crash-states") is { } states ? int.Parse(states, CultureInfo.InvariantCulture) : Settings.StatesPerSeed,
 };
 double hours = Value("--hours") is { } limit ? double.Parse(limit, CultureInfo.InvariantCulture) : double.PositiveInfinity;

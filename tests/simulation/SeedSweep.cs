@@ -65,5 +65,6 @@ public sealed class SeedSweep
     public static string Replay(ulong seed, SimulationOptions options) =>
         $"dotnet run -c Release --project tests/simulation -- simulate --seed {seed} --crash-states {options.CrashStates}"
             + (options.LyingDisk is { } lying ? $" --lying {(lying ? "yes" : "no")}" : "")
+            + (options.SmallDisk == true ? " --small-disk" : "")
             + options.Driver.Arguments;
 }

@@ -17,6 +17,9 @@ public sealed record SimulationOptions
     /// <summary>Faults of the disk at all; false: only crashes.</summary>
     public bool DiskFaults { get; init; } = true;
 
+    /// <summary>Run on the small medium, where space is reused soon.</summary>
+    public bool? SmallDisk { get; init; }
+
     /// <summary>Processes that live one after another on the medium.</summary>
     public int Lives { get; init; } = 4;
 

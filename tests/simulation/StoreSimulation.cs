@@ -85,7 +85,7 @@ public sealed partial class StoreSimulation
     private void RunLives()
     {
         int ring = _random.NextBelow(4);
-        ulong bytes = _random.NextChance(0.3) ? _options.Driver.MediumBytesMin : _options.Driver.MediumBytes;
+        ulong bytes = (_random.NextChance(0.3) || _options.SmallDisk == true) && _options.SmallDisk != false ? _options.Driver.MediumBytesMin : _options.Driver.MediumBytes;
         _counters[_durability == Core.Durability.Ack ? Did.AckMode : Did.FlushMode]++;
         if (_hasSeparateLog) _counters[Did.SeparateLog]++;
         if (ring == 0) _counters[Did.SmallestRing]++;
