@@ -36,7 +36,7 @@ public sealed class BrokenRulesTests(ITestOutputHelper output)
         var options = new SimulationOptions
         {
             Driver = new StorageDriver(broken),
-            CrashStates = 20,
+            CrashStates = 40,
             // Rot is what checksums are for; elsewhere a disk that lies would only offer excuses.
             LyingDisk = broken == BrokenRules.SkipReadCrc,
             // A block that is reused under a reader needs a disk on which blocks are reused at once.

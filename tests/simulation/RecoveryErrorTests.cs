@@ -8,8 +8,9 @@ namespace BlockServer.Tests.Simulation;
 /// <summary>A disk that fails while a store is opened.</summary>
 public sealed class RecoveryErrorTests
 {
-    /// <summary>A read that fails says nothing about whether data had arrived: the open may refuse, but an acknowledged write
-    /// must never be taken for one that was cut.</summary>
+    /// <summary>A read that fails says nothing about whether something had arrived. For data that is no reason to refuse: it
+    /// counts as arrived, and its own reads tell. Where the log may go on it is one. Either way an acknowledged write is never
+    /// taken for one that was cut.</summary>
     [Fact]
     public void A_read_error_while_opening_drops_no_acknowledged_write()
     {

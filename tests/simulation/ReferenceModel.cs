@@ -154,14 +154,14 @@ public sealed partial class VolumeModel
         return null;
     }
 
-    /// <summary>Judges that the sectors were said to be holes by an answer given at <paramref name="now"/>: they must read
-    /// as zeros.</summary>
-    public Violation? JudgeHole(ulong firstSector, ulong sectors, ulong now)
+    /// <summary>Judges that the sectors were said to be holes by an answer to a question asked at <paramref name="start"/>:
+    /// each must have read as zeros at some time since.</summary>
+    public Violation? JudgeHole(ulong firstSector, ulong sectors, ulong start)
     {
         for (ulong s = firstSector; s < firstSector + sectors; s++)
         {
             if (HistoryOf(s) is null) continue;
-            if (JudgeLive(s, ZeroSector, now, out _) is { } fault)
+            if (JudgeLive(s, ZeroSector, start, out _) is { } fault)
                 return new Violation(ViolationKind.WrongMap, "said to be a hole: " + fault.Text);
         }
 

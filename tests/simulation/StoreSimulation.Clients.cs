@@ -175,11 +175,21 @@ public sealed partial class StoreSimulation
         (ulong first, ulong count) = DrawRange(volume, 8192);
         var runs = new List<MapRun>();
         int max = 1 + _clients.NextBelow(20);
+        volume.BeginRead();
+        ulong start = ++_now;
         IoStatus status = await device.MapAsync(first * Units.SectorBytes, count * Units.SectorBytes, max, runs);
+        _now++;
+        JudgeMap(volume, first, count, status, max, runs, start);
+        volume.ReadDone();
+        return true;
+    }
+
+    private void JudgeMap(VolumeModel volume, ulong first, ulong count, IoStatus status, int max, List<MapRun> runs, ulong start)
+    {
         if (status != IoStatus.Ok)
         {
             ExpectOf(volume, status, "map");
-            return true;
+            return;
         }
 
         _counters[Did.MapsJudged]++;
@@ -189,22 +199,27 @@ public sealed partial class StoreSimulation
             ulong sectors = runs[i].LengthBytes / Units.SectorBytes;
             if (sectors == 0 || at + sectors > first + count || (i > 0 && runs[i].IsHole == runs[i - 1].IsHole))
                 Violate(ViolationKind.WrongMap, $"run {i} of the map from sector {first}+{count} is {runs[i]}");
-            else if (runs[i].IsHole && volume.JudgeHole(at, sectors, _now + 1) is { } fault) Violate(fault);
+            else if (runs[i].IsHole && volume.JudgeHole(at, sectors, start) is { } fault) Violate(fault);
             if (runs[i].IsHole) _counters[Did.HolesJudged]++;
             at += sectors;
         }
 
         if (runs.Count > max || (runs.Count < max && at != first + count))
             Violate(ViolationKind.WrongMap, $"the map from sector {first}+{count} has {runs.Count} runs of {max} and ends at {at}");
-        return true;
     }
 
     private async ValueTask<bool> ScrubAsync(IStore store, VolumeModel volume)
     {
         ScrubReport report = await store.ScrubAsync(
             _clients.NextChance(0.5) ? volume.Head.Id : null, _clients.NextBelow(2UL) * 100_000_000, null, CancellationToken.None);
-        if (report.Bad.Count > 0 && !MayMiss && !HasReason)
-            Violate(ViolationKind.WrongScrub, $"a scrub found {report.Bad[0]} on an honest disk");
+        if (MayMiss || HasReason) return true;
+        foreach ((uint id, ulong offset, _) in report.Bad)
+        {
+            if (_volumes.TryGetValue(id, out VolumeModel? found) && found.Excused.Contains(offset / Units.BlockBytes)) continue;
+            Violate(ViolationKind.WrongScrub, $"a scrub found volume {id} offset {offset} on an honest disk");
+            break;
+        }
+
         return true;
     }
 
@@ -259,6 +274,7 @@ public sealed partial class StoreSimulation
     {
         if (volume.IsDeleting && status is IoStatus.Unavailable or IoStatus.NotFound) return;
         if (volume.HeadMaybe is not null && status == IoStatus.OutOfRange) return;
+        if (status == IoStatus.Corrupt && volume.Excused.Count > 0) return;
         Expect(status, what, alsoFine);
     }
 
@@ -270,7 +286,7 @@ public sealed partial class StoreSimulation
         if (HasReason && status is IoStatus.Unavailable or IoStatus.IoError or IoStatus.NoSpace) return;
         // Pages stay unreadable across lives, and a failed flush takes content away under a read that is under way.
         if (MayMiss && status is IoStatus.Corrupt or IoStatus.IoError) return;
-        if (_disk.HasFailedFlush && status == IoStatus.Corrupt) return;
+        if (_disk.HasFailedFlush && status is IoStatus.Corrupt or IoStatus.Unavailable) return;
         Violate(
             status == IoStatus.Corrupt ? ViolationKind.Unreadable : ViolationKind.WrongAnswer,
             $"{what} answered {status} without a reason");

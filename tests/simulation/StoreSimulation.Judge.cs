@@ -43,6 +43,7 @@ public sealed partial class StoreSimulation
         }
 
         _powerWasCut = false;
+        _wasBlind = false;
         if (IsBroken) FoldLoop();
         return !IsBroken;
     }
@@ -91,10 +92,17 @@ public sealed partial class StoreSimulation
         Memory<byte> content = t_content.AsMemory(0, (int)device.SizeBytes);
         HashSet<ulong> unreadable = ReadAll(loop, device, content);
         _counters[Did.UnreadableBlocks] += unreadable.Count;
-        if (unreadable.Count > 0 && !mayMiss())
+        foreach (ulong block in unreadable)
         {
-            Violate(ViolationKind.Unreadable, $"volume {volume.Head.Id} block {unreadable.First()}: cannot be read though the disk is honest");
+            if (mayMiss() || volume.Excused.Contains(block) || (_wasBlind && volume.IsUnsettled(block, powerWasCut))) continue;
+            Violate(ViolationKind.Unreadable, $"volume {volume.Head.Id} block {block}: cannot be read though the disk is honest");
             return;
+        }
+
+        if (settle)
+        {
+            volume.Excused.Clear();
+            volume.Excused.UnionWith(unreadable);
         }
 
         if (settle) _counters[Did.BytesJudged] += content.Length;

@@ -35,6 +35,7 @@ public sealed partial class StoreSimulation
     private ulong _nextId = 1;
     private uint _nextVolume = 1;
     private bool _powerWasCut;
+    private bool _wasBlind; // reads failed in an opening since the content was judged last
     private ulong _faultsBefore; // of the disk, before this life
     private int _crashStatesLeft;
     private ulong _changesSeen;
@@ -201,9 +202,12 @@ public sealed partial class StoreSimulation
     private bool TryOpen(out IStore? store)
     {
         store = null;
+        ulong readErrors = _disk.CountOf(DiskEvent.ReadError);
         Task<Opened> opening = _options.Driver
             .OpenAsync(_loop, _disk, _hasSeparateLog ? _disk.OpenView() : null, _durability).AsTask();
-        if (!_loop.RunUntil(() => opening.IsCompleted, EventsPerLifeMax))
+        bool ended = _loop.RunUntil(() => opening.IsCompleted, EventsPerLifeMax);
+        _wasBlind |= _disk.CountOf(DiskEvent.ReadError) > readErrors;
+        if (!ended)
         {
             if (!_loop.IsStopped) Violate(ViolationKind.Hang, "opening the store never ended");
             return false;
@@ -253,21 +257,23 @@ public sealed partial class StoreSimulation
     private void CloseCleanly(IStore store)
     {
         if (!MayMiss && store.State == StoreState.Online && _inFlight.Count == 0) JudgeSpace(store);
-        _loop.StopBeforeEvent = null;
-        _disk.Faults = SimDiskFaults.None;
-        if (IsBroken) return;
-        if (store.State != StoreState.Online)
+        if (store.State == StoreState.Failed)
         {
-            Crash(); // the disk failed meanwhile
+            // The last fault was drawn while waiting for the space to settle.
+            _counters[Did.FailStops]++;
+            Crash();
             return;
         }
 
+        _loop.StopBeforeEvent = null;
+        _disk.Faults = SimDiskFaults.None;
+        if (IsBroken) return;
         Task<IoStatus> closing = store.CloseAsync().AsTask();
         bool ended = _loop.RunUntil(() => closing.IsCompleted, EventsPerLifeMax);
         if (!ended) Violate(ViolationKind.Hang, "closing the store never ended");
         else if (closing.GetAwaiter().GetResult() is not IoStatus.Ok and var status)
         {
-            if (!MayMiss && !HasReason) Violate(ViolationKind.WrongAnswer, $"close answered {status}");
+            if (!MayMiss && !HasReason) Violate(ViolationKind.WrongAnswer, $"close answered {status}: {store.GetStats().FailReason}");
             Crash();
             return;
         }

@@ -15,6 +15,24 @@ public sealed partial class VolumeModel
     /// <summary>Acknowledged requests that did not have to survive and of which nothing did.</summary>
     public long AbsentRequests { get; private set; }
 
+    /// <summary>Blocks that answered errors at the last restart, with a good excuse.</summary>
+    public HashSet<ulong> Excused { get; } = [];
+
+    /// <summary>Whether a request that did not have to survive touches the block: if recovery could not read its data, it is
+    /// kept, and what never arrived of it answers errors.</summary>
+    public bool IsUnsettled(ulong block, bool powerWasCut)
+    {
+        for (ulong s = block * SectorsPerBlock; s < Math.Min((block + 1) * SectorsPerBlock, Sectors); s++)
+        {
+            foreach (ModelWrite write in HistoryOf(s) ?? [])
+            {
+                if (!IsFirm(write, powerWasCut)) return true;
+            }
+        }
+
+        return false;
+    }
+
     private bool _isStale; // content from before a lie of the disk was accepted: what made a block is not known any more
 
     /// <summary>

@@ -15,6 +15,9 @@ public enum DiskEvent
     /// <summary>A write failed with EIO.</summary>
     WriteError,
 
+    /// <summary>A write met a page that takes none, ever: EIO.</summary>
+    BadPage,
+
     /// <summary>A write failed with ENOSPC.</summary>
     NoSpace,
 

@@ -11,6 +11,7 @@ namespace BlockServer.Tests.Simulated.Disk;
 public sealed class SimDisk : IFile
 {
     private readonly SeededRandom _random;
+    private readonly ulong _seed;
     private readonly DiskImage _durable;
     private readonly Dictionary<ulong, byte[]> _visible = []; // pages of which the cache holds something newer than the medium
     private readonly List<PendingWrite> _pending = []; // answered ones in the order of their answers, then those in flight
@@ -32,6 +33,7 @@ public sealed class SimDisk : IFile
         Check.That(sizeBytes % Units.BlockBytes == 0);
         _loop = loop;
         _random = new SeededRandom(seed);
+        _seed = seed;
         _durable = image;
         SizeBytes = sizeBytes;
     }
@@ -299,12 +301,29 @@ public sealed class SimDisk : IFile
                 : _random.NextBelow(room + 1);
         }
 
-        bool isError = Draw(Faults.WriteError, DiskEvent.WriteError);
+        bool isError = Draw(Faults.WriteError, DiskEvent.WriteError) | MeetsBadPage(write);
         bool isFull = !isError && Draw(Faults.NoSpace, DiskEvent.NoSpace);
         if (isError || isFull) write.Masks = DrawMasks(_random, write.Pages.Count);
         Show(write);
         _pending.Insert(_pending.FindLastIndex(other => other.IsAnswered) + 1, write);
         return isError ? IoStatus.IoError : isFull ? IoStatus.NoSpace : IoStatus.Ok;
+    }
+
+    private bool MeetsBadPage(PendingWrite write)
+    {
+        bool meets = false;
+        for (int i = 0; Faults.BadPages > 0 && i < write.Pages.Count; i++)
+        {
+            ulong page = write.FirstPage + (ulong)i;
+            if (page < SimDiskFaults.BadPagesFrom || page >= SizeBytes / Units.BlockBytes - 2) continue;
+            // By the page and the seed alone, so that a bad page stays bad.
+            meets |= new SeededRandom(_seed ^ (page * 0x9E3779B97F4A7C15)).NextChance(Faults.BadPages);
+        }
+
+        if (!meets) return false;
+        FaultCount++;
+        _events[(int)DiskEvent.BadPage]++;
+        return true;
     }
 
     private void Show(PendingWrite write)

@@ -24,6 +24,12 @@ public sealed record SimDiskFaults
     /// <summary>A write fails with EIO; the range holds old, new or torn content.</summary>
     public double WriteError { get; init; }
 
+    /// <summary>Part of the pages from <see cref="BadPagesFrom"/> on (but for the last two) that take no write, ever: EIO.</summary>
+    public double BadPages { get; init; }
+
+    /// <summary>First page that may be bad: behind what a store cannot do without.</summary>
+    public const ulong BadPagesFrom = 1024;
+
     /// <summary>A write fails with ENOSPC (thin medium), likewise.</summary>
     public double NoSpace { get; init; }
 
@@ -58,6 +64,7 @@ public sealed record SimDiskFaults
         FlushError = random.NextChance(0.15) ? 0.01 : 0,
         ReadError = random.NextChance(0.15) ? 0.005 : 0,
         Hang = random.NextChance(0.1) ? 0.0005 : 0,
+        BadPages = random.NextChance(0.2) ? 0.01 : 0,
     };
 
     /// <summary>Rates of a disk that also loses, misplaces and rots.</summary>
