@@ -112,7 +112,7 @@ public sealed partial class Store
         }
 
         ulong tail = _dirty.TryPeek(out uint oldest) ? Math.Min(_slots[oldest].RecLsn - 1, _appliedLsn) : _appliedLsn;
-        _tailLsn = Math.Max(_tailLsn, tail);
+        _tailLsn = Breaks(BrokenRules.TrimLogTooFar) ? _appliedLsn : Math.Max(_tailLsn, tail);
         if (_isRecovering) return null;
         await MakeSpaceAsync();
         return null;
@@ -240,11 +240,15 @@ public sealed partial class Store
                 : "checkpoint: raising the slots' high-water mark failed";
     }
 
+    /// <summary>After a flush failed no other one proves anything, so none is asked for.</summary>
+    private ValueTask<IoStatus> FlushFileAsync() =>
+        State == StoreState.Failed ? new(IoStatus.Unavailable) : _file.FlushAsync();
+
     /// <summary>Writes all copies of the superblock; a failure stops the store.</summary>
     private async ValueTask<IoStatus> WriteSuperblockAsync(Superblock next)
     {
         next = next with { Sequence = _superblock.Sequence + 1 };
-        if (await WriteSuperblocksAsync(_file, _superblock, next) != IoStatus.Ok)
+        if (await WriteSuperblocksAsync(_file, FlushFileAsync, _superblock, next) != IoStatus.Ok)
         {
             Fail("writing the superblock failed");
             return IoStatus.Unavailable;
