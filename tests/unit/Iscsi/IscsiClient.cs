@@ -162,8 +162,8 @@ internal sealed class IscsiClient(IscsiWorld world, SimConnection connection, Is
         CmdSn = Math.Max(CmdSn, response.Numbers.ExpCmdSn);
         InitialR2T = Agreed.GetValueOrDefault("InitialR2T", "Yes") == "Yes";
         ImmediateData = Agreed.GetValueOrDefault("ImmediateData", "Yes") == "Yes";
-        FirstBurst = int.Parse(Agreed.GetValueOrDefault("FirstBurstLength", "65536"), System.Globalization.CultureInfo.InvariantCulture);
-        MaxSegment = int.Parse(Agreed.GetValueOrDefault("MaxRecvDataSegmentLength", "8192"), System.Globalization.CultureInfo.InvariantCulture);
+        FirstBurst = NumberOf("FirstBurstLength", 65536);
+        MaxSegment = NumberOf("MaxRecvDataSegmentLength", 8192);
         _hasHeaderDigest = Agreed.GetValueOrDefault("HeaderDigest") == "CRC32C";
         _hasDataDigest = Agreed.GetValueOrDefault("DataDigest") == "CRC32C";
         return response;
@@ -285,6 +285,9 @@ internal sealed class IscsiClient(IscsiWorld world, SimConnection connection, Is
         BinaryPrimitives.WriteUInt32LittleEndian(digest, Crc32C.Compute(bytes));
         return digest;
     }
+
+    private int NumberOf(string key, int otherwise) =>
+        OperationalKeys.Number(Agreed.GetValueOrDefault(key, ""), 0, int.MaxValue, out int number) ? number : otherwise;
 
     /// <summary>StatSN goes up by one with every status; the window never shrinks.</summary>
     private void Note(Received pdu)
