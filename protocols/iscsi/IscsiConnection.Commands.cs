@@ -281,7 +281,10 @@ public sealed partial class IscsiConnection
         TaskManagementRequestPdu pdu = TaskManagementRequestPdu.Read(_head);
         if (!pdu.IsImmediate && !_session.IsNew(pdu.CmdSn)) return await ReceiveDataAsync(default, header.DataBytes);
         _managing++;
-        _session.InOrder(pdu.CmdSn, pdu.IsImmediate, () => _ = ManageAsync(pdu));
+
+        // An immediate ABORT TASK goes at once: the command that is missing may be the one that it aborts.
+        if (pdu.IsImmediate && pdu.Function == TaskFunction.AbortTask) _ = ManageAsync(pdu);
+        else _session.InOrder(pdu.CmdSn, pdu.IsImmediate, () => _ = ManageAsync(pdu));
         if (!await ReceiveDataAsync(default, header.DataBytes)) return false;
         while (_managing > ManagingMax && !IsClosed) await _room.Begin();
         return true;

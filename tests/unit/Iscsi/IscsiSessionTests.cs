@@ -184,8 +184,11 @@ public sealed class IscsiSessionTests
         // The number of a command that never came is given up by aborting it.
         one.CmdSn = first + 3;
         uint behind = one.Command(TestUnitReady);
-        Assert.Equal(TaskFunctionResponse.Complete, one.Manage(TaskFunction.AbortTask, 77, first + 2));
-        Assert.Equal(ScsiStatus.Good, one.Finish(behind).Status);
+        one.Send(b => new TaskManagementRequestPdu(true, TaskFunction.AbortTask, 0, 800, 77, one.CmdSn, 0, first + 2).WriteTo(b));
+        Received[] answers = [one.Receive()!, one.Receive()!];
+        Received outcome = answers.Single(a => a.Opcode == IscsiOpcode.TaskManagementResponse);
+        Assert.Equal(TaskFunctionResponse.Complete, TaskManagementResponsePdu.Read(outcome.Bhs).Response);
+        Assert.Equal(behind, ScsiResponsePdu.Read(answers.Single(a => a != outcome).Bhs).Tag);
 
         // One connection leaves, the session goes on; then the other one closes it.
         two.CmdSn = one.CmdSn;
