@@ -94,6 +94,11 @@ public sealed class ScsiCommand
     /// <summary>Data-Out that arrived, bytes; less than the plan's when the initiator offered less.</summary>
     public int OutLength { get; set; }
 
+    /// <summary>Data-Out that the initiator announced (Expected Data Transfer Length with the W bit), bytes; may be more
+    /// than what was asked for and arrived. -1 when the transport does not say. WRITE SAME and COMPARE AND WRITE refuse
+    /// data of another size than they take.</summary>
+    public int OutOfferedBytes { get; set; } = -1;
+
     /// <summary>Data-Out.</summary>
     public ReadOnlyMemory<byte> DataOut => OutBuffer is null ? default : OutBuffer.Slice(OutStart, OutLength);
 
