@@ -74,6 +74,7 @@ internal sealed class AdminRoutes(Daemon daemon) : IAdminRoutes
                 if (change.SizeBytes < volume.SizeBytes && daemon.Sessions.CountOf(volume.Id) > 0)
                     throw new ApiException(409, "volume-in-use", "clients are attached; detach them before the volume shrinks", "sizeBytes");
                 VolumeRecord changed = Must(await daemon.Directory.ChangeAsync(name, change));
+                daemon.OnResized(volume.Id);
                 await call.AnswerAsync(await DescribeAsync(changed), ApiJson.Default.VolumeInfo);
                 return;
             case "DELETE":

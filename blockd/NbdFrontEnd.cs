@@ -145,7 +145,7 @@ internal sealed class NbdFrontEnd(
     private async Task<string> ServeAsync(SocketConnection connection, string listener, NbdOptions here)
     {
         var handshake = new NbdHandshake(thread.Loop, connection, this, here);
-        LinkedListNode<(LoopThread, NbdHandshake)> waiting = sessions.BeginHandshake(thread, handshake);
+        LinkedListNode<(LoopThread, Action)> waiting = sessions.BeginHandshake(thread, handshake.RequestStop);
         NbdNegotiated? negotiated = await handshake.RunAsync();
         sessions.EndHandshake(waiting);
         if (negotiated is null) return handshake.EndReason ?? "left during the handshake";
@@ -178,7 +178,7 @@ internal sealed class NbdFrontEnd(
         var transmission = new NbdTransmission(there.Loop, connection, negotiated, options);
         var session = new Session(
             sessions.NextId(), tag.VolumeId, peer, listener, negotiated.IsTls, negotiated.Identity,
-            SystemClock.Instance.UtcNow, there, transmission);
+            SystemClock.Instance.UtcNow, new SessionHandle("nbd", there, transmission.Cut, transmission.RequestStop, Figures));
         sessions.Add(session);
         try
         {
@@ -187,6 +187,12 @@ internal sealed class NbdFrontEnd(
         finally
         {
             sessions.Remove(session);
+        }
+
+        SessionFigures Figures()
+        {
+            NbdCounters counters = transmission.Counters;
+            return new SessionFigures(counters.Reads, counters.ReadBytes, counters.Writes, counters.WrittenBytes, counters.InFlight);
         }
     }
 

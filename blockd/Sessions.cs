@@ -2,32 +2,39 @@ using System.Collections.Concurrent;
 using System.Globalization;
 using BlockServer.Core.Api;
 using BlockServer.Io;
-using BlockServer.Protocols.Nbd;
 
 namespace BlockServer.Blockd;
+
+/// <summary>What a session has done. Read while its loop writes it: each number is whole.</summary>
+internal readonly record struct SessionFigures(ulong Reads, ulong ReadBytes, ulong Writes, ulong WrittenBytes, int InFlight);
+
+/// <summary>What one protocol's session can be told; its members are called on <paramref name="Thread"/>, except for
+/// <paramref name="Figures"/>, which is called from anywhere.</summary>
+internal sealed record SessionHandle(
+    string Protocol, LoopThread Thread, Action<string> Cut, Action RequestStop, Func<SessionFigures> Figures);
 
 /// <summary>One client that negotiated a volume.</summary>
 internal sealed class Session(
     string id, uint volumeId, string peer, string listener, bool isTls, string? identity, DateTimeOffset since,
-    LoopThread thread, NbdTransmission transmission)
+    SessionHandle handle)
 {
     public string Id { get; } = id;
 
     public uint VolumeId { get; } = volumeId;
 
     /// <summary>Ends it at once.</summary>
-    public void Cut(string reason) => thread.Post(() => transmission.Cut(reason));
+    public void Cut(string reason) => handle.Thread.Post(() => handle.Cut(reason));
 
     /// <summary>Ends it after what is in flight.</summary>
-    public void RequestStop() => thread.Post(transmission.RequestStop);
+    public void RequestStop() => handle.Thread.Post(handle.RequestStop);
 
-    /// <summary>As the API shows it. The counters are read while their loop writes them: each is whole.</summary>
+    /// <summary>As the API shows it.</summary>
     public SessionInfo Describe(string volume)
     {
-        NbdCounters counters = transmission.Counters;
+        SessionFigures figures = handle.Figures();
         return new SessionInfo(
-            Id, "nbd", volume, peer, listener, isTls, identity, since, (ulong)counters.Reads, (ulong)counters.ReadBytes,
-            (ulong)counters.Writes, (ulong)counters.WrittenBytes, (int)counters.InFlight);
+            Id, handle.Protocol, volume, peer, listener, isTls, identity, since, figures.Reads, figures.ReadBytes,
+            figures.Writes, figures.WrittenBytes, figures.InFlight);
     }
 }
 
@@ -45,7 +52,7 @@ internal sealed class Sessions
 
     private readonly Lock _lock = new();
     private readonly Dictionary<string, int> _byAddress = new(StringComparer.Ordinal);
-    private readonly LinkedList<(LoopThread Thread, NbdHandshake Handshake)> _handshakes = new();
+    private readonly LinkedList<(LoopThread Thread, Action Stop)> _handshakes = new();
     private readonly ConcurrentDictionary<string, Session> _sessions = new(StringComparer.Ordinal);
     private int _connections;
     private long _next;
@@ -93,23 +100,23 @@ internal sealed class Sessions
         }
     }
 
-    /// <summary>Counts a handshake; the oldest gives way to the one too many.</summary>
-    public LinkedListNode<(LoopThread Thread, NbdHandshake Handshake)> BeginHandshake(LoopThread thread, NbdHandshake handshake)
+    /// <summary>Counts a handshake, which <paramref name="stop"/> ends on its thread; the oldest gives way to the one too many.</summary>
+    public LinkedListNode<(LoopThread Thread, Action Stop)> BeginHandshake(LoopThread thread, Action stop)
     {
         lock (_lock)
         {
             if (_handshakes.Count >= UnauthenticatedMax && _handshakes.First is { } oldest)
             {
-                (LoopThread Thread, NbdHandshake Handshake) dropped = oldest.Value;
+                (LoopThread Thread, Action Stop) dropped = oldest.Value;
                 _handshakes.RemoveFirst();
-                dropped.Thread.Post(dropped.Handshake.RequestStop);
+                dropped.Thread.Post(dropped.Stop);
             }
 
-            return _handshakes.AddLast((thread, handshake));
+            return _handshakes.AddLast((thread, stop));
         }
     }
 
-    public void EndHandshake(LinkedListNode<(LoopThread Thread, NbdHandshake Handshake)> node)
+    public void EndHandshake(LinkedListNode<(LoopThread Thread, Action Stop)> node)
     {
         lock (_lock)
         {
@@ -122,7 +129,7 @@ internal sealed class Sessions
     {
         lock (_lock)
         {
-            foreach ((LoopThread thread, NbdHandshake handshake) in _handshakes) thread.Post(handshake.RequestStop);
+            foreach ((LoopThread thread, Action stop) in _handshakes) thread.Post(stop);
         }
 
         foreach (Session session in _sessions.Values) session.RequestStop();

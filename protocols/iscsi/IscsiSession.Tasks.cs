@@ -99,10 +99,15 @@ public sealed partial class IscsiSession
         }
 
         ScsiCommand command = task.Command;
+        bool hasFailed = command.Status is not (ScsiStatus.Good or ScsiStatus.ConditionMet);
         Counters.Commands++;
+        if (task.Pdu.IsRead) Counters.Reads++;
+        if (task.Pdu.IsWrite) Counters.Writes++;
         Counters.ReadBytes += (uint)command.InLength;
         Counters.WrittenBytes += (uint)command.OutLength;
-        if (command.Status is not (ScsiStatus.Good or ScsiStatus.ConditionMet)) Counters.Errors++;
+        if (hasFailed) Counters.Errors++;
+        ulong bytes = (uint)Math.Max(command.InLength, command.OutLength);
+        _target.Meter?.OnCommand(command.Cdb[0], bytes, _loop.NowNanos - task.BeganNanos, hasFailed);
         task.Connection.Enqueue(task);
     }
 

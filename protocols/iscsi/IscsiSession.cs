@@ -9,6 +9,12 @@ public sealed class IscsiCounters
     /// <summary>Commands answered.</summary>
     public ulong Commands { get; internal set; }
 
+    /// <summary>Answered commands with Data-In.</summary>
+    public ulong Reads { get; internal set; }
+
+    /// <summary>Answered commands with Data-Out.</summary>
+    public ulong Writes { get; internal set; }
+
     /// <summary>Data-In sent, bytes.</summary>
     public ulong ReadBytes { get; internal set; }
 
@@ -20,6 +26,13 @@ public sealed class IscsiCounters
 
     /// <summary>Commands between header and status.</summary>
     public int InFlight { get; internal set; }
+}
+
+/// <summary>Counts commands of a target. Called on the target's loop; must not allocate.</summary>
+public interface IIscsiMeter
+{
+    /// <summary>A command's answer was queued, <paramref name="durationNanos"/> after its header was read.</summary>
+    void OnCommand(byte operationCode, ulong bytes, ulong durationNanos, bool hasFailed);
 }
 
 /// <summary>

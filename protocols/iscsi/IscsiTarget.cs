@@ -18,6 +18,9 @@ public sealed class IscsiTarget(ILoop loop, IScsiTarget? scsi, IIscsiTargets tar
     /// <summary>Sessions by their handle.</summary>
     public IReadOnlyDictionary<ushort, IscsiSession> Sessions => _sessions;
 
+    /// <summary>Told about every answered command, or null.</summary>
+    public IIscsiMeter? Meter { get; init; }
+
     internal IScsiTarget? Scsi => scsi;
 
     internal IIscsiTargets Targets => targets;
@@ -26,9 +29,9 @@ public sealed class IscsiTarget(ILoop loop, IScsiTarget? scsi, IIscsiTargets tar
 
     internal ILoop Loop => loop;
 
-    /// <summary>Finds or makes the session, answers the login and serves the connection to its end; the reason. Owns the
-    /// connection.</summary>
-    public async ValueTask<string> ServeAsync(IscsiNegotiated negotiated)
+    /// <summary>Finds or makes the session, tells <paramref name="admitted"/> about it, answers the login and serves the
+    /// connection to its end; the reason. Owns the connection.</summary>
+    public async ValueTask<string> ServeAsync(IscsiNegotiated negotiated, Action<IscsiSession>? admitted = null)
     {
         LoginMachine login = negotiated.Login;
         IConnection connection = negotiated.Connection;
@@ -37,6 +40,7 @@ public sealed class IscsiTarget(ILoop loop, IScsiTarget? scsi, IIscsiTargets tar
         login.Finish(
             status, session?.Tsih ?? login.Tsih, session?.ExpCmdSn ?? login.CmdSn, session?.MaxCmdSn ?? login.CmdSn, output);
         IscsiConnection? served = session is null ? null : new IscsiConnection(loop, negotiated, session, options);
+        if (session is not null) admitted?.Invoke(session);
         var batch = new SendBatch();
         batch.Add(output.WrittenMemory);
         int sent = await connection.SendAsync(batch);
