@@ -187,6 +187,20 @@ public sealed partial class IscsiConnection
             return Broken("Data-Out for no task");
         }
 
+        if (TransferFaultOf(task, pdu) is { } stray) return Broken(stray);
+        if (task.IsSpoiled || pdu.DataSn != task.DataSn)
+        {
+            // A PDU is missing or came twice. What is left of the sequence is read away, then the command fails
+            // (RFC 7143, 7.9): the disk sees none of it, and the session goes on.
+            task.IsSpoiled = true;
+            task.IsFilling = true;
+            bool isRead = await ReceiveDataAsync(default, header.DataBytes);
+            task.IsFilling = false;
+            if (task.IsDropped) _session.Forget(task);
+            else if (isRead && pdu.IsFinal) _session.FailForLostData(task);
+            return isRead;
+        }
+
         if (FaultOf(task, pdu, header.DataBytes) is { } fault) return Broken(fault);
         int offset = task.OutOffset;
         int keep = Math.Clamp(task.Wanted - offset, 0, header.DataBytes);
@@ -214,24 +228,17 @@ public sealed partial class IscsiConnection
         return true;
     }
 
-    /// <summary>Everything in order and nothing beyond what was asked for: a PDU lost or repeated on the way must not become
-    /// wrong data on the disk.</summary>
-    private string? FaultOf(IscsiTask task, in DataOutPdu pdu, int dataBytes)
+    private string? TransferFaultOf(IscsiTask task, in DataOutPdu pdu)
     {
-        int end;
         if (task.Connection != this) return "Data-Out on another connection than its command";
-        if (task.IsUnsolicitedOpen)
-        {
-            if (pdu.TransferTag != IscsiWire.NoTag) return "Data-Out for an R2T that was not sent";
-            end = task.UnsolicitedEnd;
-        }
-        else
-        {
-            if (task.R2TCount == 0 || pdu.TransferTag != task.FirstR2T.Tag) return "Data-Out for no outstanding R2T";
-            end = task.FirstR2T.End;
-        }
+        if (task.IsUnsolicitedOpen) return pdu.TransferTag == IscsiWire.NoTag ? null : "Data-Out for an R2T that was not sent";
+        return task.R2TCount > 0 && pdu.TransferTag == task.FirstR2T.Tag ? null : "Data-Out for no outstanding R2T";
+    }
 
-        if (pdu.DataSn != task.DataSn) return "Data-Out with a wrong DataSN";
+    /// <summary>Everything in its place and nothing beyond what was asked for.</summary>
+    private static string? FaultOf(IscsiTask task, in DataOutPdu pdu, int dataBytes)
+    {
+        int end = task.IsUnsolicitedOpen ? task.UnsolicitedEnd : task.FirstR2T.End;
         if (pdu.Offset != (uint)task.OutOffset) return "Data-Out at a wrong offset";
         if (dataBytes > end - task.OutOffset) return "Data-Out beyond its burst";
         bool isEnd = task.OutOffset + dataBytes == end;

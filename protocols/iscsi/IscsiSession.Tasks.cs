@@ -121,10 +121,19 @@ public sealed partial class IscsiSession
         else if (task.IsDelivered) _inWindow--;
     }
 
+    /// <summary>Fails a command whose Data-Out is not all there; the SCSI target never sees it.</summary>
+    internal void FailForLostData(IscsiTask task)
+    {
+        GiveUpPlace(task);
+        task.FailUnexecuted();
+        task.Connection.Enqueue(task);
+        UnlinkAndGoOn(task);
+    }
+
     /// <summary>Ends without an answer.</summary>
     internal void Forget(IscsiTask task)
     {
-        Unlink(task);
+        UnlinkAndGoOn(task);
         OnAnswered(task);
         bool mayExecute = task.IsDispatched && !task.IsDone;
         if (!task.IsFilling && !task.IsQueued && !mayExecute) Release(task);
@@ -346,9 +355,23 @@ public sealed partial class IscsiSession
     {
         if (task.IsDropped) return;
         task.IsDropped = true;
+        GiveUpPlace(task);
+        Forget(task);
+    }
+
+    /// <summary>Data-Out that is on its way has no task any more, and the number is passed.</summary>
+    private void GiveUpPlace(IscsiTask task)
+    {
         if (!task.IsComplete) AddGhost(task.Pdu.Tag);
         if (!task.IsDelivered && !task.Pdu.IsImmediate && _ring[SlotOf(task.Pdu.CmdSn)] == task)
             _ring[SlotOf(task.Pdu.CmdSn)] = Skip;
-        Forget(task);
+    }
+
+    /// <summary>What waited for an ORDERED command that is gone, or what an ORDERED command waited for, goes on.</summary>
+    private void UnlinkAndGoOn(IscsiTask task)
+    {
+        bool mayHold = _orderedCount > 0;
+        Unlink(task);
+        while (mayHold && !IsDropped && NextInOrder() is { } next) HandOver(next);
     }
 }

@@ -71,6 +71,9 @@ internal sealed class IscsiTask : Outgoing
     /// <summary>The connection is receiving into its buffer.</summary>
     public bool IsFilling { get; set; }
 
+    /// <summary>Some of its Data-Out is missing: it fails when the rest has come.</summary>
+    public bool IsSpoiled { get; set; }
+
     /// <summary>In the queue for the session's window.</summary>
     public bool IsQueued { get; set; }
 
@@ -97,7 +100,8 @@ internal sealed class IscsiTask : Outgoing
     {
         (Connection, Pdu, BeganNanos) = (connection, pdu, nowNanos);
         (Wanted, OutOffset, UnsolicitedEnd, DataSn, R2TCount, R2TOffset, CostBytes) = (0, 0, 0, 0, 0, 0, 0);
-        (IsDelivered, IsDispatched, IsDone, IsDropped, IsFilling, IsQueued, IsAnswered) = (false, false, false, false, false, false, false);
+        (IsDelivered, IsDispatched, IsDone, IsDropped) = (false, false, false, false);
+        (IsFilling, IsSpoiled, IsQueued, IsAnswered) = (false, false, false, false);
         (_dataInSn, _r2tSn, _inSent, _burstLeft, _r2tFirst, IsUnsolicitedOpen) = (0, 0, 0, connection.MaxBurst, 0, false);
         ScsiCommand command = Command;
         (command.Lun, command.Attribute, command.Tag) = (pdu.Lun, pdu.Attribute, pdu.Tag);
@@ -147,6 +151,20 @@ internal sealed class IscsiTask : Outgoing
         if (_done.IsCompleted) OnDone();
         else _done.UnsafeOnCompleted(_onDone);
     }
+
+    /// <summary>Ends without having been executed: ABORTED COMMAND, protocol service CRC error (RFC 7143, 11.4.7.2), which
+    /// initiators take as a reason to send the command again.</summary>
+    public void FailUnexecuted()
+    {
+        (IsDispatched, IsDone) = (true, true);
+        Command.Status = ScsiStatus.CheckCondition;
+        Command.Sense.AsSpan(0, LostDataSense.Length).Clear();
+        LostDataSense.CopyTo(Command.Sense);
+        Command.SenseLength = LostDataSense.Length;
+    }
+
+    // Fixed format: 0B, ASC 47, ASCQ 05.
+    private static ReadOnlySpan<byte> LostDataSense => [0x70, 0, 0x0B, 0, 0, 0, 0, 10, 0, 0, 0, 0, 0x47, 0x05, 0, 0, 0, 0];
 
     private void OnDone()
     {
@@ -214,14 +232,12 @@ internal sealed class IscsiTask : Outgoing
 
     public override void OnSent(IscsiConnection connection) => _session.Release(this);
 
-    /// <summary>Reads are measured by what the device gave, writes by what the CDB describes; a refused command moved
-    /// nothing.</summary>
+    /// <summary>Reads are measured by what there was to give, writes by what the CDB describes, also when they failed; a
+    /// command that was refused for its CDB moved nothing.</summary>
     private Residual ResidualOf()
     {
-        bool isRefused = Command.Status == ScsiStatus.CheckCondition || Plan.IsRefused;
         if (Pdu.IsRead) return Residual.Of(Pdu.ExpectedBytes, (uint)Command.InLength);
         uint offered = Pdu.IsWrite ? Pdu.ExpectedBytes : 0;
-        if (isRefused) return Residual.Of(offered, (uint)Math.Min(Wanted, offered));
-        return Residual.Of(offered, (uint)Math.Max(Plan.OutBytes, Command.InLength));
+        return Residual.Of(offered, Plan.IsRefused ? 0 : (uint)Math.Max(Plan.OutBytes, Command.InLength));
     }
 }

@@ -203,11 +203,11 @@ internal sealed class IscsiClient(IscsiWorld world, SimConnection connection, Is
     }
 
     /// <summary>Answers R2Ts until the command has its status.</summary>
-    public ScsiAnswer Finish(uint tag, byte[]? data = null)
+    public ScsiAnswer Finish(uint tag, byte[]? data = null, uint r2tsSeen = 0)
     {
         using var dataIn = new MemoryStream();
         uint dataSn = 0;
-        uint r2tSn = 0;
+        uint r2tSn = r2tsSeen;
         while (true)
         {
             Received pdu = Receive() ?? throw new InvalidOperationException("the target closed: " + (HasEnded ? End() : "no reason"));

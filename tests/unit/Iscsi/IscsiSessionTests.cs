@@ -102,6 +102,32 @@ public sealed class IscsiSessionTests
     }
 
     [Fact]
+    public void What_waits_around_an_ordered_command_goes_on_when_one_of_them_is_aborted()
+    {
+        foreach (bool abortsOrdered in new[] { false, true })
+        {
+            var world = new IscsiWorld(3);
+            IscsiClient client = world.Connect().Login("ImmediateData=No");
+            byte[] data = Pattern(512, 1);
+            uint slow = client.Command(IscsiClient.Cdb10(0x2A, 0, 1), 0, data);
+            uint ordered = client.Command(IscsiClient.Cdb10(0x2A, 1, 1), 0, data, attribute: TaskAttribute.Ordered);
+            uint younger = client.Command(TestUnitReady);
+            R2TPdu one = R2TPdu.Read(client.Receive()!.Bhs);
+            R2TPdu two = R2TPdu.Read(client.Receive()!.Bhs);
+            if (abortsOrdered) client.DataOut(slow, one.TransferTag, data, 0, 512);
+            else client.DataOut(ordered, two.TransferTag, data, 0, 512);
+            uint last = abortsOrdered ? slow : ordered;
+            uint aborted = abortsOrdered ? ordered : slow;
+            client.Send(b => new TaskManagementRequestPdu(true, TaskFunction.AbortTask, 0, 900, aborted, client.CmdSn, 0, 0).WriteTo(b));
+            var answered = new List<uint>();
+            for (int i = 0; i < 3; i++) answered.Add(IscsiHeader.Read(client.Receive()!.Bhs).InitiatorTaskTag);
+            Assert.Equal(new[] { last, younger, 900u }.Order(), answered.Order());
+            client.Logout();
+            world.CheckClean();
+        }
+    }
+
+    [Fact]
     public void Task_management_reaches_what_waits_here_and_what_runs_there()
     {
         var world = new IscsiWorld(3) { Scsi = { Gate = new LoopEvent<bool>() } };

@@ -124,6 +124,8 @@ public sealed class IscsiTransferTests
         Assert.Equal((5, 0x21), (beyond.Sense[2] & 15, beyond.Sense[12]));
         ScsiAnswer unknown = client.Finish(client.Command([0xFF, 0, 0, 0, 0, 0], 0, new byte[3000]), new byte[3000]);
         Assert.Equal((ScsiStatus.CheckCondition, 5, 0x20), (unknown.Status, unknown.Sense[2] & 15, unknown.Sense[12]));
+        ScsiAnswer writeBeyond = client.Write(1 << 30, new byte[200], 1);
+        Assert.Equal((ScsiStatus.CheckCondition, 4, 312u), (writeBeyond.Status, writeBeyond.Residual.Flags, writeBeyond.Residual.Bytes));
         ScsiAnswer inquiry = client.Finish(client.Command([0x12, 0, 0, 0, 255, 0], 255));
         Assert.Equal((ScsiStatus.Good, 36, 2, 219u), (inquiry.Status, inquiry.DataIn.Length, inquiry.Residual.Flags, inquiry.Residual.Bytes));
     }
