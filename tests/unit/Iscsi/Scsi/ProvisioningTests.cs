@@ -70,10 +70,15 @@ public class ProvisioningTests
     public void A_full_store_still_unmaps()
     {
         var world = new ScsiWorld();
-        world.Good(world.A, ScsiWorld.Cdb16(0x8A, 0, 16), ScsiWorld.Fill(8192, 7));
-        world.Device.Fails = IoStatus.NoSpace;
-        byte[] list = UnmapList((0, 8));
-        world.Bad(world.A, "42000000000000001800", "07/27/07", list); // not even the whole blocks: said so
+        var full = new FullDevice(world.Device);
+        world.Target.SetLun(0, new LogicalUnit(world.Loop, full, new LogicalUnitOptions { Uuid = Guid.NewGuid() }));
+        foreach (int code in new[] { 0x2900, 0x3F0E }) Assert.Equal(code, world.Send(world.A, "000000000000").Code);
+        world.Good(world.A, ScsiWorld.Cdb16(0x8A, 0, 24), ScsiWorld.Fill(24 * 512, 7));
+        full.IsFull = true;
+        Unmap(world, (4, 16));
+        byte[] stored = world.Stored(0, 24 * 512);
+        for (int block = 0; block < 24; block++) Assert.Equal(block is >= 8 and < 16 ? 0 : 7, stored[block * 512]); // whole ones only
+        world.Bad(world.A, ScsiWorld.Cdb16(0x93, 4, 16, 0x09), "07/27/07"); // WRITE SAME promises zeros: it fails instead
     }
 
     [Theory]
@@ -236,5 +241,33 @@ public class ProvisioningTests
         string text = $"{length + 6:X4}{length:X4}00000000";
         foreach ((ulong lba, uint blocks) in descriptors) text += ScsiWorld.U64(lba) + ScsiWorld.U32(blocks) + "00000000";
         return ScsiWorld.Hex(text);
+    }
+
+    /// <summary>When full it takes nothing, zeros of partial blocks included, but gives back.</summary>
+    private sealed class FullDevice(IBlockDevice inner) : IBlockDevice
+    {
+        public bool IsFull { get; set; }
+
+        public ulong SizeBytes => inner.SizeBytes;
+
+        public bool IsReadOnly => false;
+
+        public ValueTask<ReadResult> ReadAsync(ulong offsetBytes, Memory<byte> target) => inner.ReadAsync(offsetBytes, target);
+
+        public ValueTask<IoStatus> WriteAsync(ulong offsetBytes, ReadOnlyMemory<byte> source, WriteFlags flags) =>
+            IsFull ? new(IoStatus.NoSpace) : inner.WriteAsync(offsetBytes, source, flags);
+
+        public ValueTask<IoStatus> FlushAsync() => inner.FlushAsync();
+
+        public ValueTask<IoStatus> TrimAsync(ulong offsetBytes, ulong lengthBytes, WriteFlags flags) =>
+            inner.TrimAsync(offsetBytes, lengthBytes, flags);
+
+        public ValueTask<IoStatus> WriteZeroesAsync(ulong offsetBytes, ulong lengthBytes, WriteFlags flags) =>
+            IsFull ? new(IoStatus.NoSpace) : inner.WriteZeroesAsync(offsetBytes, lengthBytes, flags);
+
+        public ValueTask<IoStatus> PrefetchAsync(ulong offsetBytes, ulong lengthBytes) => inner.PrefetchAsync(offsetBytes, lengthBytes);
+
+        public ValueTask<IoStatus> MapAsync(ulong offsetBytes, ulong lengthBytes, int runsMax, List<MapRun> runs) =>
+            inner.MapAsync(offsetBytes, lengthBytes, runsMax, runs);
     }
 }

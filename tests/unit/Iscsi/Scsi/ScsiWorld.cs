@@ -16,13 +16,13 @@ internal sealed class ScsiWorld
 
     public ScsiWorld(
         Func<LogicalUnitOptions, LogicalUnitOptions>? change = null, ulong sizeBytes = 4 << 20, bool isSlow = false,
-        IReservationStore? store = null, ushort[]? groups = null)
+        IReservationStore? store = null, Func<ScsiNexus, ushort, bool>? mayUse = null)
     {
         Loop = new SimLoop(7);
         Device = new MemoryDevice(sizeBytes, isSlow ? Loop : null);
         var options = new LogicalUnitOptions { Uuid = Uuid };
         Unit = new LogicalUnit(Loop, Device, change?.Invoke(options) ?? options, store);
-        Target = new ScsiTarget(Loop, new ScsiTargetOptions { Name = "iqn.2024-01.test:a", PortalGroups = groups ?? [1, 2] });
+        Target = new ScsiTarget(Loop, new ScsiTargetOptions { Name = "iqn.2024-01.test:a", PortalGroups = [1, 2], MayUse = mayUse });
         Target.SetLun(0, Unit);
         A = Login("a", 1);
         B = Login("b", 2);
