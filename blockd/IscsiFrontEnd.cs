@@ -24,7 +24,6 @@ internal sealed class IscsiFrontEnd : IIscsiTargets
     private readonly Action<string> _log;
     private readonly IscsiOptions _options = new();
     private readonly IscsiTarget _discovery;
-    private readonly FailedLogins _failures = new();
     private readonly List<SocketListener> _listeners = [];
     private readonly Lock _lock = new();
     private readonly Dictionary<uint, VolumeTarget> _targets = [];
@@ -100,14 +99,7 @@ internal sealed class IscsiFrontEnd : IIscsiTargets
         {
             while (await listener.AcceptAsync() is { } connection)
             {
-                string? refusal = _sessions.Enter(connection.Peer, out string address);
-                if (refusal is null && _failures.IsBlocked(address, _thread.Loop.NowNanos))
-                {
-                    _sessions.Leave(address);
-                    refusal = "too many wrong logins";
-                }
-
-                if (refusal is not null)
+                if (_sessions.Enter(connection.Peer, _thread.Loop.NowNanos, out string address) is { } refusal)
                 {
                     _log($"iscsi {connection.Peer}: refused, {refusal}");
                     connection.Close();
@@ -131,11 +123,14 @@ internal sealed class IscsiFrontEnd : IIscsiTargets
         {
             reason = await ServeAsync(connection, listener, address);
         }
-        finally
+#pragma warning disable CA1031 // A bug ends its session and is told, nothing else.
+        catch (Exception bug)
+#pragma warning restore CA1031
         {
-            _sessions.Leave(address);
+            reason = "dropped by a bug: " + bug;
         }
 
+        _sessions.Leave(address);
         _log($"iscsi {peer}: {reason}");
     }
 
@@ -143,11 +138,12 @@ internal sealed class IscsiFrontEnd : IIscsiTargets
     private async Task<string> ServeAsync(SocketConnection connection, string listener, string address)
     {
         var login = new IscsiLogin(_thread.Loop, connection, this, _options);
-        LinkedListNode<(LoopThread, Action)> waiting = _sessions.BeginHandshake(_thread, () => login.Cut("it had to give way"));
+        LinkedListNode<Handshake> waiting = _sessions.BeginHandshake(
+            new Handshake(_thread, () => login.Cut("the server is shutting down"), login.Cut));
         try
         {
             IscsiNegotiated? negotiated = await login.RunAsync();
-            if (login.WereCredentialsWrong) _failures.Add(address, _thread.Loop.NowNanos);
+            if (login.WereCredentialsWrong) _sessions.Failed(address, _thread.Loop.NowNanos);
             if (negotiated is null) return login.EndReason ?? "left during login";
             if (negotiated.Login.IsDiscovery) return await _discovery.ServeAsync(negotiated);
             _sessions.EndHandshake(waiting);
@@ -172,7 +168,18 @@ internal sealed class IscsiFrontEnd : IIscsiTargets
         async Task RunThereAsync()
         {
             SocketConnection moved = SocketConnection.Attach(tag.Host.Thread.Loop, fd, peer);
-            string reason = await ServeThereAsync(tag, negotiated with { Connection = moved }, listener);
+            string reason;
+            try
+            {
+                reason = await ServeThereAsync(tag, negotiated with { Connection = moved }, listener);
+            }
+#pragma warning disable CA1031 // As in ServeAndLeaveAsync.
+            catch (Exception bug)
+#pragma warning restore CA1031
+            {
+                reason = "dropped by a bug: " + bug;
+            }
+
             _thread.Post(() => ended.Set(reason));
         }
     }

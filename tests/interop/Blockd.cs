@@ -20,10 +20,13 @@ internal sealed class Blockd : IDisposable
         Port = FreePort();
         string socket = Path.Combine(Directory, "nbd.sock");
         Socket = socket;
+        int api = FreePort();
+        IscsiPort = FreePort();
+        ApiUrl = $"http://127.0.0.1:{api}";
         _arguments =
         [
             "--data-dir", Directory, "--nbd", $"127.0.0.1:{Port}", "--nbd", "unix:" + socket,
-            "--api", $"127.0.0.1:{FreePort()}", "--store-size", "1g", "--create-volume", $"{volume}:{size}", .. more,
+            "--iscsi", $"127.0.0.1:{IscsiPort}", "--api", $"127.0.0.1:{api}", "--store-size", "1g", "--create-volume", $"{volume}:{size}", .. more,
         ];
         Uri = $"nbd://127.0.0.1:{Port}/{volume}";
         UnixUri = $"nbd+unix:///{volume}?socket={socket}";
@@ -36,9 +39,15 @@ internal sealed class Blockd : IDisposable
 
     public int Port { get; }
 
+    /// <summary>Where iSCSI is served.</summary>
+    public int IscsiPort { get; }
+
     public string Uri { get; }
 
     public string UnixUri { get; }
+
+    /// <summary>Where the admin API is.</summary>
+    public string ApiUrl { get; }
 
     /// <summary>The path of the NBD unix socket.</summary>
     public string Socket { get; }
