@@ -91,7 +91,7 @@ public sealed class IscsiLoginTests
         IscsiClient client = new IscsiWorld().Connect();
         LoginResponsePdu response = client.LoginRound(IscsiStage.Security, IscsiStage.FullFeature, Text(Names));
         Assert.Equal((true, IscsiLoginStatus.Success), (response.IsTransit, response.Status));
-        Assert.Equal(Core.Units.BlockBytes, client.Read(0, 8).DataIn.Length);
+        Assert.Equal(4096, client.Read(0, 8).DataIn.Length);
     }
 
     public static TheoryData<string, IscsiLoginStatus> BadTexts => new()
