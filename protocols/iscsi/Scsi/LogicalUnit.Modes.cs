@@ -1,4 +1,6 @@
 using System.Buffers.Binary;
+using System.Runtime.CompilerServices;
+using BlockServer.Core;
 
 namespace BlockServer.Protocols.Iscsi.Scsi;
 
@@ -49,6 +51,16 @@ public sealed partial class LogicalUnit
         BinaryPrimitives.WriteUInt32BigEndian(target, (uint)Math.Min(CapacityBlocks, uint.MaxValue));
         BinaryPrimitives.WriteUInt32BigEndian(target[4..], (uint)_blockBytes);
         return 8;
+    }
+
+    /// <summary>Switching the write cache off writes out what is in it before the answer.</summary>
+    [AsyncMethodBuilder(typeof(LoopMethodBuilder<>))]
+    private async ValueTask<ScsiResult> ModeSelectAsync(ScsiCommand command, UnitNexus nexus)
+    {
+        bool hadCache = _modes.HasWriteCache;
+        ScsiResult result = ModeSelect(command, nexus);
+        if (!hadCache || _modes.HasWriteCache || !result.IsGood) return result;
+        return Failure(await _device.FlushAsync(), isWrite: true);
     }
 
     private ScsiResult ModeSelect(ScsiCommand command, UnitNexus nexus)

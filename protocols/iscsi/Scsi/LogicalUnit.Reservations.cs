@@ -35,6 +35,7 @@ public sealed partial class LogicalUnit
         (IoStatus status, ReadOnlyMemory<byte> bytes) = await _store.LoadAsync();
         if (status != IoStatus.Ok) return status;
         if (PersistentReservations.TryRead(bytes.Span, out PersistentReservations state) is not null) return IoStatus.Corrupt;
+        state.Generation = 0; // counts from power on (SPC-4, 6.15.2)
         _reservations = state;
         foreach (UnitNexus nexus in _nexuses) LinkRegistrant(nexus);
         return IoStatus.Ok;

@@ -245,7 +245,7 @@ public sealed partial class LogicalUnit
             case ScsiOp.ModeSense6 or ScsiOp.ModeSense10:
                 return ModeSense(command);
             case ScsiOp.ModeSelect6 or ScsiOp.ModeSelect10:
-                return new(ModeSelect(command, nexus));
+                return ModeSelectAsync(command, nexus);
             case ScsiOp.StartStopUnit:
                 return StartStopAsync(command);
             case ScsiOp.PreventAllow:

@@ -20,7 +20,8 @@ public sealed record ScsiTargetOptions
 
 /// <summary>
 /// The SCSI side of one target: the table of LUNs and the nexuses. A logical unit may stand in the tables of several
-/// targets of one loop; its reservations, task set and unit attentions are its own. Lives on one loop.
+/// targets of one loop if their portal group tags differ (a nexus is known to it by initiator port and tag); its
+/// reservations, task set and unit attentions are its own. Lives on one loop.
 /// </summary>
 public sealed class ScsiTarget : IScsiTarget
 {

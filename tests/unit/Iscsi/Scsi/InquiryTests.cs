@@ -128,6 +128,7 @@ public class InquiryTests
         var world = new ScsiWorld();
         string list = "00000000" + "0812" + "00" + new string('0', 34);
         world.Good(world.A, "151000001800", ScsiWorld.Hex(list)); // WCE off
+        Assert.Equal(1, world.Device.Flushes); // and what was in the cache is written
         world.Bad(world.B, "000000000000", "06/2A/01");
         world.Good(world.A, ScsiWorld.Cdb16(0x8A, 0, 1), new byte[512]);
         Assert.Equal(WriteFlags.Fua, world.Device.LastFlags);

@@ -296,6 +296,7 @@ public class ReservationTests
         Assert.Equal(IoStatus.Ok, again.Loop.Run(again.Unit.LoadAsync()));
         again.Conflict(again.A, Read);
         again.Good(again.B, Read);
+        Assert.Equal("00000000", again.Good(again.A, "5E000000000000010000").Text[..8]);
         Assert.Equal(["0xA False", "0xB True"], again.Unit.Registrations.Select(r => $"0x{r.Key:X} {r.IsHolder}"));
         Out(again, again.B, 0, 0xB, 0xB, flags: 0); // not any more
         var third = new ScsiWorld(store: store);
