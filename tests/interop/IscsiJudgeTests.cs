@@ -23,17 +23,19 @@ public sealed class IscsiJudgeTests
     }
 
     [Theory]
-    [InlineData("")]
-    [InlineData("?header_digest=crc32c")]
-    public void What_goes_in_over_iSCSI_comes_out_over_NBD_and_the_other_way(string query)
+    [InlineData("none")]
+    [InlineData("crc32c")] // qemu 7.2 takes it as an option only: of header_digest in an address it dies by itself
+    public void What_goes_in_over_iSCSI_comes_out_over_NBD_and_the_other_way(string headerDigest)
     {
         using var blockd = new Blockd("demo", "64m");
         string image = Path.Combine(blockd.Directory, "in.img");
         byte[] bytes = new byte[64 << 20];
         new Random(5).NextBytes(bytes.AsSpan(3 << 20, 40 << 20));
         File.WriteAllBytes(image, bytes);
-        Blockd.Run("qemu-img", "convert", "-n", "-m", "8", "-W", "-f", "raw", "-O", "raw", image, Url(blockd) + query);
-        Blockd.Run("qemu-img", "compare", "-f", "raw", "-F", "raw", image, Url(blockd) + query);
+        string disk = $"driver=raw,file.driver=iscsi,file.transport=tcp,file.portal=127.0.0.1:{blockd.IscsiPort},"
+            + $"file.target={Prefix}:demo,file.lun=0,file.header-digest={headerDigest}";
+        Blockd.Run("qemu-img", "convert", "-n", "-m", "8", "-W", "-f", "raw", "--target-image-opts", image, disk);
+        Blockd.Run("qemu-img", "compare", "--image-opts", "driver=raw,file.driver=file,file.filename=" + image, disk);
         Blockd.Run("qemu-img", "compare", "-f", "raw", "-F", "raw", image, blockd.Uri);
         Blockd.Run("qemu-io", "-f", "raw", "-c", "write -P 0x5a 1m 300k", "-c", "flush", blockd.Uri);
         Blockd.Run("qemu-io", "-f", "raw", "-c", "read -P 0x5a 1m 300k", "-c", "discard 1m 1m", "-c", "read -P 0 1m 1m", Url(blockd));
