@@ -220,8 +220,9 @@ public class TransferTests
         reply = world.Good(world.A, cdb, data);
         Assert.Equal((1024, 3072), (reply.Plan.OutBytes, reply.Plan.Lead));
         Assert.Equal(ScsiWorld.Fill(512, 2), world.Stored(7 * 512, 512));
-        world.Bad(world.A, cdb, "05/0E/03", data[..512]);
-        world.Bad(world.A, cdb, "05/0E/03", [.. data, .. data]); // more than it takes
+        world.Bad(world.A, cdb, "05/24/00", data[..512]);
+        world.Bad(world.A, cdb, "05/24/00", [.. data, .. data]); // more than it takes
+        world.Bad(world.A, "8900" + ScsiWorld.U64(7) + "000000000000", "05/24/00", data); // zero blocks, but data
         Assert.Equal(ScsiWorld.Fill(512, 2), world.Stored(7 * 512, 512));
     }
 
