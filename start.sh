@@ -1,30 +1,67 @@
 #!/bin/sh
-# Builds what is needed and starts the daemon with a volume `demo`.
+# Builds what is needed and starts the daemon; its first start makes a store and a volume `demo`.
 #   ./start.sh [--build] [options of blockd]      see out/blockd --help
 set -eu
 cd "$(dirname "$0")"
 
 say() { printf '%s\n' "$*" >&2; }
 
+# Homes of .NET that a shell may not have on its path yet.
+for home in "${DOTNET_ROOT:-}" "$HOME/.dotnet" /usr/share/dotnet /usr/lib/dotnet; do
+    [ -n "$home" ] && [ -x "$home/dotnet" ] && ! command -v dotnet >/dev/null 2>&1 && PATH=$home:$PATH
+done
 if ! command -v dotnet >/dev/null 2>&1 || ! dotnet --list-sdks | grep -q '^10\.'; then
     say "start.sh: the .NET 10 SDK is missing. Install it (https://dotnet.microsoft.com/download/dotnet/10.0), for instance"
     say "  curl -fsSL https://dot.net/v1/dotnet-install.sh | bash -s -- --channel 10.0 && export PATH=\$HOME/.dotnet:\$PATH"
     exit 1
 fi
 
-if ! ldconfig -p 2>/dev/null | grep -q 'libsqlite3\.so\.0' && ! [ -e /usr/lib/x86_64-linux-gnu/libsqlite3.so.0 ]; then
-    say "start.sh: installing libsqlite3-0"
-    root=""
-    [ "$(id -u)" = 0 ] || root="sudo"
-    $root apt-get update -qq
-    $root apt-get install -y -qq --no-install-recommends libsqlite3-0
+# The programs look for .NET where packages put it, or where DOTNET_ROOT says.
+if [ -z "${DOTNET_ROOT:-}" ]; then
+    DOTNET_ROOT=$(dirname "$(readlink -f "$(command -v dotnet)")")
+    export DOTNET_ROOT
+    case $DOTNET_ROOT in
+        /usr/share/dotnet | /usr/lib/dotnet) ;;
+        *) [ -e /etc/dotnet/install_location ] || say "In another terminal, before out/pfcli and the others: export DOTNET_ROOT=$DOTNET_ROOT" ;;
+    esac
 fi
 
-export DOTNET_CLI_TELEMETRY_OPTOUT=1 DOTNET_NOLOGO=1
+# library:package. What a fresh Debian lacks although .NET and the metadata database need it.
+has_library() {
+    PATH=$PATH:/sbin:/usr/sbin ldconfig -p 2>/dev/null | grep -qF "$1" || [ -e "/usr/lib/$(uname -m)-linux-gnu/$1" ]
+}
+missing=""
+for entry in libsqlite3.so.0:libsqlite3-0 libssl.so.3:libssl3 libstdc++.so.6:libstdc++6 libz.so.1:zlib1g; do
+    has_library "${entry%%:*}" || missing="$missing ${entry#*:}"
+done
+# Packages of the build are fetched over HTTPS.
+[ -e /etc/ssl/certs/ca-certificates.crt ] || [ -e out/.built ] || missing="$missing ca-certificates"
+if [ -n "$missing" ]; then
+    root=""
+    [ "$(id -u)" = 0 ] || root="sudo"
+    if ! command -v apt-get >/dev/null 2>&1 || { [ -n "$root" ] && ! command -v sudo >/dev/null 2>&1; }; then
+        say "start.sh: missing:$missing. Install that as root, for instance: apt-get install$missing"
+        exit 1
+    fi
+    say "installing$missing"
+    log=$(mktemp)
+    # shellcheck disable=SC2086 # Words are packages.
+    if ! { $root apt-get update -qq && $root env DEBIAN_FRONTEND=noninteractive \
+        apt-get install -y -qq --no-install-recommends $missing; } >"$log" 2>&1; then
+        cat "$log" >&2
+        rm -f "$log"
+        say "start.sh: could not install$missing"
+        exit 1
+    fi
+    rm -f "$log"
+fi
+
+# No texts of ours depend on a culture, so that libicu is not needed either.
+export DOTNET_CLI_TELEMETRY_OPTOUT=1 DOTNET_NOLOGO=1 DOTNET_SYSTEM_GLOBALIZATION_INVARIANT=1
 build() {
     # Into a log: a build that goes well has nothing to say.
     log=$(mktemp)
-    if ! dotnet publish "$1" -c Release -o out -v quiet --no-self-contained >"$log" 2>&1; then
+    if ! dotnet publish "$1" -c Release -o out -v quiet --no-self-contained -p:NuGetAudit=false >"$log" 2>&1; then
         cat "$log" >&2
         rm -f "$log"
         say "start.sh: $1 does not build"
@@ -49,14 +86,19 @@ if [ "${1:-}" = "--build" ]; then
 fi
 
 # Options that are given replace these defaults.
-data=${XDG_DATA_HOME:-$HOME/.local/share}/blockd
-has_data=no has_volume=no
+data=${BLOCKD_DATA_DIR:-${XDG_DATA_HOME:-$HOME/.local/share}/blockd}
+has_data=no has_volume=no previous=
 for arg in "$@"; do
+    case $previous in --data-dir) data=$arg ;; esac
     case $arg in
-        --data-dir|--data-dir=*) has_data=yes ;;
+        --data-dir) has_data=yes ;;
+        --data-dir=*) has_data=yes data=${arg#*=} ;;
         --create-volume|--create-volume=*|--stdio|--stdio=*|-h|--help|--version) has_volume=yes ;;
     esac
+    previous=$arg
 done
+# Only the first start makes the volume: one that was deleted stays deleted.
+[ ! -e "$data/metadata.db" ] || has_volume=yes
 [ $has_data = yes ] || set -- --data-dir "$data" "$@"
 [ $has_volume = yes ] || set -- --create-volume demo:1g "$@"
 exec out/blockd "$@"

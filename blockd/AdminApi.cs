@@ -2,6 +2,7 @@ using System.Security.Cryptography;
 using System.Text;
 using System.Text.Json;
 using System.Text.Json.Serialization.Metadata;
+using BlockServer.Core;
 using BlockServer.Core.Api;
 using Microsoft.AspNetCore.Server.Kestrel.Core;
 
@@ -23,15 +24,17 @@ internal sealed class ApiException(int status, string code, string detail, strin
 /// </summary>
 internal sealed class AdminApi : IAsyncDisposable
 {
-    private const int BodyBytesMax = 1 << 20;
-
     private readonly WebApplication _app;
     private readonly IAdminRoutes _routes;
     private readonly byte[] _tokenHash;
+    private readonly ApiLimits _limits;
+    private readonly AuthThrottle _throttle;
 
-    private AdminApi(WebApplication app, IAdminRoutes routes, string tokenHash)
+    private AdminApi(WebApplication app, IAdminRoutes routes, string tokenHash, ApiLimits limits, TimeProvider time)
     {
         _app = app;
+        _limits = limits;
+        _throttle = new AuthThrottle(time);
         _routes = routes;
         _tokenHash = Convert.FromHexString(tokenHash);
     }
@@ -53,24 +56,31 @@ internal sealed class AdminApi : IAsyncDisposable
     }
 
     /// <summary>Serves <paramref name="routes"/>; a token is right when its SHA-256 is <paramref name="tokenHash"/>.</summary>
-    public static async Task<AdminApi> StartAsync(IAdminRoutes routes, string tokenHash, IReadOnlyList<ListenAddress> addresses)
+    public static async Task<AdminApi> StartAsync(
+        IAdminRoutes routes, string tokenHash, IReadOnlyList<ListenAddress> addresses, ApiLimits? wanted = null, TimeProvider? time = null)
     {
+        ApiLimits limits = wanted ?? new ApiLimits();
+        var perAddress = new AddressLimit(limits.ConnectionsPerAddressMax);
         // No arguments and an empty root: the daemon's settings are the only ones.
         WebApplicationBuilder builder = WebApplication.CreateEmptyBuilder(new WebApplicationOptions { Args = [] });
         builder.WebHost.UseKestrelCore().ConfigureKestrel(kestrel =>
         {
             kestrel.AddServerHeader = false;
-            kestrel.Limits.MaxRequestBodySize = BodyBytesMax;
-            kestrel.Limits.MaxRequestHeadersTotalSize = 16 << 10;
-            kestrel.Limits.RequestHeadersTimeout = TimeSpan.FromSeconds(10);
-            kestrel.Limits.KeepAliveTimeout = TimeSpan.FromSeconds(60);
-            kestrel.Limits.MaxConcurrentConnections = 128;
-            kestrel.Limits.MinRequestBodyDataRate = new MinDataRate(240, TimeSpan.FromSeconds(5));
+            kestrel.Limits.MaxRequestBodySize = limits.BodyBytesMax;
+            kestrel.Limits.MaxRequestHeadersTotalSize = limits.HeaderBytesMax;
+            kestrel.Limits.RequestHeadersTimeout = limits.HeadersTimeout;
+            kestrel.Limits.KeepAliveTimeout = limits.IdleTimeout;
+            kestrel.Limits.MaxConcurrentConnections = limits.ConnectionsMax;
+            kestrel.Limits.MinRequestBodyDataRate = new MinDataRate(limits.BodyBytesPerSecondMin, limits.SlowBodyGrace);
             foreach (ListenAddress address in addresses)
             {
                 if (address.Tcp is { } endPoint)
                 {
-                    kestrel.Listen(endPoint, o => o.Protocols = HttpProtocols.Http1);
+                    kestrel.Listen(endPoint, o =>
+                    {
+                        o.Protocols = HttpProtocols.Http1;
+                        o.Use(perAddress.Guard);
+                    });
                 }
                 else
                 {
@@ -80,7 +90,7 @@ internal sealed class AdminApi : IAsyncDisposable
             }
         });
         WebApplication app = builder.Build();
-        var api = new AdminApi(app, routes, tokenHash);
+        var api = new AdminApi(app, routes, tokenHash, limits, time ?? TimeProvider.System);
         app.Run(api.HandleAsync);
         await app.StartAsync();
         return api;
@@ -108,9 +118,16 @@ internal sealed class AdminApi : IAsyncDisposable
         }
         catch (Microsoft.AspNetCore.Http.BadHttpRequestException e)
         {
-            await WriteProblemAsync(context, e.StatusCode == 413
-                ? new ApiException(413, "body-too-large", "a body has at most 1 MiB")
-                : new ApiException(e.StatusCode, "bad-request", "the request is not well-formed HTTP"));
+            await WriteProblemAsync(context, e.StatusCode switch
+            {
+                413 => new ApiException(413, "body-too-large", "a body has at most 1 MiB"),
+                408 => new ApiException(408, "too-slow", "the body came too slowly"),
+                _ => new ApiException(e.StatusCode, "bad-request", "the request is not well-formed HTTP"),
+            });
+        }
+        catch (MetaException e)
+        {
+            await WriteProblemAsync(context, new ApiException(503, "metadata-unavailable", e.Message));
         }
         catch (Exception e) when (e is not OperationCanceledException)
         {
@@ -123,7 +140,8 @@ internal sealed class AdminApi : IAsyncDisposable
     private async Task RouteAsync(HttpContext context)
     {
         HttpRequest request = context.Request;
-        if (!IsOurHost(request.Host.Host)) throw new ApiException(421, "wrong-host", "the Host header does not name this daemon");
+        if (!IsOurHost(request.Host.Host, context.Connection.LocalIpAddress))
+            throw new ApiException(421, "wrong-host", "the Host header does not name this daemon");
         string path = request.Path.Value ?? "";
         if (path == "/healthz" && HttpMethods.IsGet(request.Method))
         {
@@ -131,44 +149,64 @@ internal sealed class AdminApi : IAsyncDisposable
             return;
         }
 
-        if (!HasToken(request))
+        CheckToken(context);
+        if (request.Method is not ("GET" or "POST" or "PATCH" or "DELETE" or "HEAD"))
         {
-            context.Response.Headers.WWWAuthenticate = "Bearer";
-            throw new ApiException(401, "no-token", "send the token of DIR/admin.token as Authorization: Bearer TOKEN");
+            context.Response.Headers.Allow = "GET, POST, PATCH, DELETE";
+            throw new ApiException(405, "wrong-method", "allowed: GET, POST, PATCH, DELETE");
         }
 
         bool isChange = !HttpMethods.IsGet(request.Method) && !HttpMethods.IsHead(request.Method);
         if (isChange) CheckChange(request);
         string[] parts = path.Split('/');
-        if (parts.Length < 3 || parts[0].Length > 0 || parts[1] != "v1" || HasEncodedSlash(context))
+        if (parts.Length < 3 || parts[0].Length > 0 || parts[1] != "v1" || IsTrickyPath(context))
             throw new ApiException(404, "no-such-resource", "there is no such resource");
         await _routes.HandleAsync(new ApiCall(context, parts[2..]));
     }
 
-    private bool HasToken(HttpRequest request)
+    private void CheckToken(HttpContext context)
     {
-        string header = request.Headers.Authorization.Count == 1 ? request.Headers.Authorization[0] ?? "" : "";
         const string Scheme = "Bearer ";
-        if (!header.StartsWith(Scheme, StringComparison.OrdinalIgnoreCase)) return false;
-        byte[] hash = SHA256.HashData(Encoding.UTF8.GetBytes(header[Scheme.Length..].Trim()));
-        return CryptographicOperations.FixedTimeEquals(hash, _tokenHash);
+        HttpRequest request = context.Request;
+        string header = request.Headers.Authorization.Count == 1 ? request.Headers.Authorization[0] ?? "" : "";
+        bool isGiven = header.StartsWith(Scheme, StringComparison.OrdinalIgnoreCase);
+        if (isGiven)
+        {
+            byte[] hash = SHA256.HashData(Encoding.UTF8.GetBytes(header[Scheme.Length..].Trim()));
+            if (CryptographicOperations.FixedTimeEquals(hash, _tokenHash)) return;
+        }
+
+        string? address = context.Connection.RemoteIpAddress?.ToString();
+        if (address is not null && _throttle.BlockedFor(address) is { } wait && wait > TimeSpan.Zero)
+        {
+            context.Response.Headers.RetryAfter = ((int)Math.Ceiling(wait.TotalSeconds)).ToString(System.Globalization.CultureInfo.InvariantCulture);
+            throw new ApiException(429, "too-many-failures", "too many wrong tokens came from this address; wait, then send the right one");
+        }
+
+        if (address is not null && isGiven) _throttle.OnFailure(address);
+        context.Response.Headers.WWWAuthenticate = "Bearer";
+        throw isGiven
+            ? new ApiException(401, "wrong-token", "this is not the token of DIR/admin.token")
+            : new ApiException(401, "no-token", "send the token of DIR/admin.token as Authorization: Bearer TOKEN");
     }
 
-    // A browser that was lured to a name that resolves here sends that name.
-    private static bool IsOurHost(string host)
+    // A browser that was lured to a name that resolves here sends that name: only this connection's own address and
+    // localhost are ours.
+    private static bool IsOurHost(string host, System.Net.IPAddress? local)
     {
-        string bare = host.Trim('[', ']');
-        return bare is "localhost" or "" || System.Net.IPAddress.TryParse(bare, out _);
+        if (host.Length == 0 || host.Equals("localhost", StringComparison.OrdinalIgnoreCase)) return true;
+        string named = host.Trim('[', ']');
+        return local is not null && (named == local.ToString() || (local.IsIPv4MappedToIPv6 && named == local.MapToIPv4().ToString()));
     }
 
-    private static void CheckChange(HttpRequest request)
+    private void CheckChange(HttpRequest request)
     {
         string? origin = request.Headers.Origin;
         string? site = request.Headers["Sec-Fetch-Site"];
         bool isForeign = (origin is not null && origin != $"{request.Scheme}://{request.Host}")
             || (site is not null && site is not ("same-origin" or "none"));
         if (isForeign) throw new ApiException(403, "cross-origin", "changes from other web pages are refused");
-        if (request.ContentLength > BodyBytesMax) throw new ApiException(413, "body-too-large", "a body has at most 1 MiB");
+        if (request.ContentLength > _limits.BodyBytesMax) throw new ApiException(413, "body-too-large", "a body has at most 1 MiB");
         bool hasBody = request.ContentLength is > 0 || request.Headers.TransferEncoding.Count > 0;
         bool needsBody = !HttpMethods.IsDelete(request.Method);
         string type = (request.ContentType ?? "").Split(';')[0].Trim();
@@ -176,12 +214,14 @@ internal sealed class AdminApi : IAsyncDisposable
             throw new ApiException(415, "wrong-content-type", "send application/json");
     }
 
-    private static bool HasEncodedSlash(HttpContext context)
+    // What the server would decode or tidy up into another path is no path of ours.
+    private static bool IsTrickyPath(HttpContext context)
     {
         string raw = context.Features.Get<Microsoft.AspNetCore.Http.Features.IHttpRequestFeature>()?.RawTarget ?? "";
         int query = raw.IndexOf('?', StringComparison.Ordinal);
         if (query >= 0) raw = raw[..query];
         return raw.Contains("%2f", StringComparison.OrdinalIgnoreCase) || raw.Contains("%5c", StringComparison.OrdinalIgnoreCase)
+            || raw.Contains("%2e", StringComparison.OrdinalIgnoreCase) || raw.Contains("%00", StringComparison.Ordinal)
             || raw.Contains('\\', StringComparison.Ordinal) || raw.Contains("..", StringComparison.Ordinal);
     }
 
@@ -248,9 +288,24 @@ internal sealed class ApiCall(HttpContext context, string[] parts)
         }
         catch (JsonException e)
         {
-            string? field = e.Path is { Length: > 2 } path && path.StartsWith("$.", StringComparison.Ordinal) ? path[2..] : null;
-            throw new ApiException(400, "invalid-json", "the body is not what this resource takes", field);
+            throw new ApiException(400, "invalid-json", "the body is not what this resource takes", FieldOf(e));
         }
+    }
+
+    // The path of the wrong value; a field that is missing or doubled has none and is named in the message only.
+    private static string? FieldOf(JsonException e)
+    {
+        if (e.Path is { Length: > 2 } path && path.StartsWith("$.", StringComparison.Ordinal)) return path[2..];
+        foreach (string mark in new[] { "including: '", "property '" })
+        {
+            int at = e.Message.IndexOf(mark, StringComparison.Ordinal);
+            if (at < 0) continue;
+            string rest = e.Message[(at + mark.Length)..];
+            int end = rest.IndexOf('\'', StringComparison.Ordinal);
+            if (end > 0 && end <= 64) return rest[..end];
+        }
+
+        return null;
     }
 
     public Task AnswerAsync<T>(T value, JsonTypeInfo<T> type, int status = 200)
@@ -260,10 +315,11 @@ internal sealed class ApiCall(HttpContext context, string[] parts)
         return JsonSerializer.SerializeAsync(context.Response.Body, value, type);
     }
 
-    public Task AnswerAsync(string json)
+    public Task AnswerAsync(byte[] json)
     {
         context.Response.ContentType = "application/json";
-        return context.Response.WriteAsync(json);
+        context.Response.ContentLength = json.Length;
+        return context.Response.Body.WriteAsync(json).AsTask();
     }
 
     public Task AnswerNothingAsync()

@@ -27,6 +27,7 @@ internal sealed class Daemon
     private Daemon(Settings settings, DataDirectory data, SqliteMetaStore meta, List<LoopThread> threads)
     {
         Settings = settings;
+        Sessions = new Sessions(new ConnectionLimits(settings.Connections, settings.ConnectionsPerAddress));
         _data = data;
         _meta = meta;
         _threads = threads;
@@ -44,7 +45,7 @@ internal sealed class Daemon
     /// <summary>The disks in service.</summary>
     public StoreSet Stores => Disks.Stores;
 
-    public Sessions Sessions { get; } = new();
+    public Sessions Sessions { get; }
 
     public Meters Meters { get; } = new();
 
@@ -165,7 +166,7 @@ internal sealed class Daemon
         _nbd = new NbdFrontEnd(first, Directory, Stores, Sessions, Meters, options, isProven, Settings.Insecure, Settings.Stdio, log);
         if (tls is not null && File.GetUnixFileMode(Settings.TlsKey!).HasFlag(UnixFileMode.OtherRead))
             Warn($"{Settings.TlsKey} is readable by everybody on this machine; its mode should be 0600");
-        for (int i = 0; i < systemdSockets; i++) _listeners.Add(await _nbd.ListenAsync(3 + i));
+        for (int i = 0; i < systemdSockets; i++) _listeners.Add(await _nbd.ListenAsync(SystemdSockets.First + i));
         foreach (ListenAddress address in Settings.Nbd)
         {
             if (systemdSockets == 0 || !Settings.IsNbdDefault) _listeners.Add(await _nbd.ListenAsync(address));

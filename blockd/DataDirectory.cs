@@ -44,7 +44,16 @@ internal sealed class DataDirectory : IDisposable
     /// <summary>Creates the directory if needed and locks it. Throws <see cref="IOException"/> with a sentence.</summary>
     public static DataDirectory Open(string path)
     {
-        Directory.CreateDirectory(path, OwnerOnly | UnixFileMode.UserExecute);
+        try
+        {
+            Directory.CreateDirectory(path, OwnerOnly | UnixFileMode.UserExecute);
+        }
+        catch (Exception e) when (e is IOException or UnauthorizedAccessException)
+        {
+            string why = File.Exists(path) ? "it is a file" : e is UnauthorizedAccessException ? "this user may not write there" : e.Message;
+            throw new IOException($"the data directory {path} cannot be made: {why}; choose another --data-dir", e);
+        }
+
         string lockPath = Path.Combine(path, "lock");
         try
         {

@@ -36,6 +36,7 @@ internal sealed class Disks(
     private readonly SemaphoreSlim _change = new(1, 1);
     private ImmutableDictionary<Guid, AbsentDisk> _absent = ImmutableDictionary<Guid, AbsentDisk>.Empty;
     private int _nextThread;
+    private int _storesAtStart = 1;
 
     /// <summary>Those in service.</summary>
     public StoreSet Stores { get; } = new();
@@ -73,6 +74,7 @@ internal sealed class Disks(
             }
         }
 
+        _storesAtStart = Math.Max(1, found.Count);
         await EstablishClusterAsync(found);
         foreach (IGrouping<Guid, (string Path, Superblock Store)> same in found.Select(f => (Path: f.Key, Store: f.Value)).GroupBy(f => f.Store.StoreUuid))
             await OpenFoundAsync(same.Key, [.. same], records, faults);
@@ -362,7 +364,8 @@ internal sealed class Disks(
     private StoreOptions Options => new()
     {
         Durability = settings.Durability,
-        MetadataBudgetBytes = settings.MetadataRamBytes,
+        // In equal shares; a disk that is added later gets one more until the next start.
+        MetadataBudgetBytes = settings.MetadataRamBytes / (ulong)_storesAtStart,
         ClusterUuid = ClusterId,
     };
 

@@ -1,12 +1,23 @@
 using BlockServer.Cluster;
 using BlockServer.Core;
 using BlockServer.Core.Api;
+using BlockServer.Protocols.Nbd;
 
 namespace BlockServer.Blockd;
 
 /// <summary>What a started daemon says: where everything is and what to type next.</summary>
 internal static class Greeting
 {
+    // Beside the daemon when both were built together; else wherever the shell finds it.
+    private static string Pfcli
+    {
+        get
+        {
+            string beside = Path.Combine(AppContext.BaseDirectory, "pfcli");
+            return File.Exists(beside) ? $"'{beside}'" : "pfcli";
+        }
+    }
+
     /// <summary>Ends with the line <c>ready</c>.</summary>
     public static async Task WriteAsync(TextWriter output, Daemon daemon)
     {
@@ -30,12 +41,23 @@ internal static class Greeting
         ListenerInfo? unix = daemon.Listeners.FirstOrDefault(l => l.Protocol == "nbd" && l.Address.StartsWith("unix:", StringComparison.Ordinal));
         string? uri = tcp is not null ? $"nbd://{tcp.Address}/{volumeName}"
             : unix is not null ? $"nbd+unix:///{volumeName}?socket={unix.Address["unix:".Length..]}" : null;
-        if (uri is not null)
+        if (uri is not null && daemon.Settings.Tls == NbdTlsMode.Required)
+        {
+            uri = "nbds" + uri["nbd".Length..] + (uri.Contains('?', StringComparison.Ordinal) ? "&" : "?") + "tls-certificates=DIR";
+            await text.WriteLineAsync($"""
+
+                Type next, with ca-cert.pem, client-cert.pem and client-key.pem in DIR:
+                  nbdinfo '{uri}'
+                  nbdcopy disk.img '{uri}'
+                """);
+        }
+        else if (uri is not null)
         {
             await text.WriteLineAsync($"""
 
-                Type next, for instance:
+                Type next in another terminal, for instance (Debian's packages: libnbd-bin, qemu-utils, qemu-system-x86, fio, nbd-client):
                   nbdinfo '{uri}'
+                  nbdcopy '{uri}' copy.img
                   nbdcopy disk.img '{uri}'
                   qemu-img convert -n -O raw disk.qcow2 '{uri}'
                   qemu-system-x86_64 -drive file='{uri}',format=raw,if=virtio
@@ -49,7 +71,7 @@ internal static class Greeting
         }
 
         if (daemon.Listeners.FirstOrDefault(l => l.Protocol == "api" && l.Address.StartsWith("http", StringComparison.Ordinal)) is { } api)
-            await text.WriteLineAsync($"  pfcli --server {api.Address} --token-file '{daemon.TokenPath}' list_volume");
+            await text.WriteLineAsync($"  {Pfcli} --server {api.Address} --token-file '{daemon.TokenPath}' list_volume");
         await text.WriteLineAsync("ready");
         await output.WriteAsync(text.ToString());
         await output.FlushAsync();

@@ -41,11 +41,15 @@ internal sealed class NbdFrontEnd(
         throw new IOException($"socket {refused} of systemd: {SettingsReader.BeyondHelp}");
     });
 
-    /// <summary>Serves one connected socket to its end; the reason. Any thread.</summary>
+    /// <summary>Serves one connected socket to its end; the reason. Any thread. Throws <see cref="IOException"/> when it
+    /// is none: a pipe goes one way only.</summary>
     public Task<string> ServeOneAsync(int fd) => thread.InvokeAsync(async () =>
     {
-        SocketConnection connection = SocketConnection.Attach(thread.Loop, fd, "stdio");
-        return await ServeAsync(connection, "stdio", options);
+        if (File.ResolveLinkTarget($"/proc/self/fd/{fd}", false) is not { } target || !target.Name.StartsWith("socket:", StringComparison.Ordinal))
+            throw new IOException("--stdio: standard input is not a connected socket; clients such as nbdcopy -- [ blockd --stdio ... ] make one");
+        SocketConnection connection = SocketConnection.Attach(thread.Loop, fd, "unix:stdio");
+        _ = sessions.Enter(connection.Peer, thread.Loop.NowNanos, out string address);
+        return await ServeAndLeaveAsync(connection, "stdio", address, options);
     });
 
     /// <summary>Closes every listener. Any thread.</summary>
@@ -117,7 +121,7 @@ internal sealed class NbdFrontEnd(
         {
             while (await listener.AcceptAsync() is { } connection)
             {
-                if (sessions.Enter(connection.Peer, out string address) is { } refusal)
+                if (sessions.Enter(connection.Peer, thread.Loop.NowNanos, out string address) is { } refusal)
                 {
                     log($"nbd {connection.Peer}: refused, {refusal}");
                     connection.Close();
@@ -133,21 +137,34 @@ internal sealed class NbdFrontEnd(
         }
     }
 
-    private async Task ServeAndLeaveAsync(SocketConnection connection, string listener, string address, NbdOptions here)
+    private async Task<string> ServeAndLeaveAsync(SocketConnection connection, string listener, string address, NbdOptions here)
     {
         string peer = connection.Peer;
-        string reason = await ServeAsync(connection, listener, here);
+        string reason;
+        try
+        {
+            reason = await ServeAsync(connection, listener, address, here);
+        }
+#pragma warning disable CA1031 // A bug ends its session and is told, nothing else.
+        catch (Exception bug)
+#pragma warning restore CA1031
+        {
+            reason = "dropped by a bug: " + bug;
+        }
+
         sessions.Leave(address);
-        log($"nbd {peer}: {reason}");
+        if (listener != "stdio") log($"nbd {peer}: {reason}");
+        return reason;
     }
 
     /// <summary>Ends on this loop.</summary>
-    private async Task<string> ServeAsync(SocketConnection connection, string listener, NbdOptions here)
+    private async Task<string> ServeAsync(SocketConnection connection, string listener, string address, NbdOptions here)
     {
         var handshake = new NbdHandshake(thread.Loop, connection, this, here);
         LinkedListNode<(LoopThread, NbdHandshake)> waiting = sessions.BeginHandshake(thread, handshake);
         NbdNegotiated? negotiated = await handshake.RunAsync();
         sessions.EndHandshake(waiting);
+        if (handshake.FailedToProve) sessions.Failed(address, thread.Loop.NowNanos);
         if (negotiated is null) return handshake.EndReason ?? "left during the handshake";
 
         var tag = (ExportTag)negotiated.Export.Tag!;
@@ -166,7 +183,18 @@ internal sealed class NbdFrontEnd(
             KernelLoop loop = tag.Host.Thread.Loop;
             tls?.AttachSocket(loop, fd, peer);
             IConnection moved = (IConnection?)tls ?? SocketConnection.Attach(loop, fd, peer);
-            string reason = await TransmitAsync(tag.Host.Thread, moved, negotiated, tag, peer, listener);
+            string reason;
+            try
+            {
+                reason = await TransmitAsync(tag.Host.Thread, moved, negotiated, tag, peer, listener);
+            }
+#pragma warning disable CA1031 // As in ServeAndLeaveAsync.
+            catch (Exception bug)
+#pragma warning restore CA1031
+            {
+                reason = "dropped by a bug: " + bug;
+            }
+
             thread.Post(() => ended.Set(reason));
         }
     }

@@ -1,8 +1,6 @@
 using System.CommandLine;
-using System.Globalization;
 using System.Reflection;
 using System.Runtime.InteropServices;
-using System.Text.Json;
 
 namespace BlockServer.Blockd;
 
@@ -20,19 +18,21 @@ internal static class Program
 
             Everything lives in one directory (--data-dir). The first start makes a store file, metadata and the admin token.
             Settings come from the command line, else from the environment (BLOCKD_STORE_SIZE=20g; several values separated by
-            spaces), else from the JSON file of --config ({"store-size": "20g", "nbd": ["127.0.0.1:10809"]}).
+            spaces), else from the JSON file of --config or $BLOCKD_CONFIG ({"store-size": "20g", "nbd": ["127.0.0.1:10809"]}).
+            Sizes are binary: 512m, 20g, 4t. Exit code: 0 stopped, 1 could not start, 2 wrong settings, 3 a bug.
             Ctrl-C or SIGTERM stops it cleanly. Try: blockd --data-dir /tmp/b --store-size 4g --create-volume demo:1g
             """);
-        var config = new Option<string?>("--config") { HelpName = "FILE", Description = "JSON file with settings, named as here without the dashes." };
+        var config = new Option<string?>("--config") { HelpName = "FILE", Description = "JSON file with settings, named as here without the dashes. Default: $BLOCKD_CONFIG." };
         root.Options.Add(config);
         var options = new Dictionary<string, Option>();
-        foreach ((string name, string value, bool isMany, string help) in SettingsReader.All)
+        foreach ((string name, string value, _, string help) in SettingsReader.All)
         {
             Option option = value.Length == 0
                 ? new Option<bool>("--" + name) { Description = help }
                 : new Option<string[]>("--" + name)
                 {
-                    Description = help, HelpName = value, Arity = isMany ? ArgumentArity.OneOrMore : ArgumentArity.OneOrMore,
+                    // One value each time; whether it may be given again is the reader's to say, by name.
+                    Description = help, HelpName = value, Arity = ArgumentArity.OneOrMore, AllowMultipleArgumentsPerToken = false,
                 };
             options.Add(name, option);
             root.Options.Add(option);
@@ -42,30 +42,41 @@ internal static class Program
         {
             try
             {
-                var values = new Dictionary<string, IReadOnlyList<string>>();
-                if (parsed.GetValue(config) is { } file) AddFile(values, file);
-                AddEnvironment(values);
+                var sources = new SettingsSources();
+                if ((parsed.GetValue(config) ?? Environment.GetEnvironmentVariable(SettingsSources.Prefix + "CONFIG")) is { Length: > 0 } file)
+                    sources.AddFile(file);
+                sources.AddEnvironment(Variables());
                 foreach ((string name, Option option) in options)
                 {
                     if (parsed.GetResult(option) is not { Implicit: false }) continue;
-                    values[name] = option is Option<bool> flag ? [parsed.GetValue(flag) ? "true" : "false"] : parsed.GetValue((Option<string[]>)option)!;
+                    sources.AddArgument(name, option is Option<bool> flag ? [parsed.GetValue(flag) ? "true" : "false"] : parsed.GetValue((Option<string[]>)option)!);
                 }
 
-                Settings settings = SettingsReader.Read(values, DefaultDataDir(), (ulong)GC.GetGCMemoryInfo().TotalAvailableMemoryBytes);
+                foreach (string warning in sources.Warnings) await Console.Error.WriteLineAsync("blockd: " + warning);
+                Settings settings = sources.Read(DefaultDataDir(), (ulong)GC.GetGCMemoryInfo().TotalAvailableMemoryBytes);
                 return await RunAsync(settings);
             }
             catch (SettingException e)
             {
                 return Refuse(e.Message, 2);
             }
-            catch (Exception e) when (e is StartException or IOException or InvalidDataException or UnauthorizedAccessException
+            catch (Exception e) when (e is StartException or Core.MetaException or IOException or InvalidDataException or UnauthorizedAccessException
                 or System.Security.Cryptography.CryptographicException or Microsoft.Data.Sqlite.SqliteException)
             {
                 return Refuse(e.Message, 1);
             }
         });
+        ParseResult line = root.Parse(args, new ParserConfiguration { ResponseFileTokenReplacer = null });
+        if (line.Errors.Count > 0)
+        {
+            string wrong = line.UnmatchedTokens.FirstOrDefault(t => t.StartsWith("--", StringComparison.Ordinal)) is { } token
+                ? SettingsSources.Unknown(token.TrimStart('-').Split('=')[0], null).Message
+                : line.Errors[0].Message.TrimEnd('.');
+            return Refuse(wrong + "; see blockd --help", 2);
+        }
+
         // The daemon handles signals itself and takes the time that it needs.
-        return await root.Parse(args).InvokeAsync(new InvocationConfiguration { ProcessTerminationTimeout = null });
+        return await line.InvokeAsync(new InvocationConfiguration { ProcessTerminationTimeout = null });
     }
 
     private static int Refuse(string message, int code)
@@ -81,85 +92,57 @@ internal static class Program
         return Path.Combine(data, "blockd");
     }
 
-    private static void AddFile(Dictionary<string, IReadOnlyList<string>> values, string file)
-    {
-        try
-        {
-            using JsonDocument document = JsonDocument.Parse(
-                File.ReadAllBytes(file), new JsonDocumentOptions { CommentHandling = JsonCommentHandling.Skip, AllowTrailingCommas = true, AllowDuplicateProperties = false });
-            if (document.RootElement.ValueKind != JsonValueKind.Object) throw new SettingException("--config", file, "it must hold one JSON object");
-            foreach (JsonProperty property in document.RootElement.EnumerateObject())
-            {
-                values[property.Name] = property.Value.ValueKind == JsonValueKind.Array
-                    ? [.. property.Value.EnumerateArray().Select(TextOf)] : [TextOf(property.Value)];
-            }
-        }
-        catch (JsonException e)
-        {
-            throw new SettingException("--config", file, "it is not JSON: " + e.Message);
-        }
-
-        static string TextOf(JsonElement element) => element.ValueKind switch
-        {
-            JsonValueKind.String => element.GetString()!,
-            JsonValueKind.True => "true",
-            JsonValueKind.False => "false",
-            _ => element.GetRawText(),
-        };
-    }
-
-    private static void AddEnvironment(Dictionary<string, IReadOnlyList<string>> values)
-    {
-        foreach ((string name, _, bool isMany, _) in SettingsReader.All)
-        {
-            string variable = "BLOCKD_" + name.ToUpperInvariant().Replace('-', '_');
-            if (Environment.GetEnvironmentVariable(variable) is not { Length: > 0 } text) continue;
-            values[name] = isMany ? text.Split(' ', StringSplitOptions.RemoveEmptyEntries) : [text];
-        }
-    }
-
-    private static int SystemdSockets()
-    {
-        string self = Environment.ProcessId.ToString(CultureInfo.InvariantCulture);
-        return Environment.GetEnvironmentVariable("LISTEN_PID") == self
-            && int.TryParse(Environment.GetEnvironmentVariable("LISTEN_FDS"), NumberStyles.None, CultureInfo.InvariantCulture, out int count)
-            ? count : 0;
-    }
+    private static IEnumerable<KeyValuePair<string, string>> Variables() =>
+        Environment.GetEnvironmentVariables().Cast<System.Collections.DictionaryEntry>()
+            .Select(v => KeyValuePair.Create((string)v.Key, v.Value as string ?? ""));
 
     private static async Task<int> RunAsync(Settings settings)
     {
-        // Standard output belongs to the client in --stdio mode.
-        TextWriter output = settings.Stdio is null ? Console.Out : Console.Error;
+        TextWriter output = Console.Out; // of the client in --stdio mode, where nothing is written to it
         var stop = new TaskCompletionSource(TaskCreationOptions.RunContinuationsAsynchronously);
         using PosixSignalRegistration interrupt = PosixSignalRegistration.Create(PosixSignal.SIGINT, OnSignal);
         using PosixSignalRegistration terminate = PosixSignalRegistration.Create(PosixSignal.SIGTERM, OnSignal);
 
-        Daemon daemon = await Daemon.StartAsync(settings, settings.Stdio is null ? SystemdSockets() : 0, Log);
+        // nbdcopy -- [ blockd --stdio EXPORT ... ] hands over a listening socket, nbd_connect_command a connected one.
+        int sockets = SystemdSockets.Take();
+        Daemon daemon = await Daemon.StartAsync(settings, sockets, Log);
         int code = 0;
         try
         {
             await using AdminApi? api = settings.Api.Count > 0 ? await AdminApi.StartAsync(daemon, settings.Api) : null;
-            await Greeting.WriteAsync(output, daemon);
-            Task ended = settings.Stdio is null ? stop.Task : daemon.ServeOneAsync(0);
+            if (settings.Stdio is null) await Greeting.WriteAsync(output, daemon);
+            else foreach (string warning in daemon.Warnings) Log("warning: " + warning);
+            Notify(SystemdNotify.Ready);
+            Task ended = settings.Stdio is null || sockets > 0 ? stop.Task : daemon.ServeOneAsync(0);
             Task first = await Task.WhenAny(ended, stop.Task, daemon.LoopFailed.Task);
             if (first == daemon.LoopFailed.Task)
             {
                 Log("a loop ended by a bug, the daemon stops; the stores recover at the next start: " + await daemon.LoopFailed.Task);
                 code = 3;
             }
+            else
+            {
+                await first;
+            }
         }
         finally
         {
+            Notify(SystemdNotify.Stopping);
             await daemon.StopAsync(Log);
         }
 
-        if (code == 0) await output.WriteLineAsync("stopped");
+        if (code == 0 && settings.Stdio is null) await output.WriteLineAsync("stopped");
         return code;
 
         void OnSignal(PosixSignalContext context)
         {
             context.Cancel = true;
             stop.TrySetResult();
+        }
+
+        static void Notify(string state)
+        {
+            if (SystemdNotify.Send(state, Environment.GetEnvironmentVariable("NOTIFY_SOCKET")) is { } trouble) Log(trouble);
         }
 
         static void Log(string line) => Console.Error.WriteLine(line);

@@ -21,7 +21,10 @@ internal sealed class Session(
     /// <summary>Ends it after what is in flight.</summary>
     public void RequestStop() => thread.Post(transmission.RequestStop);
 
-    /// <summary>As the API shows it. The counters are read while their loop writes them: each is whole.</summary>
+    /// <summary>The loop that serves it.</summary>
+    public LoopThread Thread => thread;
+
+    /// <summary>As the API shows it. On the loop.</summary>
     public SessionInfo Describe(string volume)
     {
         NbdCounters counters = transmission.Counters;
@@ -31,20 +34,26 @@ internal sealed class Session(
     }
 }
 
+/// <summary>How many may be connected (trust.md D.5). Times are nanoseconds of the loop's clock.</summary>
+/// <param name="Connections">Connections of the process.</param>
+/// <param name="PerAddress">Connections of one address; unix sockets have none.</param>
+/// <param name="Handshakes">Connections that have not negotiated yet; the oldest gives way.</param>
+/// <param name="Failures">Failed TLS handshakes of one address within <paramref name="FailureNanos"/> that block it.</param>
+/// <param name="FailureNanos">How long a failure counts.</param>
+/// <param name="BlockNanos">How long an address is blocked.</param>
+internal sealed record ConnectionLimits(
+    int Connections = 256, int PerAddress = 32, int Handshakes = 64, int Failures = 5, ulong FailureNanos = 10_000_000_000,
+    ulong BlockNanos = 30_000_000_000);
+
 /// <summary>Who is connected, and how many may be. Thread-safe.</summary>
-internal sealed class Sessions
+internal sealed class Sessions(ConnectionLimits limits)
 {
-    /// <summary>Connections of the process.</summary>
-    public const int ConnectionsMax = 256;
-
-    /// <summary>Connections of one address.</summary>
-    public const int PerAddressMax = 32;
-
-    /// <summary>Connections that have not negotiated yet.</summary>
-    public const int UnauthenticatedMax = 64;
+    // Addresses with failures that are remembered; with more, the stalest is forgotten.
+    private const int FailingMax = 1024;
 
     private readonly Lock _lock = new();
     private readonly Dictionary<string, int> _byAddress = new(StringComparer.Ordinal);
+    private readonly Dictionary<string, Failing> _failing = new(StringComparer.Ordinal);
     private readonly LinkedList<(LoopThread Thread, NbdHandshake Handshake)> _handshakes = new();
     private readonly ConcurrentDictionary<string, Session> _sessions = new(StringComparer.Ordinal);
     private int _connections;
@@ -70,17 +79,38 @@ internal sealed class Sessions
     public void Remove(Session session) => _sessions.TryRemove(session.Id, out _);
 
     /// <summary>Admits a connection: null, or why not. Every admitted one is paired with <see cref="Leave"/>.</summary>
-    public string? Enter(string peer, out string address)
+    public string? Enter(string peer, ulong nowNanos, out string address)
     {
         address = AddressOf(peer);
         lock (_lock)
         {
-            if (_connections >= ConnectionsMax) return $"more than {ConnectionsMax} connections";
+            if (_failing.TryGetValue(address, out Failing? failing) && nowNanos < failing.BlockedUntil)
+                return $"{address} is blocked for {limits.BlockNanos / 1_000_000_000} s after {limits.Failures} failed TLS handshakes";
+            if (_connections >= limits.Connections) return $"more than {limits.Connections} connections (--nbd-connections)";
             int here = _byAddress.GetValueOrDefault(address);
-            if (address.Length > 0 && here >= PerAddressMax) return $"more than {PerAddressMax} connections of {address}";
+            if (address.Length > 0 && here >= limits.PerAddress) return $"more than {limits.PerAddress} connections of {address} (--nbd-connections-per-address)";
             _byAddress[address] = here + 1;
             _connections++;
             return null;
+        }
+    }
+
+    /// <summary>Counts a client that could not prove itself; too many of one address block it for a while.</summary>
+    public void Failed(string address, ulong nowNanos)
+    {
+        if (address.Length == 0) return; // unix: the file's permissions are the guard
+        lock (_lock)
+        {
+            if (!_failing.TryGetValue(address, out Failing? failing))
+            {
+                if (_failing.Count >= FailingMax) _failing.Remove(_failing.MinBy(f => f.Value.Since).Key);
+                _failing[address] = failing = new Failing();
+            }
+
+            if (failing.Count == 0 || nowNanos - failing.Since > limits.FailureNanos) (failing.Since, failing.Count) = (nowNanos, 0);
+            if (++failing.Count < limits.Failures) return;
+            failing.BlockedUntil = nowNanos + limits.BlockNanos;
+            failing.Count = 0;
         }
     }
 
@@ -98,11 +128,11 @@ internal sealed class Sessions
     {
         lock (_lock)
         {
-            if (_handshakes.Count >= UnauthenticatedMax && _handshakes.First is { } oldest)
+            if (_handshakes.Count >= limits.Handshakes && _handshakes.First is { } oldest)
             {
                 (LoopThread Thread, NbdHandshake Handshake) dropped = oldest.Value;
                 _handshakes.RemoveFirst();
-                dropped.Thread.Post(dropped.Handshake.RequestStop);
+                dropped.Thread.Post(() => dropped.Handshake.Cut("gave way to newer connections"));
             }
 
             return _handshakes.AddLast((thread, handshake));
@@ -134,5 +164,14 @@ internal sealed class Sessions
         if (peer.StartsWith("unix:", StringComparison.Ordinal)) return "";
         int colon = peer.LastIndexOf(':');
         return colon < 0 ? peer : peer[..colon];
+    }
+
+    private sealed class Failing
+    {
+        public ulong Since { get; set; }
+
+        public int Count { get; set; }
+
+        public ulong BlockedUntil { get; set; }
     }
 }

@@ -56,6 +56,12 @@ internal sealed record Settings
     /// <see cref="Insecure"/>.</summary>
     public required NbdTlsMode Tls { get; init; }
 
+    /// <summary>Connections at once.</summary>
+    public required int Connections { get; init; }
+
+    /// <summary>Connections of one address at once.</summary>
+    public required int ConnectionsPerAddress { get; init; }
+
     public required bool Insecure { get; init; }
 
     public required IReadOnlyList<WantedVolume> CreateVolumes { get; init; }
@@ -65,16 +71,34 @@ internal sealed record Settings
 }
 
 /// <summary>A setting that cannot be. The message names it and says what is allowed.</summary>
-internal sealed class SettingException(string name, string value, string allowed)
-    : Exception($"{name}: '{value}' is not allowed; {allowed}")
+internal sealed class SettingException : Exception
 {
+    /// <summary>Refuses <paramref name="value"/>.</summary>
+    public SettingException(string name, string value, string allowed)
+        : this($"{name}: '{value}' is not allowed; {allowed}", name)
+    {
+    }
+
+    /// <summary>Refuses with a whole sentence.</summary>
+    public SettingException(string message, string name)
+        : base(message) => Name = name;
+
+    /// <summary>Adds where the setting came from.</summary>
+    public SettingException(SettingException inner, string origin)
+        : this($"{inner.Message} (set in {origin})", inner.Name)
+    {
+    }
+
     /// <summary>The setting, as on the command line.</summary>
-    public string Name { get; } = name;
+    public string Name { get; }
 }
 
 /// <summary>Makes <see cref="Settings"/> of raw texts: pure, for tests.</summary>
 internal static class SettingsReader
 {
+    // The smallest redo ring and the metadata slots take 66 MiB; a store has data besides.
+    private const ulong StoreBytesMin = 80 * Units.MiB;
+
     private const string AddressHelp = "write ADDRESS:PORT (for instance 127.0.0.1:10809 or [::1]:10809), unix:/PATH or none";
 
     /// <summary>What an address beyond loopback needs.</summary>
@@ -100,17 +124,21 @@ internal static class SettingsReader
         ("tls-ca", "FILE", false, "Authorities (PEM) that sign client certificates."),
         ("tls-clients", "MODE", false, "Client certificates: none (default), optional or required."),
         ("insecure", "", false, "Permit addresses beyond loopback without TLS and client certificates. Everybody who reaches them can read and write the volumes."),
+        ("nbd-connections", "COUNT", false, "Most NBD connections at once, 1 to 65536. Default: 256."),
+        ("nbd-connections-per-address", "COUNT", false, "Most of them from one address, 1 to 65536; unix sockets have no such limit. Default: 32."),
         ("create-volume", "NAME:SIZE", true, "Create this volume at start unless it exists, for instance demo:1g; repeatable."),
-        ("stdio", "EXPORT", false, "Serve NBD on standard input and output for one client, whose default export is EXPORT; nothing else is served."),
+        ("stdio", "EXPORT", false, "Serve one client, whose default export is EXPORT, on the socket that is standard input and output (or on an inherited listening socket, as nbdcopy -- [ blockd ... ] makes one); nothing else is served."),
     ];
+
+    /// <summary>A setting has this name.</summary>
+    public static bool IsKnown(string name) => All.Any(s => s.Name == name);
 
     /// <summary>Checks and completes <paramref name="values"/>. Throws <see cref="SettingException"/>.</summary>
     public static Settings Read(IReadOnlyDictionary<string, IReadOnlyList<string>> values, string defaultDataDir, ulong ramBytes)
     {
         foreach (string name in values.Keys)
         {
-            if (All.All(s => s.Name != name))
-                throw new SettingException(name, string.Join(',', values[name]), "known settings: " + string.Join(", ", All.Select(s => s.Name)));
+            if (!IsKnown(name)) throw SettingsSources.Unknown(name, null);
         }
 
         string dataDir = Path.GetFullPath(One("data-dir") ?? defaultDataDir);
@@ -151,11 +179,13 @@ internal static class SettingsReader
             Nbd = stdio is null ? nbd : [],
             IsNbdDefault = Many("nbd") is null,
             Api = stdio is null ? api : [],
-            StoreSizeBytes = Size("store-size", 16 * Units.MiB),
+            StoreSizeBytes = Size("store-size", StoreBytesMin, 16 * Units.TiB - Units.MiB),
             Durability = Choice("durability", "flush", "ack") == "ack" ? Durability.Ack : Durability.Flush,
             Engine = Choice("engine", "auto", "io_uring", "aio"),
-            MetadataRamBytes = Size("metadata-ram", Units.MiB) ?? Math.Max(ramBytes / 8, 16 * Units.MiB),
-            Loops = LoopCount(),
+            MetadataRamBytes = Size("metadata-ram", Units.MiB, Units.VolumeBytesMax) ?? Math.Max(ramBytes / 8, 16 * Units.MiB),
+            Loops = Number("loops", 1, 1, 64),
+            Connections = Number("nbd-connections", 256, 1, 65536),
+            ConnectionsPerAddress = Number("nbd-connections-per-address", 32, 1, 65536),
             TlsCert = cert,
             TlsKey = key,
             TlsCa = ca,
@@ -182,11 +212,12 @@ internal static class SettingsReader
             return allowed.Contains(value) ? value : throw new SettingException("--" + name, value, "allowed: " + string.Join(", ", allowed));
         }
 
-        ulong? Size(string name, ulong least)
+        ulong? Size(string name, ulong least, ulong most)
         {
             if (One(name) is not { } text) return null;
             if (!SizeText.TryParse(text, out ulong bytes, out string reason)) throw new SettingException("--" + name, text, reason);
-            return bytes >= least ? bytes : throw new SettingException("--" + name, text, $"at least {SizeText.Format(least)}");
+            return bytes >= least && bytes <= most ? bytes
+                : throw new SettingException("--" + name, text, $"allowed: {SizeText.Format(least)} to {SizeText.Format(most)}");
         }
 
         NbdTlsMode TlsMode()
@@ -206,11 +237,11 @@ internal static class SettingsReader
             };
         }
 
-        int LoopCount()
+        int Number(string name, int normal, int least, int most)
         {
-            string text = One("loops") ?? "1";
-            bool isRight = int.TryParse(text, NumberStyles.None, CultureInfo.InvariantCulture, out int count) && count is >= 1 and <= 64;
-            return isRight ? count : throw new SettingException("--loops", text, "allowed: 1 to 64");
+            if (One(name) is not { } text) return normal;
+            return int.TryParse(text, NumberStyles.None, CultureInfo.InvariantCulture, out int number) && number >= least && number <= most
+                ? number : throw new SettingException("--" + name, text, $"allowed: {least} to {most}");
         }
 
         string? ExistingFile(string name)

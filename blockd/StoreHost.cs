@@ -136,7 +136,7 @@ internal sealed class StoreHost : IVolumeHost
 
     private static ulong FreeBytes(StoreStats stats)
     {
-        ulong taken = stats.BlocksUsed + stats.BlocksQuarantined + stats.BlocksReserved;
+        ulong taken = stats.BlocksUsed + stats.BlocksQuarantined + stats.BlocksReserved + stats.BlocksBad;
         return taken >= stats.BlocksTotal ? 0 : (stats.BlocksTotal - taken) * Units.BlockBytes;
     }
 

@@ -26,5 +26,8 @@ internal sealed class Meters
 
     public VolumeMeter Of(uint volumeId) => _meters.GetOrAdd(volumeId, _ => new VolumeMeter());
 
+    /// <summary>The meter of a volume that was attached, or null.</summary>
+    public VolumeMeter? Find(uint volumeId) => _meters.GetValueOrDefault(volumeId);
+
     public void Forget(uint volumeId) => _meters.TryRemove(volumeId, out _);
 }

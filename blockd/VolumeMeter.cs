@@ -4,8 +4,7 @@ using BlockServer.Protocols.Nbd;
 
 namespace BlockServer.Blockd;
 
-/// <summary>Counters of one volume. Written on the volume's loop only; read from anywhere (each number is whole, but two
-/// numbers may be of different moments).</summary>
+/// <summary>Counters of one volume. Lives on the volume's loop: written and read there only.</summary>
 internal sealed class VolumeMeter : INbdMeter
 {
     private const int Buckets = 28;

@@ -151,9 +151,8 @@ public sealed class DiskFile : IFile
     public async ValueTask<IoStatus> FlushAsync()
     {
         if (_isClosed) return IoStatus.Unavailable;
-        if (IsInMemory) return IoStatus.Ok; // fsync there does nothing
         _inFlight++;
-        int result = await _loop.SyncDataAsync(_fd);
+        int result = IsInMemory ? await _loop.AnswerAsync(0) : await _loop.SyncDataAsync(_fd); // fsync does nothing in memory
         Leave();
         return result >= 0 ? IoStatus.Ok : Failed("flush", 0, 0, result);
     }
@@ -246,7 +245,7 @@ public sealed class DiskFile : IFile
         MemoryHandle pin = memory.Pin();
         nint address = AddressOf(pin);
         int result = IsInMemory
-            ? TransferInPlace(_fd, offset, address, memory.Length, isWrite)
+            ? await _loop.AnswerAsync(TransferInPlace(_fd, offset, address, memory.Length, isWrite))
             : !IsDirect || (address & (Units.BlockBytes - 1)) == 0
             ? await TransferPinnedAsync(offset, address, memory.Length, isWrite)
             : await BounceAsync(offset, address, memory.Length, isWrite);

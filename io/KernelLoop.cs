@@ -11,6 +11,7 @@ public abstract class KernelLoop : ILoop
 {
     // A wait never needs to be longer: nothing is polled, it only bounds arithmetic.
     private const ulong WaitNanosMax = 3_600_000_000_000;
+    private const int PassesMax = 4;
     private const ulong StopNanosMax = 10_000_000_000;
 
     private readonly int _threadId = Environment.CurrentManagedThreadId;
@@ -22,6 +23,7 @@ public abstract class KernelLoop : ILoop
     private List<Action> _posted = [];
     private List<Action> _postedRunning = [];
     private IoOperation[] _completed = new IoOperation[256];
+    private IoOperation[] _completedRunning = new IoOperation[256];
     private int _completedCount;
     private IoOperation? _freeOperations;
     private Timer[] _timers = new Timer[64];
@@ -160,6 +162,16 @@ public abstract class KernelLoop : ILoop
     /// <inheritdoc cref="ReadAtAsync"/>
     internal abstract ValueTask<int> WriteAtAsync(int fd, nint source, int length, ulong offset);
 
+    /// <summary>An answer that is known already; it is given in this turn or the next, never inside the caller's call.</summary>
+    internal ValueTask<int> AnswerAsync(int result)
+    {
+        Check.That(IsHere);
+        IoOperation operation = Rent(0);
+        ValueTask<int> answer = operation.Begin();
+        Complete(operation, result);
+        return answer;
+    }
+
     /// <summary>fdatasync: 0 or -errno.</summary>
     internal abstract ValueTask<int> SyncDataAsync(int fd);
 
@@ -285,19 +297,19 @@ public abstract class KernelLoop : ILoop
 
     private void RunCompleted()
     {
-        int count = _completedCount;
-        for (int i = 0; i < count; i++)
+        // What is answered while these run is run in the same turn, a few times over, so that its replies leave with it.
+        for (int pass = 0; pass < PassesMax && _completedCount > 0; pass++)
         {
-            IoOperation operation = _completed[i];
-            _completed[i] = null!;
-            operation.Complete(operation.Result);
+            int count = _completedCount;
+            (_completed, _completedRunning) = (_completedRunning, _completed);
+            _completedCount = 0;
+            for (int i = 0; i < count; i++)
+            {
+                IoOperation operation = _completedRunning[i];
+                _completedRunning[i] = null!;
+                operation.Complete(operation.Result);
+            }
         }
-
-        // What completes while these run (an engine may answer at once) is moved to the front for the next turn.
-        int more = _completedCount - count;
-        Array.Copy(_completed, count, _completed, 0, more);
-        Array.Clear(_completed, more, _completedCount - more);
-        _completedCount = more;
     }
 
     private void RunTimers()

@@ -14,7 +14,7 @@ internal static unsafe partial class Native
     public const int O_RDONLY = 0, O_RDWR = 2, O_CREAT = 0x40, O_EXCL = 0x80, O_NONBLOCK = 0x800, O_CLOEXEC = 0x80000;
     public const int SEEK_END = 2, LOCK_EX = 2, LOCK_NB = 4, F_GETFL = 3, F_SETFL = 4;
     public const int AF_UNIX = 1, AF_INET = 2, AF_INET6 = 10, SOCK_STREAM = 1, SOCK_CLOEXEC = 0x80000, SOCK_NONBLOCK = 0x800;
-    public const int SOL_SOCKET = 1, SO_REUSEADDR = 2, IPPROTO_TCP = 6, TCP_NODELAY = 1, IPPROTO_IPV6 = 41, IPV6_V6ONLY = 26;
+    public const int SOL_SOCKET = 1, SO_REUSEADDR = 2, SO_ACCEPTCONN = 30, IPPROTO_TCP = 6, TCP_NODELAY = 1, IPPROTO_IPV6 = 41, IPV6_V6ONLY = 26;
     public const int SHUT_WR = 1, SHUT_RDWR = 2, MSG_DONTWAIT = 0x40, MSG_NOSIGNAL = 0x4000;
     public const int FALLOC_KEEP_SIZE = 1, FALLOC_PUNCH_HOLE = 2;
     public const nuint BLKGETSIZE64 = 0x80081272, BLKDISCARD = 0x1277;
@@ -98,6 +98,9 @@ internal static unsafe partial class Native
 
     [LibraryImport("libc", SetLastError = true)]
     public static partial int shutdown(int fd, int how);
+
+    [LibraryImport("libc", SetLastError = true)]
+    public static partial int getsockopt(int fd, int level, int name, void* value, int* length);
 
     [LibraryImport("libc", SetLastError = true)]
     public static partial int setsockopt(int fd, int level, int name, int* value, int length);

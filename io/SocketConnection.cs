@@ -13,8 +13,11 @@ namespace BlockServer.Io;
 /// </summary>
 public sealed class SocketConnection : IConnection
 {
+    // Room for the parts of a send grows with the first send that needs it: a silent connection costs little.
+    private const int FirstParts = 4;
+
     private readonly KernelLoop _loop;
-    private readonly MemoryHandle[] _sendPins = new MemoryHandle[SendBatch.PartsMax];
+    private MemoryHandle[] _sendPins = new MemoryHandle[FirstParts];
     private readonly SocketState _socket;
     private unsafe MessageHeader* _message; // and its vectors behind it; freed with the descriptor
     private int _inFlight;
@@ -40,7 +43,7 @@ public sealed class SocketConnection : IConnection
         }
 
         _message = (MessageHeader*)NativeMemory.AllocZeroed(
-            (nuint)(sizeof(MessageHeader) + SendBatch.PartsMax * sizeof(IoVector)));
+            (nuint)(sizeof(MessageHeader) + FirstParts * sizeof(IoVector)));
         loop.AddSocket(_socket);
     }
 
@@ -80,6 +83,19 @@ public sealed class SocketConnection : IConnection
         _isReceiving = true;
         _inFlight++;
         return ReceiveOpenAsync(target);
+    }
+
+    /// <inheritdoc/>
+    public unsafe int ReceiveNow(Memory<byte> target)
+    {
+        _loop.CheckHere();
+        Check.That(!_isReceiving && !target.IsEmpty);
+        if (_isClosed) return -ECANCELED;
+        MemoryHandle pin = target.Pin();
+        nint count = recv(_socket.Fd, pin.Pointer, (nuint)target.Length, MSG_DONTWAIT);
+        int result = count >= 0 ? (int)count : Errno;
+        pin.Dispose();
+        return result;
     }
 
     /// <inheritdoc/>
@@ -155,6 +171,13 @@ public sealed class SocketConnection : IConnection
     private unsafe int Gather(SendBatch batch)
     {
         ReadOnlySpan<ReadOnlyMemory<byte>> parts = batch.Parts;
+        if (parts.Length > _sendPins.Length)
+        {
+            int room = Math.Max(parts.Length, Math.Min(2 * parts.Length, SendBatch.PartsMax));
+            _sendPins = new MemoryHandle[room];
+            _message = (MessageHeader*)NativeMemory.Realloc(_message, (nuint)(sizeof(MessageHeader) + room * sizeof(IoVector)));
+        }
+
         for (int i = 0; i < parts.Length; i++)
         {
             _sendPins[i] = parts[i].Pin();

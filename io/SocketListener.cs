@@ -61,10 +61,16 @@ public sealed class SocketListener
         return new SocketListener(loop, fd, path);
     }
 
-    /// <summary>Takes over a descriptor that listens already (systemd socket activation).</summary>
-    public static SocketListener FromFd(KernelLoop loop, int fd)
+    /// <summary>Takes over a descriptor that listens already (systemd socket activation). Throws
+    /// <see cref="IOException"/> for anything else.</summary>
+    public static unsafe SocketListener FromFd(KernelLoop loop, int fd)
     {
         loop.CheckHere();
+        int isListening = 0, length = sizeof(int);
+        if (getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &isListening, &length) != 0)
+            throw new IOException($"inherited descriptor {fd}: {Text(Errno)}");
+        if (isListening == 0)
+            throw new IOException($"inherited descriptor {fd} does not listen; a systemd socket unit needs ListenStream= and Accept=no");
         int flags = fcntl(fd, F_GETFL, 0);
         if (flags < 0) throw new IOException($"inherited descriptor {fd}: {Text(Errno)}");
         // A ring answers EAGAIN for a descriptor that says it does not want to wait.

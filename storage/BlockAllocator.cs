@@ -45,6 +45,9 @@ internal sealed class BlockAllocator
         _largeCursor = count / 2 / 64 * 64; // apart from the small ones as long as there is room
     }
 
+    /// <summary>Tests only: what comes back is given out first.</summary>
+    public bool PrefersReturned { get; init; }
+
     /// <summary>Free blocks.</summary>
     public uint Free { get; private set; }
 
@@ -84,6 +87,7 @@ internal sealed class BlockAllocator
     /// <summary>Gives blocks back; bad ones stay taken.</summary>
     public void Give(uint block, uint count)
     {
+        if (PrefersReturned) _smallCursor = _largeCursor = block - _start;
         if (_bad.Count > 0)
         {
             for (uint i = block; i < block + count; i++)

@@ -25,6 +25,22 @@ internal sealed class Pending(Stack<Pending> home) : LoopOperation<IoStatus>
     public LogPage Page = null!;
     public Pending? Next;
 
+    /// <summary>Its data did not reach the medium as the log says: this later record, the first of its chain, says it
+    /// again. On the first record of a chain.</summary>
+    public Pending? Moved;
+
+    /// <summary>The awaited record that this one says again. On the last record of a chain.</summary>
+    public Pending? Origin;
+
+    /// <summary>A write of it failed, block by block too. On the first record of a chain.</summary>
+    public bool HasBadBlocks;
+
+    /// <summary>How often its request has moved. On the first record of a chain.</summary>
+    public int Moves;
+
+    /// <summary>First record of its chain.</summary>
+    public Pending First = null!;
+
     protected override void OnTaken() => Retire();
 
     /// <summary>Back to the free list; for a record that nobody awaits.</summary>
@@ -92,7 +108,7 @@ internal sealed class DataWrite
     }
 }
 
-/// <summary>Somebody who waits until the log is durable up to an LSN.</summary>
+/// <summary>Somebody who waits until the log is durable up to an LSN, or for room in the ring or on the store.</summary>
 internal sealed class FlushWait(Stack<FlushWait> home) : LoopOperation<IoStatus>
 {
     public ulong Lsn;

@@ -11,12 +11,13 @@ public sealed partial class Store
     // New slots are zeroed on the medium this many at a time before the superblock counts them.
     private const uint HighWaterStep = 256;
     private readonly Queue<uint> _dirty = new();
+    private readonly List<LoopEvent<bool>> _checkpointWaiters = [];
     private ulong _checkpoints;
     private bool _isCheckpointing;
 
     private void KickCheckpoint()
     {
-        if (_isCheckpointing || _isClosing || State != StoreState.Online || _isKicked) return;
+        if (_isCheckpointing || _isRecovering || _isClosing || State != StoreState.Online || _isKicked) return;
         _isKicked = true;
         _loop.Post(() => _ = PaceAsync());
     }
@@ -36,7 +37,8 @@ public sealed partial class Store
         {
             await CheckpointAsync();
         }
-        while (State == StoreState.Online && !_isClosing && RingOccupancy >= 0.3 && (_dirty.Count > 0 || RingOccupancy > 0.8));
+        while (State == StoreState.Online && !_isClosing
+            && ((RingOccupancy >= 0.3 && (_dirty.Count > 0 || RingOccupancy > 0.8)) || IsPressed));
 
         _isKicked = false;
         _background--;
@@ -50,15 +52,42 @@ public sealed partial class Store
         _isCheckpointing = false;
         if (fault is not null) Fail(fault);
         else _checkpoints++;
+        WakeCheckpointWaiters();
     }
 
-    private async ValueTask<string?> CycleAsync()
+    /// <summary>Waits for the end of a cycle, begun by somebody else perhaps: for slots whose tombstones are not home yet.</summary>
+    private async ValueTask WaitForCheckpoint()
+    {
+        if (State != StoreState.Online) return;
+        var done = new LoopEvent<bool>();
+        _checkpointWaiters.Add(done);
+        KickCheckpoint();
+        await done.WaitAsync();
+    }
+
+    private void WakeCheckpointWaiters()
+    {
+        LoopEvent<bool>[] waiting = [.. _checkpointWaiters];
+        _checkpointWaiters.Clear();
+        foreach (LoopEvent<bool> waiter in waiting) _loop.Post(() => waiter.Set(true));
+    }
+
+    /// <summary>One cycle. With <paramref name="spills"/> (in the middle of a recovery, for room in RAM) only extents go home,
+    /// and nothing is free afterwards.</summary>
+    private async ValueTask<string?> CycleAsync(bool spills = false)
     {
         var images = new List<(uint Slot, int Home, byte[] Page, MetadataKind Kind)>();
         ulong highest = 0;
         uint end = 0;
-        while (images.Count < CyclePages && _dirty.TryDequeue(out uint number))
+        for (int left = _dirty.Count; left > 0 && images.Count < CyclePages; left--)
         {
+            uint number = _dirty.Dequeue();
+            if (spills && _slots[number].Kind != MetadataKind.Extent)
+            {
+                _dirty.Enqueue(number);
+                continue;
+            }
+
             (byte[] page, int home) = TakeImage(number);
             highest = Math.Max(highest, _slots[number].PageLsn);
             end = Math.Max(end, number + 1);
@@ -73,7 +102,8 @@ public sealed partial class Store
         foreach ((uint slot, _, _, MetadataKind kind) in images)
         {
             // Dirty again means reused? No: a dropped slot is not handed out before this line.
-            if (kind == MetadataKind.Free) _slots.Release(slot);
+            if (kind == MetadataKind.Free && !spills) _slots.Release(slot);
+            _slots.Unpin(slot);
         }
 
         ulong tail = _dirty.TryPeek(out uint oldest) ? Math.Min(_slots[oldest].RecLsn - 1, _appliedLsn) : _appliedLsn;
@@ -104,10 +134,14 @@ public sealed partial class Store
         {
             _slots.Entries(number).CopyTo(page.AsSpan(MetadataPage.EntriesOffset));
         }
+        else if (slot.Kind == MetadataKind.BadBlocks)
+        {
+            WriteBadBlocks(number, page.AsSpan(MetadataPage.EntriesOffset));
+        }
         else if (slot.Kind == MetadataKind.VolumeHead)
         {
             Volume volume = _volumes[slot.VolumeId];
-            new VolumeHeadLayout { Head = volume.Head, IsDeleting = volume.IsDeleting }
+            new VolumeHeadLayout { Head = volume.Head, IsDeleting = volume.IsDeleting, IsDoubtful = volume.IsDoubtful }
                 .WriteTo(page.AsSpan(MetadataPage.EntriesOffset));
         }
 
@@ -149,7 +183,7 @@ public sealed partial class Store
 
         if (images.Count == 0) return null;
         if (await FlushFilesAsync() != IoStatus.Ok) return "checkpoint: flush failed";
-        IoBuffer back = await _pool.RentAsync(Units.BlockBytes);
+        IoBuffer back = await _pageBuffers.RentAsync(Units.BlockBytes);
         string? fault = null;
         foreach ((uint slot, int home, byte[] page, _) in images)
         {

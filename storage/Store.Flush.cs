@@ -14,7 +14,11 @@ public sealed partial class Store
     private readonly Stack<FlushWait> _flushPool = new();
     private readonly Queue<(ulong Lsn, uint Block, uint Count, ulong Generation)> _quarantine = new();
     private readonly int[] _readsIn = new int[ReadGenerations];
+    private readonly TurnEndHook _tidyHook;
+    private readonly Action _finishTidy;
+    private readonly Queue<FlushWait> _spaceWaiters = new();
     private ValueTaskAwaiter<IoStatus> _flushAwaiter;
+    private ValueTaskAwaiter<IoStatus> _tidyAwaiter;
     private ulong _durableLsn;
     private ulong _durableVersion;
     private ulong _flushingLsn;
@@ -25,14 +29,14 @@ public sealed partial class Store
     private ulong _oldestGeneration;
     private bool _isFlushing;
     private bool _isTidying;
+    private bool _isMakingSpace;
     private int _background;
 
     private ValueTask<IoStatus> EnsureDurable(ulong lsn)
     {
         if (State == StoreState.Failed) return new(IoStatus.Unavailable);
         if (_durableLsn >= lsn) return new(IoStatus.Ok);
-        FlushWait wait = _flushPool.TryPop(out FlushWait? spare) ? spare : new FlushWait(_flushPool);
-        wait.Lsn = lsn;
+        FlushWait wait = NewWait(lsn);
         _flushWaiters.Add(wait);
         _loop.CallAtTurnEnd(_flushHook);
         return wait.Begin();
@@ -131,13 +135,28 @@ public sealed partial class Store
     }
 
     /// <summary>The periodic flush, and what lets quarantined blocks go. Leaves no timer behind when all is durable.</summary>
-    private async Task TidyAsync()
+    private void StartTidy()
     {
         if (_isTidying || State != StoreState.Online || _isClosing) return;
         _isTidying = true;
         _background++;
-        await EnsureDurable(_appliedLsn);
-        if (_quarantine.Count > 0 && State == StoreState.Online) await MakeSpaceAsync();
+#pragma warning disable CA2012 // Awaited exactly once, in FinishTidy.
+        _tidyAwaiter = TidyAsync().GetAwaiter();
+#pragma warning restore CA2012
+        if (_tidyAwaiter.IsCompleted) FinishTidy();
+        else _tidyAwaiter.UnsafeOnCompleted(_finishTidy);
+    }
+
+    [AsyncMethodBuilder(typeof(LoopMethodBuilder<>))]
+    private async ValueTask<IoStatus> TidyAsync()
+    {
+        IoStatus status = await EnsureDurable(_appliedLsn);
+        return status == IoStatus.Ok && _quarantine.Count > 0 ? await ShareSpaceAsync() : status;
+    }
+
+    private void FinishTidy()
+    {
+        _tidyAwaiter.GetResult();
         _background--;
         _isTidying = false;
         _flushTimer.Stop();
@@ -145,10 +164,37 @@ public sealed partial class Store
     }
 
     /// <summary>Flush, note, flush: afterwards everything superseded before is claimed (B1.5, 4).</summary>
-    private async Task MakeSpaceAsync()
+    [AsyncMethodBuilder(typeof(LoopMethodBuilder<>))]
+    private async ValueTask<IoStatus> MakeSpaceAsync()
     {
-        if (await EnsureDurable(_appliedLsn) != IoStatus.Ok) return;
-        if (await NoteAsync() != IoStatus.Ok) return;
-        await EnsureDurable(_appliedLsn);
+        IoStatus status = await EnsureDurable(_appliedLsn);
+        if (status == IoStatus.Ok) status = await NoteAsync();
+        return status == IoStatus.Ok ? await EnsureDurable(_appliedLsn) : status;
+    }
+
+    /// <summary><see cref="MakeSpaceAsync"/>, once for all who ask for it meanwhile: each note takes a page of the ring, and
+    /// many writers short of space would fill it.</summary>
+    [AsyncMethodBuilder(typeof(LoopMethodBuilder<>))]
+    private async ValueTask<IoStatus> ShareSpaceAsync()
+    {
+        if (_isMakingSpace)
+        {
+            FlushWait wait = NewWait(0);
+            _spaceWaiters.Enqueue(wait);
+            return await wait.Begin();
+        }
+
+        _isMakingSpace = true;
+        IoStatus status = await MakeSpaceAsync();
+        _isMakingSpace = false;
+        for (int left = _spaceWaiters.Count; left > 0; left--) _spaceWaiters.Dequeue().Complete(status);
+        return status;
+    }
+
+    private FlushWait NewWait(ulong lsn)
+    {
+        FlushWait wait = _flushPool.TryPop(out FlushWait? spare) ? spare : new FlushWait(_flushPool);
+        wait.Lsn = lsn;
+        return wait;
     }
 }

@@ -1,3 +1,4 @@
+using System.Runtime.CompilerServices;
 using BlockServer.Core;
 
 namespace BlockServer.Storage;
@@ -10,7 +11,9 @@ public sealed partial class Store
     private readonly Stack<LogPage> _pagePool = new();
     private readonly Stack<DataWrite> _dataPool = new();
     private readonly Queue<(ulong FirstLsn, ulong Durable, ulong Tail)> _claims = new();
-    private readonly List<LoopEvent<bool>> _ringWaiters = [];
+    private readonly Queue<FlushWait> _ringWaiters = new();
+    private readonly Action _wakeRing;
+    private bool _isWakingRing;
     private LogPage? _open;
     private Pending? _head, _last;
     private ulong _nextPage;
@@ -30,10 +33,15 @@ public sealed partial class Store
         record.Kind = kind;
         record.Volume = volume;
         record.Slot = slot;
+        if (volume is not null) _slots.Pin(slot); // until it is applied
         record.RunCount = record.BlockCount = record.DataPending = 0;
         record.IsNewPage = record.IsContinued = false;
         record.Source = default;
         record.Version = 0;
+        record.Moved = record.Origin = null;
+        record.HasBadBlocks = false;
+        record.Moves = 0;
+        record.First = record;
         record.Next = null;
         return record;
     }
@@ -133,19 +141,19 @@ public sealed partial class Store
             _ioErrors++;
             if (!write.IsRetry && State == StoreState.Online)
             {
-                write.IsRetry = true;
-                write.Start(_file.WriteAsync(write.Offset, write.Source));
+                RetryByBlock(write);
                 return;
             }
 
-            // The log already names this block: the record can neither be completed nor withdrawn.
-            Fail($"writing data at {write.Offset} failed twice: {status}");
+            if (status == IoStatus.IoError && State == StoreState.Online) NoteBadBlock(write);
+            else Fail($"writing data at {write.Offset} failed twice: {status}");
         }
 
         Pending record = write.Record;
         record.DataPending--;
         write.Source = default;
         _dataPool.Push(write);
+        if (record.First.HasBadBlocks && State == StoreState.Online && !IsDataPending(record.First)) MoveChain(record.First);
         Advance();
     }
 
@@ -164,6 +172,8 @@ public sealed partial class Store
 
     private bool IsComplete(Pending first)
     {
+        if (first.Moved is not null) return IsMoveComplete(first);
+        if (first.HasBadBlocks) return false;
         if (!first.Page.IsDone && !Breaks(BrokenRules.CompleteBeforeLog)) return false;
         return !IsDataPending(first) || Breaks(BrokenRules.AckBeforeData);
     }
@@ -181,10 +191,11 @@ public sealed partial class Store
     private void ApplyChain(Pending record)
     {
         LogPage page = record.Page;
+        bool isMoved = record.Moved is not null;
         while (record.IsContinued)
         {
             Pending next = record.Next!;
-            Apply(record);
+            Apply(record, isMoved);
             page.Left--;
             record.Retire();
             record = next;
@@ -192,12 +203,14 @@ public sealed partial class Store
 
         _head = record.Next;
         if (_head is null) _last = null;
-        Apply(record);
+        Apply(record, isMoved);
         page.Left--;
         bool isLast = page.Left == 0 && page != _open;
         _appliedLsn = isLast ? PageEnd(page.Number) : record.Lsn;
         _appliedVersion = Math.Max(_appliedVersion, record.Version);
-        record.Complete(IoStatus.Ok);
+        Pending? origin = record.Origin;
+        if (origin is not null) record.Retire();
+        if (!isMoved) (origin ?? record).Complete(IoStatus.Ok);
         if (isLast && page.IsDone) _pagePool.Push(page);
     }
 
@@ -210,7 +223,9 @@ public sealed partial class Store
         _head = _last = null;
         while (first is not null)
         {
+            // What said it again borrows the same memory.
             bool stays = IsDataPending(first);
+            for (Pending? moved = first.Moved; moved is not null && !stays; moved = moved.Moved) stays = IsDataPending(moved);
             Pending end = first;
             while (end.IsContinued) end = end.Next!;
             Pending? next = end.Next;
@@ -220,6 +235,10 @@ public sealed partial class Store
                 if (_last is null) _head = first;
                 else _last.Next = first;
                 _last = end;
+            }
+            else if (end.Origin is not null)
+            {
+                end.Retire();
             }
             else
             {
@@ -231,24 +250,36 @@ public sealed partial class Store
     }
 
     /// <summary>Waits while the ring is fuller than writers may make it; the rest is kept for notes and drops.</summary>
-    private async ValueTask WaitForRing()
+    [AsyncMethodBuilder(typeof(LoopMethodBuilder<>))]
+    private async ValueTask<IoStatus> WaitForRing()
     {
-        while (State == StoreState.Online && RingOccupancy > 0.8)
+        while (IsRingFull)
         {
-            var ready = new LoopEvent<bool>();
-            _ringWaiters.Add(ready);
+            FlushWait wait = NewWait(0);
+            _ringWaiters.Enqueue(wait);
             KickCheckpoint();
-            await ready.WaitAsync();
+            await wait.Begin();
         }
+
+        return IoStatus.Ok;
     }
+
+    private bool IsRingFull => State == StoreState.Online && RingOccupancy > 0.8;
 
     private void WakeRingWaiters()
     {
-        if (_ringWaiters.Count == 0 || (RingOccupancy > 0.8 && State == StoreState.Online)) return;
-        LoopEvent<bool>[] waiting = [.. _ringWaiters];
-        _ringWaiters.Clear();
-        // One a turn each: together they could fill what the ring keeps back.
-        foreach (LoopEvent<bool> waiter in waiting) _loop.Post(() => waiter.Set(true));
+        if (_isWakingRing || _ringWaiters.Count == 0 || IsRingFull) return;
+        _isWakingRing = true;
+        _loop.Post(_wakeRing);
+    }
+
+    /// <summary>One a turn: together they could fill what the ring keeps back.</summary>
+    private void WakeOneRingWaiter()
+    {
+        _isWakingRing = false;
+        if (IsRingFull) KickCheckpoint();
+        else if (_ringWaiters.TryDequeue(out FlushWait? first)) first.Complete(IoStatus.Ok);
+        WakeRingWaiters();
     }
 
     /// <summary>A page in the log that says what is durable and where replay starts.</summary>

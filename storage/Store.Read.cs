@@ -11,12 +11,16 @@ public sealed partial class Store
     /// <summary>Reads whole blocks of one extent. Contiguous blocks are one file read; all runs are under way at once.</summary>
     internal ValueTask<ReadResult> ReadBlocksAsync(Volume volume, uint extent, int first, int count, Memory<byte> target)
     {
-        if (State != StoreState.Online || volume.IsDeleting) return new(IoStatus.Unavailable);
+        // A store that failed takes no change any more, but what it mapped can still be read and verified.
+        if (State == StoreState.Closed || volume.IsDeleting) return new(IoStatus.Unavailable);
         if (!volume.TryGetSlot(extent, out uint slot))
         {
+            if (volume.IsDoubtful) return new(IoStatus.Corrupt);
             target.Span.Clear();
             return new(new ReadResult(IoStatus.Ok, HasHoles: true));
         }
+
+        if (!_slots.IsResident(slot)) return ReadWhenReadyAsync(volume, extent, first, count, target);
 
         // What is read is the mapping of this moment; the blocks stay put until the reads are over (_readsIn).
         int run = RunAt(slot, first, count, out uint block);
@@ -24,6 +28,13 @@ public sealed partial class Store
         if (block != 0) return ReadOneRunAsync(slot, first, count, block, target);
         target.Span.Clear();
         return new(new ReadResult(IoStatus.Ok, HasHoles: true));
+    }
+
+    [AsyncMethodBuilder(typeof(LoopMethodBuilder<>))]
+    private async ValueTask<ReadResult> ReadWhenReadyAsync(Volume volume, uint extent, int first, int count, Memory<byte> target)
+    {
+        IoStatus status = await ReadyAsync(volume, extent);
+        return status == IoStatus.Ok ? await ReadBlocksAsync(volume, extent, first, count, target) : status;
     }
 
     [AsyncMethodBuilder(typeof(LoopMethodBuilder<>))]
@@ -93,6 +104,8 @@ public sealed partial class Store
             if (status is not (IoStatus.Corrupt or IoStatus.IoError)) break;
         }
 
+        // After a failed flush the medium may have gone back to what it held before.
+        if (status is (IoStatus.Corrupt or IoStatus.IoError) && State == StoreState.Failed) status = IoStatus.Unavailable;
         if (status == IoStatus.Corrupt) _checksumErrors++;
         _readsIn[generation % ReadGenerations]--;
         _crcPool.Push(crcs);

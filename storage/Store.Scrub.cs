@@ -43,12 +43,25 @@ public sealed partial class Store
         ulong read = 0;
         for (int i = 0; i < Units.BlocksPerExtent; i++)
         {
+            IoStatus ready = await ReadyAsync(volume, extent);
             if (!volume.TryGetSlot(extent, out uint now) || now != slot) break;
-            if (MetadataPage.Entry(_slots.Entries(slot), i).Block == 0) continue;
+            if (ready is IoStatus.Corrupt or IoStatus.IoError)
+            {
+                // Its page: none of its blocks can be found.
+                if (bad.Count < BadKept) bad.Add(new BadBlock(volume.Head.Id, (ulong)extent << Units.ExtentShift, ready));
+                break;
+            }
+
+            if (ready != IoStatus.Ok) break;
+            uint block = MetadataPage.Entry(_slots.Entries(slot), i).Block;
+            if (block == 0) continue;
             ReadResult result = await ReadBlocksAsync(volume, extent, i, 1, buffer.Slice(0, Units.BlockBytes));
             read++;
-            if (result.Status is IoStatus.Corrupt or IoStatus.IoError && bad.Count < BadKept)
+            if (result.Status is not (IoStatus.Corrupt or IoStatus.IoError)) continue;
+            if (bad.Count < BadKept)
                 bad.Add(new BadBlock(volume.Head.Id, ((ulong)extent << Units.ExtentShift) + ((ulong)i << Units.BlockShift), result.Status));
+            // The medium did not keep what was written there: once it is overwritten or trimmed it is not used again.
+            if (block != MetadataPage.UnknownBlock) await RetireAsync(block);
         }
 
         buffer.Return();

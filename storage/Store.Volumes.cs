@@ -1,3 +1,4 @@
+using System.Runtime.CompilerServices;
 using BlockServer.Core;
 
 namespace BlockServer.Storage;
@@ -11,6 +12,13 @@ public sealed partial class Store
         if (Refusal is { } refusal) return refusal;
         if (!IsValid(head)) return IoStatus.Invalid;
         if (_volumes.ContainsKey(head.Id)) return IoStatus.Conflict;
+        if (_slots.FreeCount == 0 && (_dirty.Count > 0 || _isCheckpointing))
+        {
+            await WaitForCheckpoint(); // tombstones of dropped slots go home
+            if (Refusal is { } late) return late;
+            if (_volumes.ContainsKey(head.Id)) return IoStatus.Conflict;
+        }
+
         if (!_slots.TryTake(MetadataKind.VolumeHead, head.Id, 0, out uint slot)) return IoStatus.NoSpace;
         var volume = new Volume(head, slot);
         _volumes.Add(head.Id, volume);
@@ -64,20 +72,23 @@ public sealed partial class Store
         _volumes.TryGetValue(volumeId, out Volume? volume) ? volume.UsedBlocks * Units.BlockBytes : 0;
 
     /// <inheritdoc/>
-    public ValueTask<ulong> HighestUsedByteAsync(uint volumeId)
+    public async ValueTask<ulong> HighestUsedByteAsync(uint volumeId)
     {
-        if (!_volumes.TryGetValue(volumeId, out Volume? volume)) return new(0UL);
-        for (uint extent = volume.ExtentEnd; extent-- > 0;)
+        if (!_volumes.TryGetValue(volumeId, out Volume? volume)) return 0;
+        for (uint? at = volume.SkipBack(volume.ExtentEnd); at is { } extent; at = volume.SkipBack(extent))
         {
-            if (!volume.TryGetSlot(extent, out uint slot)) continue;
+            if (!volume.TryGetSlot(extent, out uint slot) || _slots[slot].Mapped == 0) continue;
+            ulong begin = (ulong)extent << Units.ExtentShift;
+            // A page that cannot be read counts as a whole.
+            if (await ReadyAsync(volume, extent) != IoStatus.Ok) return begin + Units.ExtentBytes;
+            if (!volume.TryGetSlot(extent, out slot)) continue;
             for (int i = Units.BlocksPerExtent; i-- > 0;)
             {
-                if (MetadataPage.Entry(_slots.Entries(slot), i).Block != 0)
-                    return new(((ulong)extent << Units.ExtentShift) + ((ulong)(i + 1) << Units.BlockShift));
+                if (MetadataPage.Entry(_slots.Entries(slot), i).Block != 0) return begin + ((ulong)(i + 1) << Units.BlockShift);
             }
         }
 
-        return new(0UL);
+        return 0;
     }
 
     /// <summary>What an answer still waits for: durability, when asked for.</summary>
@@ -87,27 +98,34 @@ public sealed partial class Store
             : new(IoStatus.Ok);
 
     /// <summary>Whether the block at <paramref name="offset"/> is a hole, and where the run of its kind ends at the latest
-    /// (within its extent, or behind a gap of extents).</summary>
-    internal bool IsHole(Volume volume, ulong offset, out ulong end)
+    /// (within its extent, or behind a gap of extents). Errors: Corrupt, IoError, Unavailable.</summary>
+    [AsyncMethodBuilder(typeof(LoopMethodBuilder<>))]
+    internal async ValueTask<(IoStatus Status, bool IsHole, ulong End)> LookAsync(Volume volume, ulong offset)
     {
         uint extent = (uint)(offset >> Units.ExtentShift);
-        if (extent >= volume.ExtentEnd)
-        {
-            end = ulong.MaxValue;
-            return true;
-        }
-
+        ulong end = (ulong)(extent + 1) << Units.ExtentShift;
         if (!volume.TryGetSlot(extent, out uint slot))
         {
-            end = (ulong)volume.Skip(extent + 1) << Units.ExtentShift;
-            return true;
+            bool isLast = extent >= volume.ExtentEnd;
+            return (IoStatus.Ok, !volume.IsDoubtful, isLast ? ulong.MaxValue : (ulong)volume.Skip(extent + 1) << Units.ExtentShift);
         }
 
-        int at = (int)(offset % Units.ExtentBytes) >> Units.BlockShift;
-        bool hole = MetadataPage.Entry(_slots.Entries(slot), at).Block == 0;
-        int next = at + 1;
-        while (next < Units.BlocksPerExtent && MetadataPage.Entry(_slots.Entries(slot), next).Block == 0 == hole) next++;
-        end = ((ulong)extent << Units.ExtentShift) + ((ulong)next << Units.BlockShift);
+        // Most extents are full, or empty: then their page is not needed.
+        int mapped = _slots[slot].Mapped;
+        if (mapped is 0 or Units.BlocksPerExtent) return (IoStatus.Ok, mapped == 0, end);
+        IoStatus status = await ReadyAsync(volume, extent);
+        if (status != IoStatus.Ok) return (status, false, end);
+        if (!volume.TryGetSlot(extent, out slot)) return (IoStatus.Ok, !volume.IsDoubtful, end);
+        return (IoStatus.Ok, HoleRun(slot, (int)(offset % Units.ExtentBytes) >> Units.BlockShift, out int next),
+            ((ulong)extent << Units.ExtentShift) + ((ulong)next << Units.BlockShift));
+    }
+
+    private bool HoleRun(uint slot, int at, out int next)
+    {
+        ReadOnlySpan<byte> entries = _slots.Entries(slot);
+        bool hole = MetadataPage.Entry(entries, at).Block == 0;
+        next = at + 1;
+        while (next < Units.BlocksPerExtent && MetadataPage.Entry(entries, next).Block == 0 == hole) next++;
         return hole;
     }
 
@@ -119,7 +137,7 @@ public sealed partial class Store
         await WaitForRing();
         if (State != StoreState.Online) return IoStatus.Unavailable;
         Pending record = NewPending(RedoKind.Volume, volume, volume.Slot);
-        record.Head = new VolumeHeadLayout { Head = head };
+        record.Head = new VolumeHeadLayout { Head = head, IsDoubtful = volume.IsDoubtful };
         RedoRecordWriter.Volume(Append(record, 16 + VolumeHeadLayout.Size), volume.Slot, record.Head);
         IoStatus status = await record.Begin();
         return status == IoStatus.Ok ? await EnsureDurable(_appliedLsn) : status;
@@ -139,7 +157,7 @@ public sealed partial class Store
         uint last = (uint)(end >> Units.ExtentShift);
         int from = (int)(end % Units.ExtentBytes);
         int hole = (from + Units.BlockBytes - 1) & ~(Units.BlockBytes - 1);
-        if (from == 0 || !volume.TryGetSlot(last, out uint slot)) return IoStatus.Ok;
+        if (from == 0 || !volume.TryGetSlot(last, out _)) return IoStatus.Ok;
         if (hole < Units.ExtentBytes)
         {
             IoStatus status = await ChangeExtentAsync(volume, last, hole, Units.ExtentBytes - hole, default);
@@ -147,8 +165,10 @@ public sealed partial class Store
         }
 
         // The half block at the end: zeros behind it, unless it is a hole.
-        return hole == from || MetadataPage.Entry(_slots.Entries(slot), from >> Units.BlockShift).Block == 0
-            ? IoStatus.Ok
+        if (hole == from) return IoStatus.Ok;
+        (IoStatus looked, bool isHole, _) = await LookAsync(volume, ((ulong)last << Units.ExtentShift) + (ulong)from);
+        return looked != IoStatus.Ok || isHole
+            ? looked
             : await ChangeExtentAsync(volume, last, from, hole - from, new byte[hole - from]);
     }
 
@@ -156,8 +176,16 @@ public sealed partial class Store
     {
         if (!volume.TryGetSlot(extent, out uint slot)) return IoStatus.Ok;
         RangeLock held = await _locks.TakeAsync(volume.Head.Id, extent, 0, Units.BlocksPerExtent);
-        await WaitForRing();
-        IoStatus status = State == StoreState.Online ? await DropSlotAsync(volume, slot, extent) : IoStatus.Unavailable;
+        IoStatus status = IoStatus.Ok;
+        while (State == StoreState.Online && status == IoStatus.Ok)
+        {
+            await WaitForRing();
+            if (IsReady(volume, extent)) break;
+            status = await ReadyAsync(volume, extent);
+        }
+
+        if (status == IoStatus.Ok)
+            status = State == StoreState.Online ? await DropSlotAsync(volume, slot, extent) : IoStatus.Unavailable;
         _locks.Give(held);
         return status;
     }

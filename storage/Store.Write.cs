@@ -49,9 +49,10 @@ public sealed partial class Store
             source = whole;
         }
 
-        if (status == IoStatus.Ok) status = await MakeRoomAsync(count);
+        if (status == IoStatus.Ok) status = await MakeRoomAsync(volume, first, count, count, begins: true);
         if (status == IoStatus.Ok) status = Reach(volume, offset, length, isBounded);
         // From here to the end of the chain nothing is awaited.
+        if (status == IoStatus.Ok && IsDoubtfulPart(volume, first, count)) status = IoStatus.Corrupt;
         if (status == IoStatus.Ok && !HasSlots(volume, first, count)) status = IoStatus.NoSpace;
         if (status == IoStatus.Ok)
         {
@@ -82,9 +83,20 @@ public sealed partial class Store
         IoStatus status = IoStatus.Ok;
         int start = (int)(offset % Units.BlockBytes), end = (int)((offset + (ulong)length) % Units.BlockBytes);
         // A block that is a hole already is zero at its edge too.
-        bool cutsFirst = (start != 0 || (count == 1 && end != 0)) && !IsHoleAt(volume, first);
-        bool cutsLast = end != 0 && count > 1 && !IsHoleAt(volume, last);
-        if (cutsFirst || cutsLast)
+        bool cutsFirst = start != 0 || (count == 1 && end != 0), cutsLast = end != 0 && count > 1;
+        if (cutsFirst)
+        {
+            status = await ReadyAsync(volume, ExtentOf(first));
+            cutsFirst = status == IoStatus.Ok && !IsHoleAt(volume, first);
+        }
+
+        if (status == IoStatus.Ok && cutsLast)
+        {
+            status = await ReadyAsync(volume, ExtentOf(last));
+            cutsLast = status == IoStatus.Ok && !IsHoleAt(volume, last);
+        }
+
+        if (status == IoStatus.Ok && (cutsFirst || cutsLast))
         {
             edges = await _pool.RentAsync(2 * Units.BlockBytes);
             if (cutsFirst) status = await ReadBlockAsync(volume, first, edges.Slice(0, Units.BlockBytes));
@@ -94,8 +106,11 @@ public sealed partial class Store
             if (cutsLast) edges.Slice(Units.BlockBytes, end).Span.Clear();
         }
 
-        if (status == IoStatus.Ok) status = await MakeRoomAsync((cutsFirst ? 1 : 0) + (cutsLast ? 1 : 0));
+        int written = (cutsFirst ? 1 : 0) + (cutsLast ? 1 : 0);
+        if (status == IoStatus.Ok) status = await MakeRoomAsync(volume, first, count, written, begins: volume.IsDoubtful);
         if (status == IoStatus.Ok) status = Reach(volume, offset, length, isBounded);
+        if (status == IoStatus.Ok && IsDoubtfulPart(volume, first, count)) status = IoStatus.Corrupt;
+        if (status == IoStatus.Ok && volume.IsDoubtful && !HasSlots(volume, first, count)) status = IoStatus.NoSpace;
         if (status == IoStatus.Ok)
         {
             // From here to the end of the chain nothing is awaited.
@@ -145,13 +160,15 @@ public sealed partial class Store
         return isBounded && offset + (ulong)length > volume.Head.SizeBytes ? IoStatus.OutOfRange : IoStatus.Ok;
     }
 
-    /// <summary>Waits for room in the ring and for <paramref name="blocks"/> free blocks, both at one moment: the caller takes
-    /// them before it waits for anything else. S10: the reserve is never given to writes. Quarantined blocks come back with
+    /// <summary>Waits for room in the ring, for <paramref name="blocks"/> free blocks and for the pages of the extents, all at
+    /// one moment: the caller takes them before it waits for anything else. With <paramref name="begins"/> an extent without
+    /// a page gets room for one. S10: the reserve is never given to writes. Quarantined blocks come back with
     /// a flush, a note and a flush.</summary>
     [AsyncMethodBuilder(typeof(LoopMethodBuilder<>))]
-    private async ValueTask<IoStatus> MakeRoomAsync(int blocks)
+    private async ValueTask<IoStatus> MakeRoomAsync(Volume volume, ulong first, int count, int blocks, bool begins)
     {
-        for (int attempt = 0; State == StoreState.Online;)
+        uint low = ExtentOf(first), high = ExtentOf(first + (ulong)count - 1);
+        for (int attempt = 0, checkpoint = 0; State == StoreState.Online;)
         {
             if (RingOccupancy > 0.8)
             {
@@ -159,9 +176,25 @@ public sealed partial class Store
                 continue;
             }
 
-            if (blocks == 0 || _blocks.Free >= _reserve + (uint)blocks) return IoStatus.Ok;
-            if (attempt++ == 3 || _quarantined == 0) return IoStatus.NoSpace;
-            await MakeSpaceAsync();
+            if (blocks != 0 && _blocks.Free < _reserve + (uint)blocks)
+            {
+                // What others began before may not cover what this request could get: that is no attempt.
+                if (_quarantined == 0 || (!_isMakingSpace && attempt++ == 3)) return IoStatus.NoSpace;
+                await ShareSpaceAsync();
+                continue;
+            }
+
+            if (begins && !HasSlots(volume, first, count))
+            {
+                // Dropped slots come back when their tombstones are home.
+                if (checkpoint++ == 3 || (_dirty.Count == 0 && !_isCheckpointing)) return IoStatus.NoSpace;
+                await WaitForCheckpoint();
+                continue;
+            }
+
+            if (HasPages(volume, low, high, begins)) return IoStatus.Ok;
+            IoStatus status = await BringPagesAsync(volume, low, high, begins);
+            if (status != IoStatus.Ok) return status;
         }
 
         return IoStatus.Unavailable;
@@ -207,7 +240,22 @@ public sealed partial class Store
     /// <summary>Adds a hole of whole blocks of one extent to the chain, unless all of them are holes.</summary>
     private void ChainHole(Volume volume, ulong first, int count)
     {
-        if (!volume.TryGetSlot(ExtentOf(first), out uint slot)) return;
+        if (!volume.TryGetSlot(ExtentOf(first), out uint slot))
+        {
+            // Where a lost page may have been the whole extent becomes one of holes.
+            if (volume.IsDoubtful) ChainWrite(volume, first, default);
+            return;
+        }
+
+        if (count == Units.BlocksPerExtent && !volume.IsDoubtful)
+        {
+            // The whole extent: its page goes too, so that trimmed space costs no slot. The request is this one record.
+            Check.That(_chainCount == 0);
+            _chain[_chainCount++] = NewPending(RedoKind.DropPage, volume, slot);
+            _chain[0]!.Extent = ExtentOf(first);
+            return;
+        }
+
         ReadOnlySpan<byte> entries = _slots.Entries(slot);
         bool any = false;
         for (int i = IndexOf(first); i < IndexOf(first) + count && !any; i++) any = MetadataPage.Entry(entries, i).Block != 0;
@@ -233,6 +281,7 @@ public sealed partial class Store
             Pending record = chain[i]!;
             record.Version = version;
             record.IsContinued = i < chain.Length - 1;
+            record.First = chain[0]!;
             record.DataPending = 1; // held until every run is submitted: an answer may come at once
             AppendBlocks(record);
         }
@@ -242,21 +291,31 @@ public sealed partial class Store
         // The hold goes last: until then no record of the chain is complete, so none is in other hands.
         foreach (Pending? record in chain) record!.DataPending--;
         bool isDone = !IsDataPending(chain[0]!);
+        if (isDone && chain[0]!.HasBadBlocks) MoveChain(chain[0]!);
         chain.Clear();
-        if (_volatileBytes >= _options.FlushBytes && !_isTidying) _loop.Post(() => _ = TidyAsync());
+        if (_volatileBytes >= _options.FlushBytes && !_isTidying) _loop.CallAtTurnEnd(_tidyHook);
         if (isDone) Advance();
         return answer;
     }
 
-    private static int LengthOf(Pending record) => record.Kind == RedoKind.Hole
-        ? RedoRecord.HoleLength(record.RunCount)
-        : RedoRecord.WriteLength(record.RunCount, record.BlockCount);
+    private static int LengthOf(Pending record) => record.Kind switch
+    {
+        RedoKind.DropPage => RedoRecord.HeadBytes,
+        RedoKind.Hole => RedoRecord.HoleLength(record.RunCount),
+        _ => RedoRecord.WriteLength(record.RunCount, record.BlockCount),
+    };
 
     private void AppendBlocks(Pending record)
     {
         Span<byte> target = Append(record, LengthOf(record));
         ReadOnlySpan<BlockRun> runs = record.Runs.AsSpan(0, record.RunCount);
         uint volume = record.Volume!.Head.Id;
+        if (record.Kind == RedoKind.DropPage)
+        {
+            RedoRecordWriter.Plain(target, RedoKind.DropPage, record.Slot, volume, record.Extent);
+            return;
+        }
+
         if (record.Kind == RedoKind.Hole)
         {
             RedoRecordWriter.Hole(target, record.Slot, volume, record.Extent, record.Version, runs, record.IsContinued);
@@ -284,7 +343,15 @@ public sealed partial class Store
     }
 
     /// <summary>Puts a complete record into the pages in RAM.</summary>
-    private void Apply(Pending record)
+    private void Apply(Pending record, bool isMoved)
+    {
+        // Of a moved record only the page that it begins counts: the later one brings the blocks.
+        if (!isMoved) ApplyKind(record);
+        else if (record.IsNewPage) Touch(record.Slot, record.Lsn);
+        if (record.Volume is not null) _slots.Unpin(record.Slot);
+    }
+
+    private void ApplyKind(Pending record)
     {
         switch (record.Kind)
         {
@@ -293,6 +360,10 @@ public sealed partial class Store
                 break;
             case RedoKind.DropPage:
                 ApplyDrop(record);
+                break;
+            case RedoKind.BadBlock:
+                AddBadBlock(record.Slot, record.Runs[0].Block);
+                Touch(record.Slot, record.Lsn);
                 break;
             case RedoKind.Volume or RedoKind.VolumeDelete:
                 record.Volume!.IsDeleting |= record.Kind == RedoKind.VolumeDelete;
@@ -305,13 +376,14 @@ public sealed partial class Store
     private void ApplyBlocks(Pending record)
     {
         Span<byte> entries = _slots.Entries(record.Slot);
-        int crc = 0, change = 0;
+        int crc = 0, change = 0, mapped = 0;
         for (int r = 0; r < record.RunCount; r++)
         {
             BlockRun run = record.Runs[r];
             for (int i = 0; i < run.Count; i++)
             {
                 uint old = MetadataPage.Entry(entries, run.First + i).Block;
+                if (old != 0) mapped--;
                 if (old is not (0 or MetadataPage.UnknownBlock))
                 {
                     Quarantine(record.Lsn, old, 1);
@@ -320,6 +392,7 @@ public sealed partial class Store
 
                 bool hole = record.Kind == RedoKind.Hole;
                 if (!hole) change++;
+                if (!hole) mapped++;
                 MetadataPage.SetEntry(entries, run.First + i, new BlockEntry(
                     hole ? 0 : run.Block + (uint)i, hole ? 0 : record.Crcs[crc++], record.Version));
             }
@@ -329,6 +402,7 @@ public sealed partial class Store
         _used += (ulong)(long)change;
         ref Slot slot = ref _slots[record.Slot];
         slot.MaxVersion = Math.Max(slot.MaxVersion, record.Version);
+        slot.Mapped = (ushort)(slot.Mapped + mapped);
         Touch(record.Slot, record.Lsn);
     }
 
@@ -348,6 +422,7 @@ public sealed partial class Store
             }
 
             record.Volume!.SetSlot(slot.Extent, null);
+            _slots.Detach(record.Slot);
         }
 
         slot.Kind = MetadataKind.Free;
@@ -362,5 +437,7 @@ public sealed partial class Store
         slot.IsDirty = true;
         slot.RecLsn = lsn;
         _dirty.Enqueue(slotNumber);
+        _slots.Pin(slotNumber); // until its image is home
+        if (IsPressed) KickCheckpoint();
     }
 }

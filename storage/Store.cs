@@ -38,12 +38,16 @@ public sealed partial class Store : IStore
         _superblock = superblock;
         _geometry = superblock.Geometry;
         _fold = Seal.Fold(superblock.StoreUuid);
-        _slots = new SlotTable(_geometry.SlotCount);
-        _blocks = new BlockAllocator(_geometry.DataStart, _geometry.DataBlocks);
+        _slots = new SlotTable(_geometry.SlotCount, options.MetadataBudgetBytes) { Relieved = OnFramesRelieved };
+        _blocks = new BlockAllocator(_geometry.DataStart, _geometry.DataBlocks) { PrefersReturned = options.ReusesSoon };
         _reserve = Math.Max(4, _geometry.DataBlocks / 100);
         _closeHook = new TurnEndHook(CloseLogPage);
         _flushHook = new TurnEndHook(StartFlush);
-        _flushTimer = loop.CreateTimer(() => _ = TidyAsync());
+        _frameHook = new TurnEndHook(WakeFrameWaiters);
+        _flushTimer = loop.CreateTimer(StartTidy);
+        _tidyHook = new TurnEndHook(StartTidy);
+        _finishTidy = FinishTidy;
+        _wakeRing = WakeOneRingWaiter;
         _finishFlush = FinishFlush;
     }
 
@@ -67,6 +71,11 @@ public sealed partial class Store : IStore
         SlotsUsed = _slots.Used,
         MetadataResidentBytes = _slots.ResidentBytes,
         MetadataBudgetBytes = _options.MetadataBudgetBytes,
+        MetadataTableBytes = _slots.TableBytes + _volumes.Values.Aggregate(0UL, (sum, v) => sum + v.MapBytes),
+        MetadataLoads = _pageLoads,
+        MetadataEvictions = _slots.Evictions,
+        BitmapBytes = _blocks.Bytes,
+        BlocksBad = _blocks.Bad,
         RingOccupancy = RingOccupancy,
         Checkpoints = _checkpoints,
         ChecksumErrors = _checksumErrors,
@@ -82,7 +91,14 @@ public sealed partial class Store : IStore
     {
         if (State != StoreState.Online) return State == StoreState.Closed ? IoStatus.Ok : IoStatus.Unavailable;
         _isClosing = true;
-        while (_active > 0 || _background > 0) await _loop.DelayAsync(1_000_000);
+        while (_active > 0 || _background > 0)
+        {
+            // Nobody else checkpoints for those who wait for a page or for the ring.
+            if (State == StoreState.Online && !_isCheckpointing && _frameWaiters.Count + _ringWaiters.Count + _checkpointWaiters.Count > 0)
+                await CheckpointAsync();
+            await _loop.DelayAsync(1_000_000);
+        }
+
         _flushTimer.Stop();
         while (State == StoreState.Online && _dirty.Count > 0) await CheckpointAsync();
         if (State != StoreState.Online) return IoStatus.Unavailable;
@@ -93,6 +109,7 @@ public sealed partial class Store : IStore
             IsClean = true, Incarnation = _superblock.Incarnation + 1, StartLsn = PageEnd(_nextPage - 1),
         });
         if (status == IoStatus.Ok) State = StoreState.Closed;
+        WakeFrameWaiters();
         return status;
     }
 
@@ -110,6 +127,8 @@ public sealed partial class Store : IStore
         Advance();
         WakeFlushWaiters();
         WakeRingWaiters();
+        WakeFrameWaiters();
+        WakeCheckpointWaiters();
     }
 
     private static ulong PageEnd(ulong page) => page * Units.BlockBytes + Units.BlockBytes - 1;

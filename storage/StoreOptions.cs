@@ -24,8 +24,8 @@ public sealed record StoreOptions
     /// <summary>Format: overwrite whatever the medium holds.</summary>
     public bool Force { get; init; }
 
-    /// <summary>RAM that metadata pages should take at most, in bytes; reported in the figures, pages beyond it stay
-    /// resident all the same.</summary>
+    /// <summary>RAM that metadata pages take at most, in bytes (at least four pages); those beyond it are read from their home
+    /// when they are needed.</summary>
     public ulong MetadataBudgetBytes { get; init; } = 256 * Units.MiB;
 
     /// <summary>Open although something acknowledged is lost; without it such a store is refused.</summary>
@@ -39,6 +39,9 @@ public sealed record StoreOptions
 
     /// <summary>Most bytes that stay volatile without a flush by the client.</summary>
     public ulong FlushBytes { get; init; } = 64 * Units.MiB;
+
+    /// <summary>Tests only: blocks that come back are given out first, so that one that comes back too early is noticed.</summary>
+    public bool ReusesSoon { get; init; }
 
     /// <summary>Tests only: rules that the store breaks on purpose, to prove that the simulation notices.</summary>
     public BrokenRules BrokenRules { get; init; }

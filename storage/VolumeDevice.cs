@@ -128,8 +128,8 @@ internal sealed class VolumeDevice(Store store, Volume volume, BufferPool buffer
         while (true)
         {
             // A hole where no page is costs nothing. A write that is about to make one there is ordered after this change.
-            if (source.IsEmpty) at = Math.Max(at, (ulong)volume.Skip((uint)(at >> Units.ExtentShift)) << Units.ExtentShift);
-            bool ends = at >= end || (source.IsEmpty && at >> Units.ExtentShift >= volume.ExtentEnd) || status != IoStatus.Ok;
+            if (source.IsEmpty && !volume.IsDoubtful) at = Math.Max(at, (ulong)volume.Skip((uint)(at >> Units.ExtentShift)) << Units.ExtentShift);
+            bool ends = at >= end || (source.IsEmpty && !volume.IsDoubtful && at >> Units.ExtentShift >= volume.ExtentEnd) || status != IoStatus.Ok;
             if (ends && done == begun) break;
             if (ends || begun - done == PiecesAtOnce)
             {
@@ -168,14 +168,16 @@ internal sealed class VolumeDevice(Store store, Volume volume, BufferPool buffer
         return IoStatus.Ok;
     }
 
-    public ValueTask<IoStatus> MapAsync(ulong offsetBytes, ulong lengthBytes, int runsMax, List<MapRun> runs)
+    public async ValueTask<IoStatus> MapAsync(ulong offsetBytes, ulong lengthBytes, int runsMax, List<MapRun> runs)
     {
         runs.Clear();
-        if (Fault(offsetBytes, lengthBytes, false) is { } fault) return new(fault);
+        if (Fault(offsetBytes, lengthBytes, false) is { } fault) return fault;
         ulong end = offsetBytes + lengthBytes;
         for (ulong at = offsetBytes; at < end;)
         {
-            bool hole = store.IsHole(volume, at, out ulong pieceEnd);
+            (IoStatus status, bool hole, ulong pieceEnd) = await store.LookAsync(volume, at);
+            if (status == IoStatus.Unavailable) return status;
+            // What cannot be looked up is not a hole: a read of it tells.
             ulong length = Math.Min(end, pieceEnd) - at;
             if (runs.Count > 0 && runs[^1].IsHole == hole) runs[^1] = new MapRun(runs[^1].LengthBytes + length, hole);
             else if (runs.Count == runsMax) break;
@@ -183,7 +185,7 @@ internal sealed class VolumeDevice(Store store, Volume volume, BufferPool buffer
             at += length;
         }
 
-        return new(IoStatus.Ok);
+        return IoStatus.Ok;
     }
 
     private IoStatus? Fault(ulong offset, ulong length, bool isBounded)

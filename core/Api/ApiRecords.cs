@@ -133,6 +133,8 @@ public sealed record TaskList(IReadOnlyList<TaskInfo> Tasks);
     UnmappedMemberHandling = JsonUnmappedMemberHandling.Disallow,
     DefaultIgnoreCondition = JsonIgnoreCondition.Never,
     AllowDuplicateProperties = false,
+    RespectNullableAnnotations = true,
+    RespectRequiredConstructorParameters = true,
     MaxDepth = 32)]
 [JsonSerializable(typeof(ApiProblem))]
 [JsonSerializable(typeof(VersionInfo))]

@@ -5,7 +5,8 @@ namespace BlockServer.Core;
 /// tears and lies. Lives on one loop. Offsets, lengths and memory addresses are multiples of 4096; a file given
 /// misaligned memory copies through a buffer of its own rather than fail. Requests complete in any order and are
 /// durable only after a <see cref="FlushAsync"/> that was called after their answer. Short transfers are completed
-/// inside; the answer is all or an error. Errors: IoError, NoSpace, Unavailable (closed).
+/// inside; the answer is all or an error. Only a refusal (closed, out of range, misaligned) is answered inside the call; every
+/// other answer comes later, so that a caller is not entered anew while it submits. Errors: IoError, NoSpace, Unavailable (closed).
 /// </summary>
 public interface IFile
 {

@@ -58,6 +58,21 @@ public sealed record StoreStats
     /// <summary>RAM budget for metadata pages, in bytes.</summary>
     public required ulong MetadataBudgetBytes { get; init; }
 
+    /// <summary>RAM that says where metadata pages are (slots, extents of volumes), in bytes; not part of the budget.</summary>
+    public ulong MetadataTableBytes { get; init; }
+
+    /// <summary>Metadata pages read from their home since open, because they were not in RAM.</summary>
+    public ulong MetadataLoads { get; init; }
+
+    /// <summary>Metadata pages put out of RAM for others since open.</summary>
+    public ulong MetadataEvictions { get; init; }
+
+    /// <summary>RAM of the allocation bitmap, in bytes.</summary>
+    public ulong BitmapBytes { get; init; }
+
+    /// <summary>Blocks taken out of use because the medium did not take or keep what was written there.</summary>
+    public ulong BlocksBad { get; init; }
+
     /// <summary>Part of the redo ring that is in use, 0 to 1.</summary>
     public required double RingOccupancy { get; init; }
 

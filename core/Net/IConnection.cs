@@ -13,6 +13,10 @@ public interface IConnection
     /// <summary>Receives at least one byte into <paramref name="target"/>: the count, 0 at the end of the stream, negative on error.</summary>
     ValueTask<int> ReceiveAsync(Memory<byte> target);
 
+    /// <summary>Takes what has arrived already, without waiting: the count, 0 at the end of the stream, negative when nothing is
+    /// there or this connection cannot tell (then ask <see cref="ReceiveAsync"/>). No receive may be outstanding.</summary>
+    int ReceiveNow(Memory<byte> target) => -11; // -EAGAIN
+
     /// <summary>Sends all parts of <paramref name="batch"/> in order, completely; 0 when done, negative on error. The parts
     /// are borrowed until the answer.</summary>
     ValueTask<int> SendAsync(SendBatch batch);
@@ -30,7 +34,10 @@ public sealed class SendBatch
     /// <summary>Most parts in one batch; the kernel takes 1,024 (IOV_MAX), beyond 128 a batch gains nothing.</summary>
     public const int PartsMax = 128;
 
-    private readonly ReadOnlyMemory<byte>[] _parts = new ReadOnlyMemory<byte>[PartsMax];
+    private readonly ReadOnlyMemory<byte>[] _parts;
+
+    /// <summary>A batch of at most <paramref name="partsMax"/> parts.</summary>
+    public SendBatch(int partsMax = PartsMax) => _parts = new ReadOnlyMemory<byte>[partsMax];
 
     /// <summary>How many parts.</summary>
     public int Count { get; private set; }
@@ -39,7 +46,7 @@ public sealed class SendBatch
     public int LengthBytes { get; private set; }
 
     /// <summary>No room for another part.</summary>
-    public bool IsFull => Count == PartsMax;
+    public bool IsFull => Count == _parts.Length;
 
     /// <summary>The parts in order.</summary>
     public ReadOnlySpan<ReadOnlyMemory<byte>> Parts => _parts.AsSpan(0, Count);
@@ -48,7 +55,7 @@ public sealed class SendBatch
     public void Add(ReadOnlyMemory<byte> part)
     {
         if (part.IsEmpty) return;
-        Check.That(Count < PartsMax);
+        Check.That(!IsFull);
         _parts[Count++] = part;
         LengthBytes += part.Length;
     }
@@ -69,7 +76,7 @@ public sealed class SendBatch
 public interface ITlsUpgrade
 {
     /// <summary>Runs the handshake over <paramref name="plain"/>; the TLS connection, or null when the handshake failed
-    /// (the caller closes <paramref name="plain"/>). The peer's certificate subject, if any, is in
+    /// (the caller closes <paramref name="plain"/>). It has no deadline: closing <paramref name="plain"/> ends it. The peer's certificate subject, if any, is in
     /// <see cref="TlsResult.PeerSubject"/>.</summary>
     ValueTask<TlsResult> UpgradeAsync(IConnection plain);
 }

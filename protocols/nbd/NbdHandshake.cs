@@ -12,7 +12,17 @@ namespace BlockServer.Protocols.Nbd;
 public sealed class NbdHandshake
 {
     private const int StringBytesMax = 4096;
-    private const int FirstBufferBytes = 4096; // before authentication a peer costs little memory
+
+    // Before authentication a peer costs at most 8 KiB in all: the buffer begins small and never holds more than the longest
+    // name with what belongs to it; the data of a longer option is read away.
+    private const int FirstBufferBytes = 512;
+    // No export has a longer name, so a longer one is valid, unknown, and not worth decoding.
+    private const int NameBytesMax = 1024;
+    private const string NobodysName = "\0"; // refused when a peer sends it
+
+    private const int OptionDataMax = StringBytesMax + 256;
+    private const int SendBytes = 1024;
+
     private const int SizeMin = 1;
     private const int SizePreferred = Units.BlockBytes;
 
@@ -20,7 +30,7 @@ public sealed class NbdHandshake
     private readonly INbdExports _exports;
     private readonly NbdOptions _options;
     private readonly LoopTimer _deadline;
-    private readonly SendBatch _batch = new();
+    private readonly SendBatch _batch = new(1);
     private readonly ArrayBufferWriter<byte> _out = new();
 
     private IConnection _connection;
@@ -44,6 +54,9 @@ public sealed class NbdHandshake
 
     /// <summary>Why there was no result, one line.</summary>
     public string? EndReason { get; private set; }
+
+    /// <summary>It ended because TLS could not be agreed on: a wrong certificate, or something that is not TLS.</summary>
+    public bool FailedToProve { get; private set; }
 
     /// <summary>From now on every option is answered ERR_SHUTDOWN.</summary>
     public void RequestStop() => _stopping = true;
@@ -86,9 +99,10 @@ public sealed class NbdHandshake
             uint length = Take32();
             if (length > (uint)_options.OptionBytesMax) return Fail("an option is too long");
             if (!_fixed && option != (uint)NbdOption.ExportName) return Fail("options need the FIXED_NEWSTYLE flag");
-            if (!await FillAsync((int)length)) return null;
-            byte[] data = TakeBytes((int)length);
-            (bool goesOn, NbdNegotiated? result) = await AnswerAsync(option, data);
+            bool isTooBig = length > OptionDataMax;
+            if (isTooBig ? !await DrainAsync((int)length) : !await FillAsync((int)length)) return null;
+            ReadOnlyMemory<byte> data = isTooBig ? default : Take((int)length);
+            (bool goesOn, NbdNegotiated? result) = await AnswerAsync(option, data, isTooBig);
             if (!goesOn) return result;
             if (!await SendAsync()) return null;
         }
@@ -96,7 +110,7 @@ public sealed class NbdHandshake
         return Fail("too many options");
     }
 
-    private async ValueTask<(bool GoesOn, NbdNegotiated? Result)> AnswerAsync(uint option, byte[] data)
+    private async ValueTask<(bool GoesOn, NbdNegotiated? Result)> AnswerAsync(uint option, ReadOnlyMemory<byte> data, bool isTooBig)
     {
         if (_stopping)
         {
@@ -113,6 +127,13 @@ public sealed class NbdHandshake
             return (true, null);
         }
 
+        if (isTooBig)
+        {
+            if (option == (uint)NbdOption.ExportName) return (false, Fail("bad export name"));
+            Reply(option, Enum.IsDefined((NbdOption)option) ? NbdReply.ErrTooBig : NbdReply.ErrUnsup, "too much data");
+            return (true, null);
+        }
+
         switch ((NbdOption)option)
         {
             case NbdOption.ExportName:
@@ -122,8 +143,7 @@ public sealed class NbdHandshake
                 await SendAsync();
                 return (false, Fail("the client aborted"));
             case NbdOption.List:
-                List(option, data);
-                return (true, null);
+                return (await ListAsync(option, data), null);
             case NbdOption.StartTls:
                 return (await StartTlsAsync(option, data), null);
             case NbdOption.Info or NbdOption.Go:
@@ -141,9 +161,9 @@ public sealed class NbdHandshake
         }
     }
 
-    private async ValueTask<NbdNegotiated?> EnterByNameAsync(byte[] data)
+    private async ValueTask<NbdNegotiated?> EnterByNameAsync(ReadOnlyMemory<byte> data)
     {
-        string? name = TextOf(data);
+        string? name = TextOf(data.Span);
         if (name is null) return Fail("bad export name");
         NbdExport? export = await _exports.FindAsync(name, _identity);
         if (export is null || (export.RequiresTls && !_isTls)) return Fail("unknown export");
@@ -154,7 +174,7 @@ public sealed class NbdHandshake
         return await SendAsync() ? result : null;
     }
 
-    private void List(uint option, byte[] data)
+    private async ValueTask<bool> ListAsync(uint option, ReadOnlyMemory<byte> data)
     {
         if (data.Length != 0)
         {
@@ -174,13 +194,16 @@ public sealed class NbdHandshake
                 Put32((uint)name.Length);
                 _out.Write(name);
                 _out.Write(description);
+                if (_out.WrittenCount >= SendBytes && !await SendAsync()) return false;
             }
 
             Reply(option, NbdReply.Ack);
         }
+
+        return true;
     }
 
-    private async ValueTask<bool> StartTlsAsync(uint option, byte[] data)
+    private async ValueTask<bool> StartTlsAsync(uint option, ReadOnlyMemory<byte> data)
     {
         if (data.Length != 0 || _isTls)
         {
@@ -206,6 +229,7 @@ public sealed class NbdHandshake
         TlsResult tls = await _options.Tls.UpgradeAsync(_connection);
         if (tls.Connection is null)
         {
+            FailedToProve = EndReason is null;
             Fail("TLS failed: " + tls.Failure);
             return false;
         }
@@ -215,13 +239,13 @@ public sealed class NbdHandshake
         return true;
     }
 
-    private async ValueTask<NbdNegotiated?> DescribeAsync(uint option, byte[] data)
+    private async ValueTask<NbdNegotiated?> DescribeAsync(uint option, ReadOnlyMemory<byte> data)
     {
         // name length u32 | name | count u16 | count * information type u16
         string? name = null;
         int rest = 0;
-        NbdReply fault = data.Length < 6 ? NbdReply.ErrInvalid : ReadName(data, out name, out rest);
-        int count = fault == 0 && data.Length - rest >= 2 ? BinaryPrimitives.ReadUInt16BigEndian(data.AsSpan(rest)) : -1;
+        NbdReply fault = data.Length < 6 ? NbdReply.ErrInvalid : ReadName(data.Span, out name, out rest);
+        int count = fault == 0 && data.Length - rest >= 2 ? BinaryPrimitives.ReadUInt16BigEndian(data.Span[rest..]) : -1;
         if (fault == 0 && (count < 0 || data.Length - rest != 2 + 2 * count)) fault = NbdReply.ErrInvalid;
         if (fault != 0)
         {
@@ -244,7 +268,7 @@ public sealed class NbdHandshake
         bool wantsName = false, wantsDescription = false;
         for (int i = 0; i < count; i++)
         {
-            ushort type = BinaryPrimitives.ReadUInt16BigEndian(data.AsSpan(rest + 2 + 2 * i));
+            ushort type = BinaryPrimitives.ReadUInt16BigEndian(data.Span[(rest + 2 + 2 * i)..]);
             wantsName |= type == 1;
             wantsDescription |= type == 2;
         }
@@ -264,7 +288,7 @@ public sealed class NbdHandshake
         _out.Write(bytes);
     }
 
-    private void ChooseMode(uint option, byte[] data)
+    private void ChooseMode(uint option, ReadOnlyMemory<byte> data)
     {
         NbdReplyMode wanted = option == (uint)NbdOption.ExtendedHeaders ? NbdReplyMode.Extended : NbdReplyMode.Structured;
         if (data.Length != 0)
@@ -286,7 +310,7 @@ public sealed class NbdHandshake
         }
     }
 
-    private async ValueTask ContextsAsync(uint option, byte[] data)
+    private async ValueTask ContextsAsync(uint option, ReadOnlyMemory<byte> data)
     {
         // name length u32 | name | query count u32 | count * (length u32 | query)
         bool isSet = option == (uint)NbdOption.SetMetaContext;
@@ -299,9 +323,9 @@ public sealed class NbdHandshake
 
         string? name = null;
         int rest = 0;
-        NbdReply fault = data.Length < 8 ? NbdReply.ErrInvalid : ReadName(data, out name, out rest);
+        NbdReply fault = data.Length < 8 ? NbdReply.ErrInvalid : ReadName(data.Span, out name, out rest);
         bool hasMatch = false;
-        if (fault == 0) fault = ReadQueries(data.AsSpan(rest), isSet, out hasMatch);
+        if (fault == 0) fault = ReadQueries(data.Span[rest..], isSet, out hasMatch);
         if (fault != 0)
         {
             Reply(option, fault, "malformed metadata context option");
@@ -394,8 +418,9 @@ public sealed class NbdHandshake
 
     /// <summary>The string, or null when it is too long, not UTF-8, or holds a NUL.</summary>
     private static string? TextOf(ReadOnlySpan<byte> bytes) =>
-        bytes.Length <= StringBytesMax && System.Text.Unicode.Utf8.IsValid(bytes) && !bytes.Contains((byte)0)
-            ? Encoding.UTF8.GetString(bytes) : null;
+        bytes.Length > StringBytesMax || !System.Text.Unicode.Utf8.IsValid(bytes) || bytes.Contains((byte)0) ? null
+        : bytes.Length > NameBytesMax ? NobodysName
+        : Encoding.UTF8.GetString(bytes);
 
     private NbdNegotiated? Fail(string reason)
     {
@@ -419,13 +444,30 @@ public sealed class NbdHandshake
         return true;
     }
 
+    /// <summary>Reads exactly so many bytes away.</summary>
+    private async ValueTask<bool> DrainAsync(int bytes)
+    {
+        while (true)
+        {
+            int here = Math.Min(bytes, _end - _start);
+            _start += here;
+            bytes -= here;
+            if (bytes == 0) return true;
+            (_start, _end) = (0, 0);
+            int count = await _connection.ReceiveAsync(_buffer);
+            if (count <= 0) return false;
+            _end = count;
+        }
+    }
+
     private async ValueTask<bool> SendAsync()
     {
         if (_out.WrittenCount == 0) return true;
         _batch.Clear();
-        _batch.Add(_out.WrittenSpan.ToArray());
+        _batch.Add(_out.WrittenMemory);
+        bool isSent = await _connection.SendAsync(_batch) >= 0;
         _out.ResetWrittenCount();
-        return await _connection.SendAsync(_batch) >= 0;
+        return isSent;
     }
 
     private void Reply(uint option, NbdReply type, string text = "")
@@ -447,7 +489,8 @@ public sealed class NbdHandshake
 
     private ulong Take64() => BinaryPrimitives.ReadUInt64BigEndian(_buffer.AsSpan((_start += 8) - 8));
 
-    private byte[] TakeBytes(int count) => _buffer.AsSpan((_start += count) - count, count).ToArray();
+    /// <summary>Valid until the next fill.</summary>
+    private ReadOnlyMemory<byte> Take(int count) => _buffer.AsMemory((_start += count) - count, count);
 
     private void Put16(ushort value)
     {

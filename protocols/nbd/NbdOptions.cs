@@ -51,6 +51,9 @@ public sealed record NbdOptions
     /// <summary>After a stop request: how long new requests are still answered ESHUTDOWN before the connection closes.</summary>
     public ulong StopLingerNanos { get; init; } = 500_000_000;
 
-    /// <summary>Size of a session's receive buffer.</summary>
+    /// <summary>What a session receives into while the client is silent or sends one small request at a time.</summary>
+    public int QuietBytes { get; init; } = 8 << 10;
+
+    /// <summary>What it borrows of the loop's memory while more is there than fits that.</summary>
     public int ReceiveBytes { get; init; } = 256 << 10;
 }

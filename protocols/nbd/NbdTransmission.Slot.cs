@@ -20,7 +20,7 @@ public sealed partial class NbdTransmission
 
         private readonly NbdTransmission _owner;
         private readonly Action _onDone;
-        private readonly ReadOnlyMemory<byte>[] _parts = new ReadOnlyMemory<byte>[2 * ReadRunsMax + 1];
+        private ReadOnlyMemory<byte>[] _parts = new ReadOnlyMemory<byte>[2];
         private List<MapRun>? _runs;
         private ValueTaskAwaiter<NbdError> _done;
 
@@ -178,6 +178,7 @@ public sealed partial class NbdTransmission
             foreach (MapRun run in _runs!) covered += run.LengthBytes;
             if (covered != (ulong)length) return false;
 
+            if (_parts.Length < 2 * _runs.Count) _parts = new ReadOnlyMemory<byte>[2 * ReadRunsMax];
             NbdReplyMode mode = _owner._mode;
             int headers = 0; // chunk headers are laid from the front of the headroom on: 32 * 48 bytes fit
             int done = 0;

@@ -21,6 +21,12 @@ public sealed partial class NbdTransmission
     // socket straight to where the device takes it, and is not copied on the way.
     private const int LargePayloadBytes = 16 << 10, LargeAheadBytes = 512;
 
+    // The rest of a payload of at least this is received where it belongs, a smaller one together with what follows it.
+    private const int DirectBytesMin = 16 << 10;
+
+    // After so much without a wait the other sessions of the loop have their turn.
+    private const int BurstBytesMax = 1 << 20;
+
     private readonly ILoop _loop;
     private readonly IConnection _connection;
     private readonly NbdOptions _options;
@@ -28,7 +34,7 @@ public sealed partial class NbdTransmission
     private readonly IBlockDevice _device;
     private readonly NbdReplyMode _mode;
     private readonly bool _hasContext;
-    private readonly byte[] _input;
+    private readonly byte[] _quiet;
     private readonly SendBatch _batch = new();
     private readonly TurnEndHook _sendHook;
     private readonly Action _onSent;
@@ -39,6 +45,10 @@ public sealed partial class NbdTransmission
     private readonly Queue<Slot> _sending = new();
 
     private ValueTaskAwaiter<int> _sent;
+    private Memory<byte> _input; // the quiet buffer, or the borrowed one while a burst lasts
+    private IoBuffer? _borrowed;
+    private bool _isMoreLikely; // the last receive filled all that it was given
+    private int _burstBytes; // taken without waiting
     private Slot? _freeSlots;
     private int _start, _end;
     private int _typicalPayload; // moving average over requests, bytes
@@ -54,9 +64,10 @@ public sealed partial class NbdTransmission
         (_loop, _connection, _options) = (loop, connection, options);
         (_export, _mode, _hasContext) = (negotiated.Export, negotiated.Mode, negotiated.HasBaseAllocation);
         _device = _export.Device;
-        int size = Math.Max(options.ReceiveBytes, negotiated.Leftover.Length + NbdRequest.ExtendedSize);
-        _input = GC.AllocateUninitializedArray<byte>(size, pinned: true);
-        negotiated.Leftover.CopyTo(_input, 0);
+        int size = Math.Max(options.QuietBytes, negotiated.Leftover.Length + NbdRequest.ExtendedSize);
+        _quiet = GC.AllocateUninitializedArray<byte>(size, pinned: true);
+        _input = _quiet;
+        negotiated.Leftover.CopyTo(_quiet, 0);
         _end = negotiated.Leftover.Length;
         _sendHook = new TurnEndHook(SendReady);
         _onSent = OnSent;
@@ -75,6 +86,7 @@ public sealed partial class NbdTransmission
     public async ValueTask<string> RunAsync()
     {
         bool polite = await ReceiveAllAsync();
+        GoQuiet(isOver: true);
         if (!polite) Close("the connection broke");
         while (Counters.InFlight > 0) await _room.Begin();
         if (!_isClosed) _connection.ShutdownSend();
@@ -141,7 +153,7 @@ public sealed partial class NbdTransmission
                 continue;
             }
 
-            string? fault = NbdRequest.TryRead(_input.AsSpan(_start, headerBytes), _mode, out NbdRequest request);
+            string? fault = NbdRequest.TryRead(_input.Span.Slice(_start, headerBytes), _mode, out NbdRequest request);
             if (fault is not null)
             {
                 Close(fault);
@@ -215,25 +227,36 @@ public sealed partial class NbdTransmission
             _mode, _device.SizeBytes, _export.IsReadOnly || _device.IsReadOnly, _hasContext, Units.RequestBytesMax, out _);
     }
 
-    /// <summary>Fills from what was received already, then straight from the connection.</summary>
+    /// <summary>Fills from what was received already, then from the connection.</summary>
     [AsyncMethodBuilder(typeof(LoopMethodBuilder<>))]
     private async ValueTask<bool> FillAsync(Memory<byte> target)
     {
-        int here = Math.Min(target.Length, _end - _start);
-        _input.AsSpan(_start, here).CopyTo(target.Span);
-        _start += here;
-        target = target[here..];
-        while (!target.IsEmpty)
+        while (true)
         {
-            _halfSince = _loop.NowNanos;
-            WatchOver();
-            int count = await _connection.ReceiveAsync(target);
-            _halfSince = 0;
-            if (count <= 0) return false;
+            int here = Math.Min(target.Length, _end - _start);
+            _input.Span.Slice(_start, here).CopyTo(target.Span);
+            _start += here;
+            target = target[here..];
+            if (target.IsEmpty) return true;
+            if (_isMoreLikely && target.Length < DirectBytesMin && TryReceiveNow()) continue;
+            int count = _isMoreLikely && _burstBytes < BurstBytesMax ? _connection.ReceiveNow(target) : 0;
+            if (count > 0)
+            {
+                _burstBytes += count;
+            }
+            else
+            {
+                GoQuiet();
+                _halfSince = _loop.NowNanos;
+                WatchOver();
+                count = await _connection.ReceiveAsync(target);
+                _halfSince = 0;
+                if (count <= 0) return false;
+            }
+
+            _isMoreLikely = count == target.Length;
             target = target[count..];
         }
-
-        return true;
     }
 
     [AsyncMethodBuilder(typeof(LoopMethodBuilder<>))]
@@ -252,25 +275,70 @@ public sealed partial class NbdTransmission
     [AsyncMethodBuilder(typeof(LoopMethodBuilder<>))]
     private async ValueTask<bool> ReceiveMoreAsync(bool isInside = false)
     {
-        if (_start > 0)
-        {
-            _input.AsSpan(_start, _end - _start).CopyTo(_input);
-            (_start, _end) = (0, _end - _start);
-        }
-
+        if (_isMoreLikely && TryReceiveNow()) return true;
+        GoQuiet();
         if (isInside || _end > 0)
         {
             _halfSince = _loop.NowNanos;
             WatchOver();
         }
 
-        int room = _input.Length - _end;
-        if (_typicalPayload >= LargePayloadBytes && _end < LargeAheadBytes) room = Math.Min(room, LargeAheadBytes - _end);
-        int count = await _connection.ReceiveAsync(MemoryMarshal.CreateFromPinnedArray(_input, _end, room));
+        Memory<byte> target = _input[_end..];
+        int count = await _connection.ReceiveAsync(target);
         _halfSince = 0;
         if (count <= 0) return false;
         _end += count;
+        _isMoreLikely = count == target.Length;
         return true;
+    }
+
+    /// <summary>In a burst: takes what else has arrived, without waiting, into memory that is borrowed for as long as the
+    /// burst lasts. So a silent client holds the small buffer only. False when nothing is there, or too little memory.</summary>
+    private bool TryReceiveNow()
+    {
+        if (_burstBytes >= BurstBytesMax) return false;
+        if (_borrowed is null)
+        {
+            BufferPool pool = _loop.Buffers;
+            IoBuffer? larger = pool.LentBytes < pool.LimitBytes / 2 ? pool.TryRent(_options.ReceiveBytes) : null;
+            if (larger is null)
+            {
+                _isMoreLikely = false;
+                return false;
+            }
+
+            MoveTo(larger.Data);
+            _borrowed = larger;
+        }
+        else
+        {
+            MoveTo(_input);
+        }
+
+        Memory<byte> target = _input[_end..];
+        int count = _connection.ReceiveNow(target);
+        _isMoreLikely = count == target.Length;
+        if (count <= 0) return false; // an end or a break is seen by the receive that follows
+        _end += count;
+        _burstBytes += count;
+        return true;
+    }
+
+    /// <summary>Before a wait: gives the borrowed memory back; what is left is less than a header.</summary>
+    private void GoQuiet(bool isOver = false)
+    {
+        if (isOver) (_start, _end) = (0, 0);
+        _burstBytes = 0;
+        MoveTo(_quiet);
+        _borrowed?.Return();
+        _borrowed = null;
+    }
+
+    private void MoveTo(Memory<byte> target)
+    {
+        if (_start < _end) _input.Span[_start.._end].CopyTo(target.Span);
+        (_start, _end) = (0, _end - _start);
+        _input = target;
     }
 
     private Slot RentSlot(in NbdRequest request, int dataBytes)

@@ -17,6 +17,9 @@ public enum MetadataKind : byte
 
     /// <summary>A volume's head: name, size, epoch.</summary>
     VolumeHead = 3,
+
+    /// <summary>Numbers of blocks that are not used any more.</summary>
+    BadBlocks = 4,
 }
 
 /// <summary>
@@ -81,7 +84,7 @@ public readonly record struct MetadataPageHeader : IFixedLayout<MetadataPageHead
     {
         value = default;
         if (source.Length < Size) return "metadata page: shorter than its header";
-        if (source[4] > (byte)MetadataKind.VolumeHead) return $"metadata page: unknown kind {source[4]}";
+        if (source[4] > (byte)MetadataKind.BadBlocks) return $"metadata page: unknown kind {source[4]}";
         value = new MetadataPageHeader
         {
             Kind = (MetadataKind)source[4],
@@ -108,7 +111,8 @@ public readonly record struct BlockEntry(uint Block, uint Crc, ulong Version);
 
 /// <summary>
 /// A 4 KiB page in a metadata slot: <see cref="MetadataPageHeader"/>, then for an extent 256 entries of 15 bytes at 64,
-/// for a volume head its <see cref="VolumeHeadLayout"/> at 64. The rest is zero.
+/// for a volume head its <see cref="VolumeHeadLayout"/> at 64, for bad blocks their numbers, 4 bytes each, at 64. The rest
+/// is zero.
 /// </summary>
 public static class MetadataPage
 {
@@ -166,7 +170,7 @@ public static class MetadataPage
 }
 
 /// <summary>
-/// A volume's head, 104 bytes: u32 id, u32 flags (1: being deleted), 16 B UUID (big endian), u64 size, u64 epoch,
+/// A volume's head, 104 bytes: u32 id, u32 flags (1: being deleted, 2: extents without a page are unknown), 16 B UUID (big endian), u64 size, u64 epoch,
 /// u8 name length, 63 B name (ASCII, zero padded).
 /// </summary>
 public readonly record struct VolumeHeadLayout : IFixedLayout<VolumeHeadLayout>
@@ -180,12 +184,16 @@ public readonly record struct VolumeHeadLayout : IFixedLayout<VolumeHeadLayout>
     /// <summary>The volume is being deleted: its blocks are given back, then this page goes.</summary>
     public bool IsDeleting { get; init; }
 
+    /// <summary>Data loss was accepted and a page of an unknown extent is gone: an extent without a page is unknown, not a
+    /// hole.</summary>
+    public bool IsDoubtful { get; init; }
+
     /// <inheritdoc/>
     public void WriteTo(Span<byte> target)
     {
         target[..Size].Clear();
         BinaryPrimitives.WriteUInt32LittleEndian(target, Head.Id);
-        BinaryPrimitives.WriteUInt32LittleEndian(target[4..], IsDeleting ? 1u : 0u);
+        BinaryPrimitives.WriteUInt32LittleEndian(target[4..], (IsDeleting ? 1u : 0u) | (IsDoubtful ? 2u : 0u));
         Head.Uuid.TryWriteBytes(target[8..], bigEndian: true, out _);
         BinaryPrimitives.WriteUInt64LittleEndian(target[24..], Head.SizeBytes);
         BinaryPrimitives.WriteUInt64LittleEndian(target[32..], Head.Epoch);
@@ -199,7 +207,7 @@ public readonly record struct VolumeHeadLayout : IFixedLayout<VolumeHeadLayout>
         value = default;
         if (source.Length < Size) return "volume head: cut off";
         uint flags = BinaryPrimitives.ReadUInt32LittleEndian(source[4..]);
-        if (flags > 1) return "volume head: unknown flags";
+        if (flags > 3) return "volume head: unknown flags";
         int length = source[40];
         if (length > VolumeName.LengthMax) return "volume head: impossible name length";
         string name = System.Text.Encoding.ASCII.GetString(source.Slice(41, length));
@@ -210,7 +218,7 @@ public readonly record struct VolumeHeadLayout : IFixedLayout<VolumeHeadLayout>
             BinaryPrimitives.ReadUInt64LittleEndian(source[24..]), BinaryPrimitives.ReadUInt64LittleEndian(source[32..]));
         if (head.Id == 0) return "volume head: id 0";
         string? fault = SizeFault(head.SizeBytes);
-        if (fault is null) value = new VolumeHeadLayout { Head = head, IsDeleting = flags == 1 };
+        if (fault is null) value = new VolumeHeadLayout { Head = head, IsDeleting = (flags & 1) != 0, IsDoubtful = (flags & 2) != 0 };
         return fault;
     }
 

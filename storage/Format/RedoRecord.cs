@@ -274,9 +274,9 @@ public static class RedoRecordWriter
     }
 
     /// <summary>A BadBlock.</summary>
-    public static int BadBlock(Span<byte> target, uint block)
+    public static int BadBlock(Span<byte> target, uint slot, uint block)
     {
-        Head(target, RedoKind.BadBlock, 0, 20, 0, 0, 0);
+        Head(target, RedoKind.BadBlock, 0, 20, slot, 0, 0);
         BinaryPrimitives.WriteUInt32LittleEndian(target[16..], block);
         return 20;
     }

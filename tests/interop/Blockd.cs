@@ -20,10 +20,12 @@ internal sealed class Blockd : IDisposable
         Port = FreePort();
         string socket = Path.Combine(Directory, "nbd.sock");
         Socket = socket;
+        int api = FreePort();
+        ApiUrl = $"http://127.0.0.1:{api}";
         _arguments =
         [
             "--data-dir", Directory, "--nbd", $"127.0.0.1:{Port}", "--nbd", "unix:" + socket,
-            "--api", $"127.0.0.1:{FreePort()}", "--store-size", "1g", "--create-volume", $"{volume}:{size}", .. more,
+            "--api", $"127.0.0.1:{api}", "--store-size", "1g", "--create-volume", $"{volume}:{size}", .. more,
         ];
         Uri = $"nbd://127.0.0.1:{Port}/{volume}";
         UnixUri = $"nbd+unix:///{volume}?socket={socket}";
@@ -39,6 +41,9 @@ internal sealed class Blockd : IDisposable
     public string Uri { get; }
 
     public string UnixUri { get; }
+
+    /// <summary>Where the admin API is.</summary>
+    public string ApiUrl { get; }
 
     /// <summary>The path of the NBD unix socket.</summary>
     public string Socket { get; }

@@ -136,8 +136,31 @@ internal sealed class DaemonProcess : IDisposable
     /// <summary>Waits for its end by itself; its exit code.</summary>
     public int WaitForExit()
     {
-        Assert.True(_process.WaitForExit(60_000), $"the daemon did not end within a minute:\n{Output}");
+        if (!_process.WaitForExit(60_000)) Assert.Fail($"the daemon did not end within a minute; its threads:\n{Threads()}\nit said:\n{Output}");
         return _process.ExitCode;
+    }
+
+    // Which thread runs and which waits for what in the kernel: the evidence of a daemon that hangs.
+    private string Threads()
+    {
+        var text = new System.Text.StringBuilder();
+        foreach (string task in Directory.EnumerateDirectories($"/proc/{_process.Id}/task"))
+        {
+            try
+            {
+                string stat = File.ReadAllText(Path.Combine(task, "stat"));
+                string[] fields = stat[(stat.LastIndexOf(')') + 2)..].Split(' ');
+                text.AppendLine(CultureInfo.InvariantCulture,
+                    $"  {File.ReadAllText(Path.Combine(task, "comm")).Trim()} {fields[0]} {File.ReadAllText(Path.Combine(task, "wchan"))} "
+                    + $"user {fields[11]} system {fields[12]} syscall {File.ReadAllText(Path.Combine(task, "syscall")).Trim()}");
+            }
+            catch (IOException)
+            {
+                // The thread ended while it was looked at.
+            }
+        }
+
+        return text.ToString();
     }
 
     /// <summary>SIGKILL, and waits until the process is gone.</summary>

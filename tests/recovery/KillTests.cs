@@ -79,15 +79,15 @@ public sealed class KillTests(ITestOutputHelper output)
         using ScratchFolder folder = new();
         Verifier verifier = new("v", 4096);
         Random random = NewRandom();
-        foreach (string signal in (string[])["TERM", "INT"])
+        for (int stop = 0; stop < 3; stop++)
         {
             using DaemonProcess daemon = DaemonProcess.Start(folder.Path, "auto", "flush", "1g", "v:16m");
             verifier.Verify(daemon);
             Task load = verifier.Load(daemon, random.Next());
             await verifier.MakeProgress(load, 2_000);
             verifier.ExpectEnd();
-            daemon.Signal(signal);
-            Assert.True(daemon.WaitForExit() == 0, $"SIG{signal} ended the daemon with another code than 0:\n{daemon.Output}");
+            daemon.Signal("TERM");
+            Assert.True(daemon.WaitForExit() == 0, $"SIGTERM ended the daemon with another code than 0:\n{daemon.Output}");
             await load;
             MustBeSound(folder, "verify");
             Assert.Contains("clean        yes", DaemonProcess.Run(Inspector, "superblock", DaemonProcess.StoreIn(folder.Path)), StringComparison.Ordinal);

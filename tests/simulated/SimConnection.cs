@@ -53,6 +53,18 @@ public sealed class SimConnection : IConnection
     }
 
     /// <inheritdoc/>
+    public int ReceiveNow(Memory<byte> target)
+    {
+        Check.That(_receive is null && !target.IsEmpty);
+        if (_closed) return -9;
+        if (_inbox.Count == 0) return _finReceived ? 0 : -11;
+        int count = Math.Min(Piece(_inbox.Count), target.Length);
+        for (int i = 0; i < count; i++) target.Span[i] = _inbox.Dequeue();
+        _other.Pump();
+        return count;
+    }
+
+    /// <inheritdoc/>
     public ValueTask<int> SendAsync(SendBatch batch)
     {
         Check.That(_send is null);

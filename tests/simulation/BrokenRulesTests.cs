@@ -21,7 +21,7 @@ public sealed class BrokenRulesTests(ITestOutputHelper output)
     {
         for (ulong seed = 1; seed <= (ulong)Settings.BrokenSeeds; seed++)
         {
-            var options = new SimulationOptions { Driver = new StorageDriver(broken), CrashStates = 20, LyingDisk = false };
+            var options = new SimulationOptions { Driver = new StorageDriver(broken), CrashStates = 40, LyingDisk = false };
             SimulationResult result = StoreSimulation.Run(seed, options);
             if (result.Violations.Count == 0) continue;
             output.WriteLine($"{broken}: found by seed {seed}: {result.Violations[0]}");

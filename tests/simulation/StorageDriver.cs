@@ -3,7 +3,8 @@ using BlockServer.Storage;
 
 namespace BlockServer.Tests.Simulation;
 
-/// <summary>Drives the product's store: small, so that the log laps and space runs short; the size of the ring is drawn.</summary>
+/// <summary>Drives the product's store: small, so that the log laps and space runs short. The size of the ring is drawn, and
+/// at every opening the RAM for metadata pages (all, or so few that they come and go) and whether blocks are reused soon.</summary>
 public sealed class StorageDriver(BrokenRules broken = BrokenRules.None) : StoreDriver
 {
     /// <inheritdoc/>
@@ -22,7 +23,16 @@ public sealed class StorageDriver(BrokenRules broken = BrokenRules.None) : Store
     public override async ValueTask<Opened> OpenAsync(ILoop loop, IFile file, Durability durability)
     {
         StoreOpenResult result = await Store.OpenAsync(
-            loop, file, null, new StoreOptions { Durability = durability, BrokenRules = broken });
+            loop, file, null, new StoreOptions
+            {
+                Durability = durability,
+                BrokenRules = broken,
+                MetadataBudgetBytes = DrawBudget(loop.Random),
+                ReusesSoon = loop.Random.NextChance(0.5),
+            });
         return new Opened(result.Store, result.Refusal);
     }
+
+    private static ulong DrawBudget(IRandom random) =>
+        random.NextChance(0.3) ? 64 * Units.MiB : (1 + random.NextBelow(8UL)) * MetadataPage.EntriesBytes;
 }

@@ -272,12 +272,20 @@ public sealed class StoreSimulation
     private void CloseCleanly(IStore store)
     {
         if (!MayMiss && store.State == StoreState.Online && _inFlight.Count == 0) JudgeSpace(store);
+        if (store.State == StoreState.Failed)
+        {
+            // The last fault was drawn while waiting for the space to settle.
+            _counters.FailStops++;
+            Crash();
+            return;
+        }
+
         _loop.StopBeforeEvent = null;
         _disk.Faults = SimDiskFaults.None;
         Task<IoStatus> closing = store.CloseAsync().AsTask();
         bool ended = _loop.RunUntil(() => closing.IsCompleted, EventsPerLifeMax);
         if (!ended) Violate("closing the store never ended");
-        else if (closing.GetAwaiter().GetResult() is not IoStatus.Ok and var status && !MayMiss) Violate($"close answered {status}");
+        else if (closing.GetAwaiter().GetResult() is not IoStatus.Ok and var status && !MayMiss) Violate($"close answered {status}: {store.GetStats().FailReason}");
         else if (_loop.Buffers.LentCount != 0) Violate($"{_loop.Buffers.LentCount} buffers leak");
         _counters.Closes++;
         FoldLoop();

@@ -140,7 +140,7 @@ internal static class VolumeCommands
                 ("Size", $"{SizeText.Format(v.SizeBytes)} ({v.SizeBytes.ToString(CultureInfo.InvariantCulture)} bytes)"),
                 ("Used", SizeText.Format(v.UsedBytes)),
                 ("RepCount", v.RepCount.ToString(CultureInfo.InvariantCulture)),
-                ("Status", v.Status),
+                ("Status", v.FailReason is null ? v.Status : $"{v.Status}: {v.FailReason}"),
                 ("Exports", ExportCommands.Describe(v.Export)),
                 ("Sessions", v.Sessions.ToString(CultureInfo.InvariantCulture)),
                 ("Disk", v.StoreId.ToString()),

@@ -14,6 +14,9 @@ public sealed class InspectException(string message, Exception? inner = null) : 
 public sealed class StoreFile : IDisposable
 {
     private const int ErrnoWouldBlock = 11;
+
+    // A daemon that was killed holds its store until the kernel has ended its last transfers: how often and how long that is waited for.
+    private const int LockTries = 20, LockWaitMillis = 100;
     private readonly SafeFileHandle _handle;
 
     private StoreFile(SafeFileHandle handle, string path, ulong sizeBytes)
@@ -34,8 +37,7 @@ public sealed class StoreFile : IDisposable
     {
         try
         {
-            // FileShare.Read takes flock(LOCK_SH | LOCK_NB).
-            SafeFileHandle handle = File.OpenHandle(path, FileMode.Open, FileAccess.Read, FileShare.Read);
+            SafeFileHandle handle = OpenLocked(path);
             ulong size = (ulong)RandomAccess.GetLength(handle);
             if (size == 0) size = BlockDeviceBytes(path);
             return new StoreFile(handle, path, size & ~(ulong)(Units.BlockBytes - 1));
@@ -47,6 +49,22 @@ public sealed class StoreFile : IDisposable
         catch (Exception e) when (e is IOException or UnauthorizedAccessException or NotSupportedException or ArgumentException)
         {
             throw new InspectException($"'{path}' cannot be opened: {e.Message}", e);
+        }
+    }
+
+    private static SafeFileHandle OpenLocked(string path)
+    {
+        for (int attempt = 1; ; attempt++)
+        {
+            try
+            {
+                // FileShare.Read takes flock(LOCK_SH | LOCK_NB).
+                return File.OpenHandle(path, FileMode.Open, FileAccess.Read, FileShare.Read);
+            }
+            catch (IOException e) when (e.HResult == ErrnoWouldBlock && attempt < LockTries)
+            {
+                Thread.Sleep(LockWaitMillis);
+            }
         }
     }
 

@@ -223,6 +223,7 @@ public sealed class StoreImage
             if (fault is not null)
             {
                 PagesUnreadable++;
+                Problems.Warning("log", $"ring page {index}", fault + "; a page that was being written when the daemon died looks so, and so does rot");
             }
             else if (header.Incarnation > Superblock.Incarnation)
             {
@@ -361,6 +362,13 @@ public sealed class StoreImage
             if (fault is null) continue;
             Problems.Error("log", $"log page {number}", fault);
             break;
+        }
+
+        int beyond = _logPages.Keys.Count(later => later > number);
+        if (beyond > 0)
+        {
+            Problems.Warning("log", $"log page {number}",
+                $"it is not there, but {beyond} pages of the same incarnation lie beyond it and are not replayed");
         }
 
         // A claim of a durable LSN names a position inside its last page, which must then be there.

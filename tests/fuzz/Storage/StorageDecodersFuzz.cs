@@ -114,7 +114,7 @@ public sealed class StorageDecodersFuzz
         at += RedoRecordWriter.Volume(rest[at..], 9, new VolumeHeadLayout { Head = new VolumeHead(7, Store, "v7", Units.MiB, 1) });
         at += RedoRecordWriter.Plain(rest[at..], RedoKind.VolumeDelete, 9, 7, 0);
         at += RedoRecordWriter.Plain(rest[at..], RedoKind.DropPage, 4, 7, 2);
-        at += RedoRecordWriter.BadBlock(rest[at..], 1234);
+        at += RedoRecordWriter.BadBlock(rest[at..], 3, 1234);
         at += RedoRecordWriter.Note(rest[at..], 5, 6);
         at += RedoRecordWriter.Epoch(rest[at..], 7, 2, Store);
         new RedoPageHeader

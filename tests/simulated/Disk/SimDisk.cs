@@ -29,6 +29,7 @@ public sealed class PendingWrite(ulong firstPage, byte[][] pages)
 public sealed class SimDisk : IFile
 {
     private readonly SeededRandom _random;
+    private readonly ulong _seed;
     private readonly DiskImage _durable;
     private readonly Dictionary<ulong, byte[]> _visible = []; // pages of which the cache holds something newer than the medium
     private readonly List<PendingWrite> _pending = []; // answered ones in the order of their answers, then those in flight
@@ -47,6 +48,7 @@ public sealed class SimDisk : IFile
         Check.That(sizeBytes % Units.BlockBytes == 0);
         _loop = loop;
         _random = new SeededRandom(seed);
+        _seed = seed;
         _durable = image;
         SizeBytes = sizeBytes;
     }
@@ -261,12 +263,27 @@ public sealed class SimDisk : IFile
                 : _random.NextBelow(room + 1);
         }
 
-        bool isError = Draw(Faults.WriteError);
+        bool isError = Draw(Faults.WriteError) | MeetsBadPage(write);
         bool isFull = !isError && Draw(Faults.NoSpace);
         if (isError || isFull) write.Masks = DrawMasks(_random, write.Pages.Count);
         Show(write);
         _pending.Insert(_pending.FindLastIndex(other => other.IsAnswered) + 1, write);
         return isError ? IoStatus.IoError : isFull ? IoStatus.NoSpace : IoStatus.Ok;
+    }
+
+    private bool MeetsBadPage(PendingWrite write)
+    {
+        bool meets = false;
+        for (int i = 0; Faults.BadPages > 0 && i < write.Pages.Count; i++)
+        {
+            ulong page = write.FirstPage + (ulong)i;
+            if (page < SimDiskFaults.BadPagesFrom || page >= SizeBytes / Units.BlockBytes - 2) continue;
+            // By the page and the seed alone, so that a bad page stays bad.
+            meets |= new SeededRandom(_seed ^ (page * 0x9E3779B97F4A7C15)).NextChance(Faults.BadPages);
+        }
+
+        if (meets) FaultCount++;
+        return meets;
     }
 
     private void Show(PendingWrite write)

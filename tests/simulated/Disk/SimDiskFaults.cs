@@ -24,6 +24,12 @@ public sealed record SimDiskFaults
     /// <summary>A write fails with EIO; the range holds old, new or torn content.</summary>
     public double WriteError { get; init; }
 
+    /// <summary>Part of the pages from <see cref="BadPagesFrom"/> on (but for the last two) that take no write, ever: EIO.</summary>
+    public double BadPages { get; init; }
+
+    /// <summary>First page that may be bad: behind what a store cannot do without.</summary>
+    public const ulong BadPagesFrom = 1024;
+
     /// <summary>A write fails with ENOSPC (thin medium), likewise.</summary>
     public double NoSpace { get; init; }
 
@@ -50,6 +56,7 @@ public sealed record SimDiskFaults
         WriteError = random.NextChance(0.15) ? 0.002 : 0,
         NoSpace = random.NextChance(0.05) ? 0.001 : 0,
         FlushError = random.NextChance(0.15) ? 0.01 : 0,
+        BadPages = random.NextChance(0.2) ? 0.01 : 0,
     };
 
     /// <summary>Rates of a disk that also loses, misplaces and rots.</summary>

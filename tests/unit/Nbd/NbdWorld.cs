@@ -34,17 +34,21 @@ internal sealed class NbdWorld : INbdExports
 
     public bool IsReadOnly { get; set; }
 
+    /// <summary>Who may use the export; everybody when null.</summary>
+    public Func<string?, bool>? MayUse { get; set; }
+
     public bool HasEnded => _end.IsCompleted;
 
     public ValueTask<NbdExport?> FindAsync(string name, string? identity) => new(
-        name is "disk" or "" ? new NbdExport
+        name is "disk" or "" && MayUse?.Invoke(identity) != false ? new NbdExport
         {
             Name = "disk", Description = "a disk", Device = Device, SizeBytes = Device.SizeBytes,
             RequiresTls = RequiresTls, IsReadOnly = IsReadOnly,
         }
         : null);
 
-    public IReadOnlyList<NbdListing> List(string? identity) => [new("disk", "a disk")];
+    public IReadOnlyList<NbdListing> List(string? identity) =>
+        MayUse?.Invoke(identity) == false ? [] : [new("disk", "a disk")];
 
     /// <summary>Why the session ended; runs the world until it has.</summary>
     public string End()

@@ -116,6 +116,14 @@ public class CommandTests
     }
 
     [Fact]
+    public async Task Show_volume_says_why_it_is_unavailable()
+    {
+        StubDaemon daemon = WithVolume(Vol with { Status = "unavailable", FailReason = "its disk two is missing" });
+        Assert.Equal(0, await daemon.RunAsync("show_volume", "-v", "v1"));
+        Assert.Contains("unavailable: its disk two is missing", daemon.Out, StringComparison.Ordinal);
+    }
+
+    [Fact]
     public async Task Resize_volume_grows_at_once_and_shrinks_with_consent()
     {
         StubDaemon daemon = WithChange();

@@ -128,6 +128,8 @@ public class InspectTests
         store.Damage(store.Geometry.PageOffset(first) + 100);
         Assert.Equal(1, store.Run("check"));
         Assert.Contains("error log: log page 40: the log ends at", store.Out, StringComparison.Ordinal);
+        Assert.Contains($"warning log: ring page {first % store.Geometry.RingPages}: ", store.Out, StringComparison.Ordinal);
+        Assert.Contains("warning log: log page 40: it is not there, but 1 pages of the same incarnation lie beyond it", store.Out, StringComparison.Ordinal);
     }
 
     [Fact]

@@ -1,0 +1,139 @@
+using System.Net;
+using Microsoft.AspNetCore.Connections;
+
+namespace BlockServer.Blockd;
+
+/// <summary>What one client of the admin API may take. The defaults are those of the design; tests shorten the times.</summary>
+internal sealed record ApiLimits
+{
+    /// <summary>Longest body, bytes.</summary>
+    public int BodyBytesMax { get; init; } = 1 << 20;
+
+    /// <summary>All headers of a request, bytes.</summary>
+    public int HeaderBytesMax { get; init; } = 16 << 10;
+
+    /// <summary>From the first byte of a request to the end of its headers.</summary>
+    public TimeSpan HeadersTimeout { get; init; } = TimeSpan.FromSeconds(10);
+
+    /// <summary>An idle connection is closed after this.</summary>
+    public TimeSpan IdleTimeout { get; init; } = TimeSpan.FromSeconds(60);
+
+    /// <summary>A body slower than <see cref="BodyBytesPerSecondMin"/> for this long is dropped. More than a second.</summary>
+    public TimeSpan SlowBodyGrace { get; init; } = TimeSpan.FromSeconds(5);
+
+    /// <summary>Slowest body, bytes per second.</summary>
+    public double BodyBytesPerSecondMin { get; init; } = 240;
+
+    /// <summary>Connections of the process.</summary>
+    public int ConnectionsMax { get; init; } = 128;
+
+    /// <summary>Connections of one address; unix sockets are limited by their file's mode.</summary>
+    public int ConnectionsPerAddressMax { get; init; } = 16;
+}
+
+/// <summary>Counts connections by address and drops those beyond the limit. Thread-safe.</summary>
+internal sealed class AddressLimit(int perAddressMax)
+{
+    private readonly Lock _lock = new();
+    private readonly Dictionary<IPAddress, int> _open = [];
+
+    /// <summary>The middleware of one listener.</summary>
+    public ConnectionDelegate Guard(ConnectionDelegate next) => async connection =>
+    {
+        IPAddress? address = (connection.RemoteEndPoint as IPEndPoint)?.Address;
+        if (address is null)
+        {
+            await next(connection);
+            return;
+        }
+
+        if (!TryEnter(address))
+        {
+            connection.Abort();
+            return;
+        }
+
+        try
+        {
+            await next(connection);
+        }
+        finally
+        {
+            Leave(address);
+        }
+    };
+
+    private bool TryEnter(IPAddress address)
+    {
+        lock (_lock)
+        {
+            int open = _open.GetValueOrDefault(address);
+            if (open >= perAddressMax) return false;
+            _open[address] = open + 1;
+            return true;
+        }
+    }
+
+    private void Leave(IPAddress address)
+    {
+        lock (_lock)
+        {
+            if (--_open[address] == 0) _open.Remove(address);
+        }
+    }
+}
+
+/// <summary>
+/// Slows down those who guess tokens: after 5 wrong ones within 10 s an address is answered 429 for 30 s. The right token
+/// passes all the same: it is not a guess (256 random bits), and one script with an old token must not lock out the
+/// administrator of the same machine. Thread-safe.
+/// </summary>
+internal sealed class AuthThrottle(TimeProvider time)
+{
+    /// <summary>Wrong tokens before the block.</summary>
+    public const int FailuresMax = 5;
+
+    // Addresses remembered; the oldest goes, so that nobody fills the memory by changing addresses.
+    private const int AddressesMax = 1024;
+
+    /// <summary>Within which the failures count.</summary>
+    public static readonly TimeSpan Window = TimeSpan.FromSeconds(10);
+
+    /// <summary>How long an address is blocked.</summary>
+    public static readonly TimeSpan Block = TimeSpan.FromSeconds(30);
+
+    private readonly Lock _lock = new();
+    private readonly Dictionary<string, (long Since, int Count, long BlockedAt)> _failures = new(StringComparer.Ordinal);
+    private readonly Queue<string> _order = new();
+
+    /// <summary>How long the address stays blocked; zero when it is not.</summary>
+    public TimeSpan BlockedFor(string address)
+    {
+        lock (_lock)
+        {
+            if (!_failures.TryGetValue(address, out var entry) || entry.BlockedAt == 0) return TimeSpan.Zero;
+            TimeSpan left = Block - time.GetElapsedTime(entry.BlockedAt);
+            return left > TimeSpan.Zero ? left : TimeSpan.Zero;
+        }
+    }
+
+    /// <summary>Counts a wrong token.</summary>
+    public void OnFailure(string address)
+    {
+        lock (_lock)
+        {
+            if (!_failures.TryGetValue(address, out var entry))
+            {
+                if (_order.Count == AddressesMax) _failures.Remove(_order.Dequeue());
+                _order.Enqueue(address);
+                entry = (time.GetTimestamp(), 0, 0);
+            }
+
+            bool isOver = time.GetElapsedTime(entry.Since) > Window;
+            if (isOver) entry = (time.GetTimestamp(), 0, entry.BlockedAt);
+            entry.Count++;
+            if (entry.Count >= FailuresMax) entry = (time.GetTimestamp(), 0, time.GetTimestamp());
+            _failures[address] = entry;
+        }
+    }
+}

@@ -1,0 +1,103 @@
+using BlockServer.Core.Api;
+
+namespace BlockServer.Blockd;
+
+/// <summary>A parameter of a query.</summary>
+/// <param name="Name">As in the URL.</param>
+/// <param name="Type">OpenAPI's word: boolean or integer.</param>
+/// <param name="Help">What it does.</param>
+internal sealed record ApiQuery(string Name, string Type, string Help);
+
+/// <summary>One thing that the admin API can do.</summary>
+/// <param name="Method">HTTP method.</param>
+/// <param name="Template">Path behind <c>/v1/</c>; a part in braces is a parameter.</param>
+/// <param name="Summary">What it does, for people.</param>
+/// <param name="Status">The answer when it is done.</param>
+/// <param name="Answer">The record that is answered, or null.</param>
+/// <param name="Body">The record that is taken, or null.</param>
+/// <param name="Queries">Parameters of the query.</param>
+/// <param name="Codes">Refusals besides those that every call may get: status and stable code.</param>
+internal sealed record ApiRoute(
+    string Method, string Template, string Summary, int Status, Type? Answer, Type? Body, ApiQuery[] Queries, (int Status, string Code)[] Codes)
+{
+    private readonly string[] _parts = Template.Split('/');
+
+    /// <summary>Method and template, as handlers are keyed.</summary>
+    public string Key => Method + " " + Template;
+
+    /// <summary>The path has this form.</summary>
+    public bool Fits(IReadOnlyList<string> parts)
+    {
+        if (parts.Count != _parts.Length) return false;
+        for (int i = 0; i < _parts.Length; i++)
+        {
+            if (_parts[i][0] != '{' && _parts[i] != parts[i]) return false;
+        }
+
+        return true;
+    }
+}
+
+/// <summary>All that the admin API can do: calls are dispatched by this table, and docs/openapi.json is written from it.</summary>
+internal static class ApiRouteTable
+{
+    /// <summary>Refusals that every call may get.</summary>
+    public static readonly (int Status, string Code)[] CommonCodes =
+    [
+        (400, "bad-request"), (401, "no-token"), (401, "wrong-token"), (404, "no-such-resource"), (405, "wrong-method"),
+        (421, "wrong-host"), (429, "too-many-failures"), (500, "internal-error"), (503, "metadata-unavailable"),
+    ];
+
+    /// <summary>Refusals that every change may get besides.</summary>
+    public static readonly (int Status, string Code)[] ChangeCodes =
+        [(400, "invalid-json"), (403, "cross-origin"), (413, "body-too-large"), (415, "wrong-content-type")];
+
+    private static readonly (int, string) s_noVolume = (404, "no-such-volume");
+    private static readonly (int, string) s_badName = (400, "invalid-name");
+    private static readonly ApiQuery s_force = new("force", "boolean", "Confirms what would be refused otherwise.");
+
+    /// <summary>Every route.</summary>
+    public static readonly ApiRoute[] All =
+    [
+        new("GET", "version", "Which daemon answers.", 200, typeof(VersionInfo), null, [], []),
+        new("GET", "node", "The node: where it listens, what it runs on, what it warns of.", 200, typeof(NodeInfo), null, [], []),
+        new("GET", "volumes", "All volumes, by name.", 200, typeof(VolumeList), null, [], []),
+        new("POST", "volumes", "Creates a volume. Repeating the request with its idempotencyKey answers the same volume.",
+            201, typeof(VolumeInfo), typeof(CreateVolume), [],
+            [s_badName, (400, "invalid-size"), (400, "invalid-rep-count"), (400, "invalid-idempotency-key"), (400, "invalid-description"),
+                (404, "no-disk"), (409, "name-taken"), (409, "changed-meanwhile"), (503, "disk-unavailable"), (507, "no-space")]),
+        new("GET", "volumes/{name}", "One volume.", 200, typeof(VolumeInfo), null, [], [s_badName, s_noVolume]),
+        new("PATCH", "volumes/{name}", "Changes a volume; what is null stays as it is.", 200, typeof(VolumeInfo), typeof(ChangeVolume), [],
+            [s_badName, s_noVolume, (400, "invalid-size"), (400, "invalid-description"), (409, "name-taken"), (409, "data-beyond-size"),
+                (409, "shrink-not-confirmed"), (409, "volume-in-use"), (409, "changed-meanwhile"), (412, "revision-differs"), (503, "disk-unavailable")]),
+        new("DELETE", "volumes/{name}", "Deletes a volume; its id or revision must be named.", 204, null, null,
+            [new("id", "integer", "The volume's id."), new("revision", "integer", "The volume's revision."),
+                new("force", "boolean", "Also while clients are attached or the disk is away.")],
+            [s_badName, s_noVolume, (400, "id-or-revision-needed"), (400, "invalid-query"), (409, "volume-in-use"), (409, "changed-meanwhile"),
+                (412, "id-differs"), (412, "revision-differs"), (503, "disk-unavailable"), (503, "delete-unfinished")]),
+        new("POST", "volumes/{name}/scrub", "Begins to read a volume and to verify every checksum.", 202, typeof(TaskInfo), typeof(ScrubRequest), [],
+            [s_badName, s_noVolume, (503, "disk-unavailable")]),
+        new("GET", "disks", "All disks of the node, also those that are not in service.", 200, typeof(DiskList), null, [], []),
+        new("POST", "disks", "Puts a file or device into service.", 201, typeof(DiskInfo), typeof(AddDisk), [],
+            [(400, "invalid-path"), s_badName, (400, "invalid-size"), (409, "disk-in-service"), (409, "disk-is-a-copy"), (409, "disk-refused"),
+                (409, "damaged-store"), (409, "name-taken"), (409, "no-such-file"), (409, "not-a-disk"), (409, "not-blank"),
+                (409, "other-cluster"), (409, "size-differs")]),
+        new("DELETE", "disks/{id}", "Takes a disk out of service; its content stays.", 204, null, null, [s_force],
+            [(404, "no-such-disk"), (409, "disk-in-use"), (400, "invalid-query")]),
+        new("GET", "sessions", "The clients that are attached.", 200, typeof(SessionList), null, [], []),
+        new("DELETE", "sessions/{id}", "Cuts a client off.", 204, null, null, [], [(404, "no-such-session")]),
+        new("GET", "stats", "Counters of the volumes that were attached since the start.", 200, typeof(StatsInfo), null, [], []),
+        new("GET", "tasks", "The last hundred tasks, newest first.", 200, typeof(TaskList), null, [], []),
+        new("GET", "tasks/{id}", "One task.", 200, typeof(TaskInfo), null, [], [(404, "no-such-task")]),
+        new("DELETE", "tasks/{id}", "Cancels a task.", 204, null, null, [], [(404, "no-such-task")]),
+        new("GET", "openapi.json", "This document.", 200, null, null, [], []),
+    ];
+
+    /// <summary>The route of a call; throws 404 or, with the methods that would do, 405.</summary>
+    public static ApiRoute Find(ApiCall call)
+    {
+        ApiRoute[] here = [.. All.Where(r => r.Fits(call.Parts))];
+        if (here.Length == 0) throw new ApiException(404, "no-such-resource", "there is no such resource");
+        return here.FirstOrDefault(r => r.Method == call.Method) ?? throw call.WrongMethod(string.Join(", ", here.Select(r => r.Method)));
+    }
+}

@@ -1,0 +1,52 @@
+using System.Net;
+using System.Text;
+using BlockServer.Blockd;
+
+namespace BlockServer.Tests.Unit.Daemon;
+
+/// <summary>A daemon with its admin API on a free port, for all tests of a class.</summary>
+public sealed class ApiServer : IAsyncDisposable
+{
+    private TestDaemon _test = null!;
+    private AdminApi _api = null!;
+
+    private ApiServer()
+    {
+    }
+
+    public int Port { get; private set; }
+
+    public string Token { get; private set; } = "";
+
+    internal TestDaemon Test => _test;
+
+    internal static async Task<ApiServer> StartAsync(ApiLimits? limits = null, TimeProvider? time = null)
+    {
+        var server = new ApiServer { _test = await TestDaemon.StartAsync() };
+        ListenAddress address = new(new IPEndPoint(IPAddress.Loopback, 0), null);
+        server._api = await AdminApi.StartAsync(new AdminRoutes(server._test.Daemon), server._test.Daemon.TokenHash, [address], limits, time);
+        server.Port = new Uri(server._api.Addresses[0]).Port;
+        server.Token = (await File.ReadAllTextAsync(server._test.Daemon.TokenPath)).Trim();
+        return server;
+    }
+
+    /// <summary>A right request; <paramref name="body"/> is JSON or null.</summary>
+    internal Task<RawAnswer> SendAsync(string method, string path, string? body = null, string headers = "") =>
+        RawHttp.SendAsync(Port, Request(method, path, body, headers));
+
+    internal string Request(string method, string path, string? body, string headers = "", string? token = null)
+    {
+        var text = new StringBuilder($"{method} {path} HTTP/1.1\r\nConnection: close\r\nAuthorization: Bearer {token ?? Token}\r\n");
+        if (!headers.Contains("Host:", StringComparison.Ordinal)) text.Append($"Host: 127.0.0.1:{Port}\r\n");
+        if (body is not null && !headers.Contains("Content-Type:", StringComparison.Ordinal)) text.Append("Content-Type: application/json\r\n");
+        if (body is not null && !headers.Contains("Content-Length:", StringComparison.Ordinal) && !headers.Contains("chunked", StringComparison.Ordinal))
+            text.Append($"Content-Length: {Encoding.UTF8.GetByteCount(body)}\r\n");
+        return text.Append(headers).Append("\r\n").Append(body).ToString();
+    }
+
+    public async ValueTask DisposeAsync()
+    {
+        await _api.DisposeAsync();
+        await _test.DisposeAsync();
+    }
+}

@@ -1,0 +1,157 @@
+using System.Text;
+using BlockServer.Blockd;
+using BlockServer.Core;
+using Xunit;
+
+namespace BlockServer.Tests.Unit.Daemon;
+
+/// <summary>Settings: where they come from, which wins, and what is refused.</summary>
+public sealed class SettingsTests
+{
+    private static Settings Read(params string[] arguments)
+    {
+        var sources = new SettingsSources();
+        foreach (IGrouping<string, string> same in arguments.GroupBy(a => a.Split('=')[0], a => a[(a.IndexOf('=', StringComparison.Ordinal) + 1)..]))
+            sources.AddArgument(same.Key, [.. same]);
+        return sources.Read("/d", 8UL << 30);
+    }
+
+    private static SettingsSources Json(string json)
+    {
+        var sources = new SettingsSources();
+        sources.AddJson(Encoding.UTF8.GetBytes(json), "b.json");
+        return sources;
+    }
+
+    [Fact]
+    public void Without_any_setting_everything_has_its_default()
+    {
+        Settings s = Read();
+        Assert.Equal("/d", s.DataDir);
+        Assert.Equal(["127.0.0.1:10809", "unix:/d/nbd.sock"], s.Nbd.Select(a => a.ToString()));
+        Assert.Equal(["127.0.0.1:49180"], s.Api.Select(a => a.ToString()));
+        Assert.Null(s.StoreSizeBytes);
+        Assert.Equal((Durability.Flush, "auto", 1UL << 30, 1), (s.Durability, s.Engine, s.MetadataRamBytes, s.Loops));
+        Assert.Equal((256, 32), (s.Connections, s.ConnectionsPerAddress));
+        Assert.False(s.Insecure);
+        Assert.Empty(s.CreateVolumes);
+        Assert.Null(s.Stdio);
+    }
+
+    [Fact]
+    public void The_command_line_wins_over_the_environment_and_that_over_the_file()
+    {
+        SettingsSources sources = Json("""{"loops": 2, "engine": "aio", "durability": "ack", "nbd": ["127.0.0.1:1", "[::1]:2"], "insecure": true}""");
+        sources.AddEnvironment(new Dictionary<string, string> { ["BLOCKD_LOOPS"] = "3", ["BLOCKD_ENGINE"] = "io_uring", ["BLOCKD_NBD"] = "127.0.0.1:3 127.0.0.1:4" });
+        sources.AddArgument("loops", ["4"]);
+        Settings s = sources.Read("/d", 1 << 30);
+        Assert.Equal((4, "io_uring", Durability.Ack, true), (s.Loops, s.Engine, s.Durability, s.Insecure));
+        Assert.Equal(["127.0.0.1:3", "127.0.0.1:4"], s.Nbd.Select(a => a.ToString())); // replaced, not lengthened
+    }
+
+    [Theory]
+    [InlineData("store-size=80m", "store-size=1g")]
+    [InlineData("engine=io_uring", "engine=aio")]
+    public void A_single_setting_is_given_once(string one, string two) =>
+        Assert.Contains("may be given once", Assert.Throws<SettingException>(() => Read(one, two)).Message, StringComparison.Ordinal);
+
+    [Theory]
+    [InlineData("data-dir=", "a value is needed")]
+    [InlineData("nbd=10809", "ADDRESS:PORT")]
+    [InlineData("nbd=host.example:1", "ADDRESS:PORT")]
+    [InlineData("nbd=127.0.0.1:99999", "ADDRESS:PORT")]
+    [InlineData("nbd=::1:10809", "ADDRESS:PORT")]
+    [InlineData("nbd=unix:", "ADDRESS:PORT")]
+    [InlineData("nbd=unix:/0123456789012345678901234567890123456789012345678901234567890123456789012345678901234567890123456789012345678", "107 bytes")]
+    [InlineData("nbd=0.0.0.0:10809", "--insecure")]
+    [InlineData("iscsi=127.0.0.1:3260", "no iSCSI")]
+    [InlineData("api=0.0.0.0:49180", "--insecure")]
+    [InlineData("api=x", "ADDRESS:PORT")]
+    [InlineData("store-size=79m", "80 MiB to")]
+    [InlineData("store-size=17t", "TiB")]
+    [InlineData("store-size=-1g", "store-size")]
+    [InlineData("store-size=many", "store-size")]
+    [InlineData("durability=always", "allowed: flush, ack")]
+    [InlineData("engine=spdk", "allowed: auto, io_uring, aio")]
+    [InlineData("metadata-ram=1k", "1 MiB to")]
+    [InlineData("loops=0", "allowed: 1 to 64")]
+    [InlineData("loops=65", "allowed: 1 to 64")]
+    [InlineData("loops=two", "allowed: 1 to 64")]
+    [InlineData("tls-cert=/nonexistent/c.pem", "no such file")]
+    [InlineData("tls-key=/nonexistent/k.pem", "no such file")]
+    [InlineData("tls-ca=/nonexistent/a.pem", "no such file")]
+    [InlineData("tls=maybe", "allowed: off, optional, required")]
+    [InlineData("tls-clients=maybe", "allowed: none, optional, required")]
+    [InlineData("tls-clients=required", "it needs --tls-cert")]
+    [InlineData("insecure=perhaps", "allowed: false, true")]
+    [InlineData("nbd-connections=0", "allowed: 1 to 65536")]
+    [InlineData("nbd-connections-per-address=65537", "allowed: 1 to 65536")]
+    [InlineData("create-volume=demo", "NAME:SIZE")]
+    [InlineData("create-volume=Demo:1g", "must begin with")]
+    [InlineData("create-volume=demo:1k", "1 MiB to 64 TiB")]
+    [InlineData("create-volume=demo:65t", "1 MiB to 64 TiB")]
+    [InlineData("stdio=../x", "name a volume")]
+    public void A_wrong_setting_is_refused_by_name_with_what_is_allowed(string argument, string allowed)
+    {
+        SettingException refused = Assert.Throws<SettingException>(() => Read(argument));
+        Assert.Equal("--" + argument.Split('=')[0], refused.Name);
+        Assert.StartsWith(refused.Name + ": '", refused.Message, StringComparison.Ordinal);
+        Assert.Contains(allowed, refused.Message, StringComparison.Ordinal);
+    }
+
+    [Fact]
+    public void Every_setting_has_a_test_of_its_refusal()
+    {
+        var tested = typeof(SettingsTests).GetMethod(nameof(A_wrong_setting_is_refused_by_name_with_what_is_allowed))!
+            .GetCustomAttributes(typeof(InlineDataAttribute), false).Cast<InlineDataAttribute>()
+            .Select(d => ((string)d.Data[0]!).Split('=')[0]).ToHashSet();
+        Assert.Equal(SettingsReader.All.Select(s => s.Name).Order(StringComparer.Ordinal), tested.Order(StringComparer.Ordinal));
+    }
+
+    [Fact]
+    public void None_listens_nowhere_and_excludes_every_other_address()
+    {
+        Assert.Empty(Read("nbd=none").Nbd);
+        Assert.Contains("none excludes", Assert.Throws<SettingException>(() => Read("nbd=none", "nbd=127.0.0.1:1")).Message, StringComparison.Ordinal);
+    }
+
+    [Theory]
+    [InlineData("""{"store_size": "1g"}""", "did you mean store-size?")]
+    [InlineData("""{"durabilty": "ack"}""", "did you mean durability?")]
+    [InlineData("""{"Engine": "aio"}""", "did you mean engine?")]
+    [InlineData("""{"zzzzzz": 1}""", "known: data-dir, nbd")]
+    [InlineData("""{"nbd": {"port": 1}}""", "--nbd")]
+    [InlineData("""{"nbd": [["127.0.0.1:1"]]}""", "--nbd")]
+    [InlineData("""{"loops": null}""", "--loops")]
+    [InlineData("""{"loops": 1.5}""", "allowed: 1 to 64 (set in b.json)")]
+    [InlineData("""{"loops": 1, "loops": 2}""", "not JSON")]
+    [InlineData("""["loops"]""", "one JSON object")]
+    [InlineData("{", "not JSON")]
+    [InlineData("", "not JSON")]
+    public void A_wrong_file_is_refused_with_the_fault_and_the_file(string json, string fault)
+    {
+        SettingException refused = Assert.Throws<SettingException>(() => Json(json).Read("/d", 1 << 30));
+        Assert.Contains(fault, refused.Message, StringComparison.Ordinal);
+        Assert.Contains("b.json", refused.Message, StringComparison.Ordinal);
+    }
+
+    [Fact]
+    public void A_file_may_have_comments_and_trailing_commas() =>
+        Assert.Equal(2, Json("{ // why\n \"loops\": \"2\", }").Read("/d", 1 << 30).Loops);
+
+    [Fact]
+    public void A_missing_file_is_a_wrong_setting() =>
+        Assert.Equal("--config", Assert.Throws<SettingException>(() => new SettingsSources().AddFile("/nonexistent/b.json")).Name);
+
+    [Fact]
+    public void The_environment_is_named_in_a_refusal_and_strange_variables_are_told()
+    {
+        var sources = new SettingsSources();
+        sources.AddEnvironment(new Dictionary<string, string>
+        {
+            ["BLOCKD_LOOPS"] = "x", ["BLOCKD_STORE_SZIE"] = "1g", ["BLOCKD_TOKEN_FILE"] = "/t", ["BLOCKD_CONFIG"] = "/c", ["PATH"] = "/bin", ["BLOCKD_API"] = "",
+        });
+        Assert.Contains("(set in $BLOCKD_LOOPS)", Assert.Throws<SettingException>(() => sources.Read("/d", 1 << 30)).Message, StringComparison.Ordinal);
+        Assert.Contains("did you mean BLOCKD_STORE_SIZE?", Assert.Single(sources.Warnings), StringComparison.Ordinal);
+    }
+}
