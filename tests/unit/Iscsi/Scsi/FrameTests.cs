@@ -1,4 +1,3 @@
-using BlockServer.Core;
 using BlockServer.Protocols.Iscsi.Scsi;
 using BlockServer.Tests.Simulated;
 using Xunit;
