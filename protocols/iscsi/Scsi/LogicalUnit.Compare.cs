@@ -93,7 +93,7 @@ public sealed partial class LogicalUnit
     {
         BlockRange range = BlockRange.Of(command.Cdb);
         if (Fault(command.Cdb, range) is { } fault) return fault;
-        if (PayloadFault(command, range, out int bytes) is { } wrong) return wrong;
+        int bytes = Math.Min((int)(range.Blocks << _blockShift), command.OutLength); // as WRITE
         if (bytes == 0) return ScsiResult.Good;
         ulong offset = OffsetOf(range);
         IoBuffer buffer = await RentWorkAsync((ulong)bytes);
@@ -121,7 +121,7 @@ public sealed partial class LogicalUnit
         BlockRange range = BlockRange.Of(command.Cdb);
         if (Fault(command.Cdb, range) is { } fault) return fault;
         int bytes = (int)(range.Blocks << _blockShift);
-        if (command.OutLength < 2 * bytes || command.OutOfferedBytes > 2 * bytes) return Sense.PartialBlock;
+        if (command.OutLength < 2 * bytes || command.OutOfferedBytes > 2 * bytes) return Sense.InCdb(range.LengthAt);
         if (bytes == 0) return ScsiResult.Good;
         ulong offset = OffsetOf(range);
         IoBuffer buffer = await RentWorkAsync((ulong)bytes);

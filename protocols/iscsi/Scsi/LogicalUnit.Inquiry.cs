@@ -106,6 +106,7 @@ public sealed partial class LogicalUnit
     private void WriteLimits(Span<byte> body)
     {
         uint physical = (uint)(Units.BlockBytes >> _blockShift);
+        body[0] = 0x01; // WSNZ: zero blocks of WRITE SAME do not mean all
         body[1] = _options.CompareAndWriteBlocksMax;
         BinaryPrimitives.WriteUInt16BigEndian(body[2..], (ushort)physical);
         BinaryPrimitives.WriteUInt32BigEndian(body[4..], TransferBlocksMax);

@@ -83,11 +83,10 @@ public sealed partial class LogicalUnit
         bool unmaps = (cdb[1] & 0x08) != 0;
         if ((cdb[1] & 0x10) != 0) return Sense.InCdb(1, 4); // ANCHOR
         if (unmaps && !_options.IsThin) return Sense.InCdb(1, 3);
-        ulong blocks = range.Blocks == 0 ? CapacityBlocks - range.Lba : range.Blocks;
-        return blocks > WriteSameBlocksMax ? Sense.InCdb(range.LengthAt) : null;
+        return range.Blocks == 0 || range.Blocks > WriteSameBlocksMax ? Sense.InCdb(range.LengthAt) : null; // WSNZ
     }
 
-    /// <summary>One block again and again; zero blocks: up to the end. With UNMAP a block of zeros leaves holes, any other
+    /// <summary>One block again and again; zero blocks are refused (WSNZ). With UNMAP a block of zeros leaves holes, any other
     /// is written. NDOB, or UNMAP without data: zeros.</summary>
     [AsyncMethodBuilder(typeof(LoopMethodBuilder<>))]
     private async ValueTask<ScsiResult> WriteSameAsync(ScsiCommand command)
@@ -104,8 +103,7 @@ public sealed partial class LogicalUnit
         }
 
         ulong offset = OffsetOf(range);
-        ulong length = (range.Blocks == 0 ? CapacityBlocks - range.Lba : range.Blocks) << _blockShift;
-        if (length == 0) return ScsiResult.Good;
+        ulong length = (ulong)range.Blocks << _blockShift;
         if (isZero && unmaps) return await DeallocateAsync(command, offset, length);
         return await FillAsync(command, offset, length, isZero);
     }

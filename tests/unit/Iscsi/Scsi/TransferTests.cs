@@ -117,16 +117,22 @@ public class TransferTests
     }
 
     [Fact]
-    public void Writes_of_less_than_was_said_take_whole_blocks_only()
+    public void Writes_of_less_than_was_said_take_what_came()
     {
         var world = new ScsiWorld();
         world.Good(world.A, ScsiWorld.Cdb10(0x2A, 0, 2), ScsiWorld.Fill(1024, 0xAA));
         world.Good(world.A, ScsiWorld.Cdb10(0x2A, 0, 2), ScsiWorld.Fill(512, 0xBB));
         Assert.Equal([.. ScsiWorld.Fill(512, 0xBB), .. ScsiWorld.Fill(512, 0xAA)], world.Stored(0, 1024));
-        world.Bad(world.A, ScsiWorld.Cdb10(0x2A, 0, 2), "05/0E/03", ScsiWorld.Fill(712, 0xCC));
+        world.Good(world.A, ScsiWorld.Cdb10(0x2A, 1, 1), ScsiWorld.Fill(200, 0xCC));
+        world.Good(world.A, ScsiWorld.Cdb10(0x2E, 1, 1, 0x02), ScsiWorld.Fill(100, 0xDD));
+        byte[] expected = [.. ScsiWorld.Fill(512, 0xBB), .. ScsiWorld.Fill(100, 0xDD), .. ScsiWorld.Fill(100, 0xCC), .. ScsiWorld.Fill(312, 0xAA)];
+        Assert.Equal(expected, world.Stored(0, 1024));
         world.Good(world.A, ScsiWorld.Cdb10(0x2A, 0, 2));
         world.Bad(world.A, "9C00000000000000000000000002" + "0000", "05/0E/03", ScsiWorld.Fill(512, 0xCC)); // all or nothing
-        Assert.Equal([.. ScsiWorld.Fill(512, 0xBB), .. ScsiWorld.Fill(512, 0xAA)], world.Stored(0, 1024));
+        world.Bad(world.A, "9C00000000000000000000000002" + "0000", "05/0E/03");
+        world.Bad(world.A, ScsiWorld.Cdb16(0x8B, 0, 2), "05/0E/03", ScsiWorld.Fill(700, 0xFF));
+        world.Bad(world.A, ScsiWorld.Cdb16(0x8F, 0, 2, 0x02), "05/0E/03", ScsiWorld.Fill(700, 0xFF));
+        Assert.Equal(expected, world.Stored(0, 1024));
     }
 
     [Fact]
@@ -220,8 +226,9 @@ public class TransferTests
         reply = world.Good(world.A, cdb, data);
         Assert.Equal((1024, 3072), (reply.Plan.OutBytes, reply.Plan.Lead));
         Assert.Equal(ScsiWorld.Fill(512, 2), world.Stored(7 * 512, 512));
-        world.Bad(world.A, cdb, "05/0E/03", data[..512]);
-        world.Bad(world.A, cdb, "05/0E/03", [.. data, .. data]); // more than it takes
+        world.Bad(world.A, cdb, "05/24/00", data[..512]);
+        world.Bad(world.A, cdb, "05/24/00", [.. data, .. data]); // more than it takes
+        world.Bad(world.A, "8900" + ScsiWorld.U64(7) + "000000000000", "05/24/00", data); // zero blocks, but data
         Assert.Equal(ScsiWorld.Fill(512, 2), world.Stored(7 * 512, 512));
     }
 
