@@ -28,6 +28,8 @@ public sealed partial class IscsiConnection
                 return TakeNopAsync(header);
             case IscsiOpcode.TaskManagementRequest:
                 return TakeTaskManagementAsync(header);
+            case IscsiOpcode.TextRequest when header.DataBytes > _options.TextBytesMax:
+                return RefuseAsync(header, IscsiRejectReason.LongOperation); // before memory is taken for it
             case IscsiOpcode.TextRequest:
                 return TakeTextAsync(header);
             case IscsiOpcode.LogoutRequest:

@@ -324,6 +324,8 @@ public sealed class IscsiSessionTests
             transferTag = response.TransferTag;
         }
 
+        client.Send(b => new TextRequestPdu(true, true, false, 602, IscsiWire.NoTag, client.CmdSn, 0).WriteTo(b, 0), new byte[(64 << 10) + 1]);
+        Assert.Equal(IscsiRejectReason.LongOperation, RejectPdu.Read(client.Receive()!.Bhs).Reason);
         client.Send(b => new TextRequestPdu(true, true, false, 601, 12345, client.CmdSn, 0).WriteTo(b, 0), Text("A=1"));
         Assert.Equal(IscsiRejectReason.ProtocolError, RejectPdu.Read(client.Receive()!.Bhs).Reason);
     }
