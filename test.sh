@@ -36,6 +36,8 @@ needed=(
     python3-libnbd:/usr/lib/python3/dist-packages/nbd.py
     openssl:/usr/bin/openssl
     qemu-utils:/usr/bin/qemu-img
+    qemu-block-extra:/usr/lib/$(uname -m)-linux-gnu/qemu/block-iscsi.so
+    libiscsi-bin:/usr/bin/iscsi-ls
     fio:/usr/bin/fio
     e2fsprogs:/sbin/mkfs.ext4
     qemu-system-x86:/usr/bin/qemu-system-x86_64

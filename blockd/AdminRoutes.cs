@@ -85,6 +85,7 @@ internal sealed class AdminRoutes : IAdminRoutes
         if (change.SizeBytes < volume.SizeBytes && _daemon.Sessions.CountOf(volume.Id) > 0)
             throw new ApiException(409, "volume-in-use", "clients are attached; detach them before the volume shrinks", "sizeBytes");
         VolumeRecord changed = Must(await _daemon.Directory.ChangeAsync(volume.Name, change));
+        _daemon.OnResized(volume.Id);
         await call.AnswerAsync(await DescribeAsync(changed), ApiJson.Default.VolumeInfo);
     }
 

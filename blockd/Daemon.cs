@@ -3,6 +3,7 @@ using BlockServer.Cluster;
 using BlockServer.Core;
 using BlockServer.Core.Api;
 using BlockServer.Io;
+using BlockServer.Protocols.Iscsi;
 using BlockServer.Protocols.Nbd;
 
 namespace BlockServer.Blockd;
@@ -23,6 +24,7 @@ internal sealed class Daemon
     private readonly ConcurrentQueue<string> _warnings = new();
     private readonly List<ListenerInfo> _listeners = [];
     private NbdFrontEnd? _nbd;
+    private IscsiFrontEnd? _iscsi;
 
     private Daemon(Settings settings, DataDirectory data, SqliteMetaStore meta, List<LoopThread> threads)
     {
@@ -107,6 +109,7 @@ internal sealed class Daemon
     public async Task StopAsync(Action<string> log)
     {
         if (_nbd is not null) await _nbd.StopAcceptingAsync();
+        if (_iscsi is not null) await _iscsi.StopAcceptingAsync();
         Sessions.StopAll();
         for (ulong waited = 0; Sessions.Connections > 0 && waited < StopWaitNanos; waited += 20_000_000)
             await Task.Delay(TimeSpan.FromMilliseconds(20));
@@ -123,6 +126,9 @@ internal sealed class Daemon
         await _meta.DisposeAsync();
         _data.Dispose();
     }
+
+    /// <summary>Tells who is attached over iSCSI that a volume has another size.</summary>
+    public void OnResized(uint volumeId) => _iscsi?.OnResized(volumeId);
 
     /// <summary>Takes a disk out of service; its file stays. Throws <see cref="DiskException"/>.</summary>
     public Task RemoveDiskAsync(Guid id, bool isForced) => Disks.RemoveAsync(id, isForced, store =>
@@ -164,12 +170,31 @@ internal sealed class Daemon
         var options = new NbdOptions { TlsMode = Settings.Tls, Tls = tls is null ? null : new TlsUpgrade(first.Loop, tls) };
         bool isProven = tls is { Clients: TlsClients.Required };
         _nbd = new NbdFrontEnd(first, Directory, Stores, Sessions, Meters, options, isProven, Settings.Insecure, Settings.Stdio, log);
-        if (tls is not null && File.GetUnixFileMode(Settings.TlsKey!).HasFlag(UnixFileMode.OtherRead))
-            Warn($"{Settings.TlsKey} is readable by everybody on this machine; its mode should be 0600");
+        string?[] secrets = [tls is null ? null : Settings.TlsKey, Settings.IscsiChap];
+        foreach (string file in secrets.OfType<string>())
+        {
+            if (File.GetUnixFileMode(file).HasFlag(UnixFileMode.OtherRead))
+                Warn($"{file} is readable by everybody on this machine; its mode should be 0600");
+        }
+
         for (int i = 0; i < systemdSockets; i++) _listeners.Add(await _nbd.ListenAsync(SystemdSockets.First + i));
         foreach (ListenAddress address in Settings.Nbd)
         {
             if (systemdSockets == 0 || !Settings.IsNbdDefault) _listeners.Add(await _nbd.ListenAsync(address));
+        }
+
+        IscsiAuthentication? chap = Settings.IscsiChap is null ? null : ChapFile.Load(Settings.IscsiChap);
+        _iscsi = new IscsiFrontEnd(first, Directory, Stores, Sessions, Meters, Settings, chap, log);
+        foreach (ListenAddress address in Settings.Iscsi)
+        {
+            try
+            {
+                _listeners.Add(await _iscsi.ListenAsync(address));
+            }
+            catch (IOException e) when (Settings.IsIscsiDefault)
+            {
+                Warn($"iSCSI is not served: {e.Message}"); // nobody asked for it at this address
+            }
         }
 
         foreach (ListenerInfo listener in _listeners.Where(l => l.Insecure))

@@ -70,6 +70,16 @@ internal static class Greeting
             }
         }
 
+        if (daemon.Listeners.FirstOrDefault(l => l.Protocol == "iscsi") is { } portal)
+        {
+            string target = $"{daemon.Settings.IscsiPrefix}:{volumeName}";
+            await text.WriteLineAsync($"""
+                  iscsi-ls -s iscsi://{portal.Address}
+                  qemu-img convert -n -O raw disk.qcow2 iscsi://{portal.Address}/{target}/0
+                  sudo iscsiadm -m discovery -t sendtargets -p {portal.Address} && sudo iscsiadm -m node -T {target} --login
+                """);
+        }
+
         if (daemon.Listeners.FirstOrDefault(l => l.Protocol == "api" && l.Address.StartsWith("http", StringComparison.Ordinal)) is { } api)
             await text.WriteLineAsync($"  {Pfcli} --server {api.Address} --token-file '{daemon.TokenPath}' list_volume");
         await text.WriteLineAsync("ready");

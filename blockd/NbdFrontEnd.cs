@@ -161,7 +161,7 @@ internal sealed class NbdFrontEnd(
     private async Task<string> ServeAsync(SocketConnection connection, string listener, string address, NbdOptions here)
     {
         var handshake = new NbdHandshake(thread.Loop, connection, this, here);
-        LinkedListNode<(LoopThread, NbdHandshake)> waiting = sessions.BeginHandshake(thread, handshake);
+        LinkedListNode<Handshake> waiting = sessions.BeginHandshake(new Handshake(thread, handshake.RequestStop, handshake.Cut));
         NbdNegotiated? negotiated = await handshake.RunAsync();
         sessions.EndHandshake(waiting);
         if (handshake.FailedToProve) sessions.Failed(address, thread.Loop.NowNanos);
@@ -206,7 +206,7 @@ internal sealed class NbdFrontEnd(
         var transmission = new NbdTransmission(there.Loop, connection, negotiated, options);
         var session = new Session(
             sessions.NextId(), tag.VolumeId, peer, listener, negotiated.IsTls, negotiated.Identity,
-            SystemClock.Instance.UtcNow, there, transmission);
+            SystemClock.Instance.UtcNow, new SessionHandle("nbd", there, transmission.Cut, transmission.RequestStop, Figures));
         sessions.Add(session);
         try
         {
@@ -215,6 +215,12 @@ internal sealed class NbdFrontEnd(
         finally
         {
             sessions.Remove(session);
+        }
+
+        SessionFigures Figures()
+        {
+            NbdCounters counters = transmission.Counters;
+            return new SessionFigures(counters.Reads, counters.ReadBytes, counters.Writes, counters.WrittenBytes, counters.InFlight);
         }
     }
 

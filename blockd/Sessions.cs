@@ -2,35 +2,44 @@ using System.Collections.Concurrent;
 using System.Globalization;
 using BlockServer.Core.Api;
 using BlockServer.Io;
-using BlockServer.Protocols.Nbd;
 
 namespace BlockServer.Blockd;
+
+/// <summary>What a session has done.</summary>
+internal readonly record struct SessionFigures(ulong Reads, ulong ReadBytes, ulong Writes, ulong WrittenBytes, int InFlight);
+
+/// <summary>What one protocol's session can be told and asked; all on <paramref name="Thread"/>.</summary>
+internal sealed record SessionHandle(
+    string Protocol, LoopThread Thread, Action<string> Cut, Action RequestStop, Func<SessionFigures> Figures);
+
+/// <summary>A connection that has not negotiated yet; its members are called on <paramref name="Thread"/>.</summary>
+internal sealed record Handshake(LoopThread Thread, Action RequestStop, Action<string> Cut);
 
 /// <summary>One client that negotiated a volume.</summary>
 internal sealed class Session(
     string id, uint volumeId, string peer, string listener, bool isTls, string? identity, DateTimeOffset since,
-    LoopThread thread, NbdTransmission transmission)
+    SessionHandle handle)
 {
     public string Id { get; } = id;
 
     public uint VolumeId { get; } = volumeId;
 
     /// <summary>Ends it at once.</summary>
-    public void Cut(string reason) => thread.Post(() => transmission.Cut(reason));
+    public void Cut(string reason) => handle.Thread.Post(() => handle.Cut(reason));
 
     /// <summary>Ends it after what is in flight.</summary>
-    public void RequestStop() => thread.Post(transmission.RequestStop);
+    public void RequestStop() => handle.Thread.Post(handle.RequestStop);
 
     /// <summary>The loop that serves it.</summary>
-    public LoopThread Thread => thread;
+    public LoopThread Thread => handle.Thread;
 
     /// <summary>As the API shows it. On the loop.</summary>
     public SessionInfo Describe(string volume)
     {
-        NbdCounters counters = transmission.Counters;
+        SessionFigures figures = handle.Figures();
         return new SessionInfo(
-            Id, "nbd", volume, peer, listener, isTls, identity, since, (ulong)counters.Reads, (ulong)counters.ReadBytes,
-            (ulong)counters.Writes, (ulong)counters.WrittenBytes, (int)counters.InFlight);
+            Id, handle.Protocol, volume, peer, listener, isTls, identity, since, figures.Reads, figures.ReadBytes,
+            figures.Writes, figures.WrittenBytes, figures.InFlight);
     }
 }
 
@@ -54,7 +63,7 @@ internal sealed class Sessions(ConnectionLimits limits)
     private readonly Lock _lock = new();
     private readonly Dictionary<string, int> _byAddress = new(StringComparer.Ordinal);
     private readonly Dictionary<string, Failing> _failing = new(StringComparer.Ordinal);
-    private readonly LinkedList<(LoopThread Thread, NbdHandshake Handshake)> _handshakes = new();
+    private readonly LinkedList<Handshake> _handshakes = new();
     private readonly ConcurrentDictionary<string, Session> _sessions = new(StringComparer.Ordinal);
     private int _connections;
     private long _next;
@@ -85,7 +94,7 @@ internal sealed class Sessions(ConnectionLimits limits)
         lock (_lock)
         {
             if (_failing.TryGetValue(address, out Failing? failing) && nowNanos < failing.BlockedUntil)
-                return $"{address} is blocked for {limits.BlockNanos / 1_000_000_000} s after {limits.Failures} failed TLS handshakes";
+                return $"{address} is blocked for {limits.BlockNanos / 1_000_000_000} s after {limits.Failures} failed handshakes";
             if (_connections >= limits.Connections) return $"more than {limits.Connections} connections (--nbd-connections)";
             int here = _byAddress.GetValueOrDefault(address);
             if (address.Length > 0 && here >= limits.PerAddress) return $"more than {limits.PerAddress} connections of {address} (--nbd-connections-per-address)";
@@ -124,22 +133,22 @@ internal sealed class Sessions(ConnectionLimits limits)
     }
 
     /// <summary>Counts a handshake; the oldest gives way to the one too many.</summary>
-    public LinkedListNode<(LoopThread Thread, NbdHandshake Handshake)> BeginHandshake(LoopThread thread, NbdHandshake handshake)
+    public LinkedListNode<Handshake> BeginHandshake(Handshake handshake)
     {
         lock (_lock)
         {
             if (_handshakes.Count >= limits.Handshakes && _handshakes.First is { } oldest)
             {
-                (LoopThread Thread, NbdHandshake Handshake) dropped = oldest.Value;
+                Handshake dropped = oldest.Value;
                 _handshakes.RemoveFirst();
-                dropped.Thread.Post(() => dropped.Handshake.Cut("gave way to newer connections"));
+                dropped.Thread.Post(() => dropped.Cut("gave way to newer connections"));
             }
 
-            return _handshakes.AddLast((thread, handshake));
+            return _handshakes.AddLast(handshake);
         }
     }
 
-    public void EndHandshake(LinkedListNode<(LoopThread Thread, NbdHandshake Handshake)> node)
+    public void EndHandshake(LinkedListNode<Handshake> node)
     {
         lock (_lock)
         {
@@ -152,7 +161,7 @@ internal sealed class Sessions(ConnectionLimits limits)
     {
         lock (_lock)
         {
-            foreach ((LoopThread thread, NbdHandshake handshake) in _handshakes) thread.Post(handshake.RequestStop);
+            foreach (Handshake handshake in _handshakes) handshake.Thread.Post(handshake.RequestStop);
         }
 
         foreach (Session session in _sessions.Values) session.RequestStop();

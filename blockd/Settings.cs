@@ -2,6 +2,7 @@ using System.Globalization;
 using System.Net;
 using BlockServer.Core;
 using BlockServer.Io;
+using BlockServer.Protocols.Iscsi;
 using BlockServer.Protocols.Nbd;
 
 namespace BlockServer.Blockd;
@@ -28,6 +29,17 @@ internal sealed record Settings
 
     /// <summary>Nobody said where NBD is served.</summary>
     public required bool IsNbdDefault { get; init; }
+
+    public required IReadOnlyList<ListenAddress> Iscsi { get; init; }
+
+    /// <summary>Nobody said where iSCSI is served.</summary>
+    public required bool IsIscsiDefault { get; init; }
+
+    /// <summary>What stands in front of a volume's name in the name of its target.</summary>
+    public required string IscsiPrefix { get; init; }
+
+    /// <summary>File with the CHAP users, or null: everybody may log in.</summary>
+    public required string? IscsiChap { get; init; }
 
     public required IReadOnlyList<ListenAddress> Api { get; init; }
 
@@ -111,7 +123,9 @@ internal static class SettingsReader
     [
         ("data-dir", "DIR", false, "Where everything is kept: stores, metadata, admin token. Default: $XDG_DATA_HOME/blockd or ~/.local/share/blockd."),
         ("nbd", "ADDRESS", true, "Where NBD is served: ADDRESS:PORT, unix:PATH or none; repeatable. Default: 127.0.0.1:10809 and unix:DIR/nbd.sock."),
-        ("iscsi", "ADDRESS", true, "Where iSCSI is served. This version has no iSCSI front end: only none is accepted."),
+        ("iscsi", "ADDRESS", true, "Where iSCSI is served: ADDRESS:PORT or none; repeatable, every address is a portal. Default: 127.0.0.1:3260 if it is free."),
+        ("iscsi-prefix", "IQN", false, "Name of the target of volume NAME is IQN:NAME. Default: iqn.2026-11.org.blockserver."),
+        ("iscsi-chap", "FILE", false, "CHAP users of all targets and of discovery: a line 'user NAME SECRET' each, and at most one 'mutual NAME SECRET' by which the target proves itself."),
         ("api", "ADDRESS", true, "Where the admin API is served: ADDRESS:PORT, unix:PATH or none; repeatable. Default: 127.0.0.1:49180."),
         ("store-size", "SIZE", false, "Size of the first store file DIR/store-0.blk, for instance 20g. Default: half of the free disk, at most 64g."),
         ("durability", "MODE", false, "flush: like a disk with a cache, FLUSH and FUA make writes durable (default). ack: every write is durable when answered."),
@@ -123,7 +137,7 @@ internal static class SettingsReader
         ("tls-key", "FILE", false, "Private key (PEM, no passphrase) of --tls-cert."),
         ("tls-ca", "FILE", false, "Authorities (PEM) that sign client certificates."),
         ("tls-clients", "MODE", false, "Client certificates: none (default), optional or required."),
-        ("insecure", "", false, "Permit addresses beyond loopback without TLS and client certificates. Everybody who reaches them can read and write the volumes."),
+        ("insecure", "", false, "Permit addresses beyond loopback without TLS, client certificates and CHAP. Everybody who reaches them can read and write the volumes."),
         ("nbd-connections", "COUNT", false, "Most NBD connections at once, 1 to 65536. Default: 256."),
         ("nbd-connections-per-address", "COUNT", false, "Most of them from one address, 1 to 65536; unix sockets have no such limit. Default: 32."),
         ("create-volume", "NAME:SIZE", true, "Create this volume at start unless it exists, for instance demo:1g; repeatable."),
@@ -142,8 +156,6 @@ internal static class SettingsReader
         }
 
         string dataDir = Path.GetFullPath(One("data-dir") ?? defaultDataDir);
-        if (Many("iscsi") is { } iscsi && iscsi.FirstOrDefault(v => v != "none") is { } wrong)
-            throw new SettingException("--iscsi", wrong, "this version has no iSCSI front end; only none is accepted");
         string? stdio = One("stdio");
         if (stdio is not null && !VolumeName.IsValid(stdio, out string? stdioFault))
             throw new SettingException("--stdio", stdio, "name a volume: " + stdioFault);
@@ -164,11 +176,20 @@ internal static class SettingsReader
         bool insecure = Choice("insecure", "false", "true") == "true";
 
         IReadOnlyList<ListenAddress> nbd = Addresses("nbd", ["127.0.0.1:10809", "unix:" + Path.Combine(dataDir, "nbd.sock")]);
+        IReadOnlyList<ListenAddress> iscsi = Addresses("iscsi", ["127.0.0.1:3260"]);
+        if (iscsi.FirstOrDefault(a => a.Tcp is null) is { } notTcp)
+            throw new SettingException("--iscsi", notTcp.ToString(), "write ADDRESS:PORT (for instance 127.0.0.1:3260) or none");
+        string? chap = ExistingFile("iscsi-chap");
+        string prefix = One("iscsi-prefix") ?? "iqn.2026-11.org.blockserver";
+        if (!IscsiName.TryNormalize(prefix, out string normal) || normal != prefix || prefix.Length > 150)
+            throw new SettingException("--iscsi-prefix", prefix, "write an iSCSI name in lower case of at most 150 characters, for instance iqn.2026-11.org.example");
         IReadOnlyList<ListenAddress> api = Addresses("api", ["127.0.0.1:49180"]);
         if (!insecure)
         {
             if (clients != TlsClients.Required && nbd.FirstOrDefault(a => !a.IsLocal) is { } open)
                 throw new SettingException("--nbd", open.ToString(), BeyondHelp);
+            if (chap is null && iscsi.FirstOrDefault(a => !a.IsLocal) is { } openIscsi)
+                throw new SettingException("--iscsi", openIscsi.ToString(), "an address beyond loopback needs --iscsi-chap, or --insecure");
             if (api.FirstOrDefault(a => !a.IsLocal) is { } openApi)
                 throw new SettingException("--api", openApi.ToString(), "the API speaks plain HTTP: bind it to loopback behind a TLS proxy, or say --insecure");
         }
@@ -178,6 +199,10 @@ internal static class SettingsReader
             DataDir = dataDir,
             Nbd = stdio is null ? nbd : [],
             IsNbdDefault = Many("nbd") is null,
+            Iscsi = stdio is null ? iscsi : [],
+            IsIscsiDefault = Many("iscsi") is null,
+            IscsiPrefix = prefix,
+            IscsiChap = chap,
             Api = stdio is null ? api : [],
             StoreSizeBytes = Size("store-size", StoreBytesMin, 16 * Units.TiB - Units.MiB),
             Durability = Choice("durability", "flush", "ack") == "ack" ? Durability.Ack : Durability.Flush,

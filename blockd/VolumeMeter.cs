@@ -1,11 +1,12 @@
 using System.Numerics;
 using BlockServer.Core.Api;
+using BlockServer.Protocols.Iscsi;
 using BlockServer.Protocols.Nbd;
 
 namespace BlockServer.Blockd;
 
 /// <summary>Counters of one volume. Lives on the volume's loop: written and read there only.</summary>
-internal sealed class VolumeMeter : INbdMeter
+internal sealed class VolumeMeter : INbdMeter, IIscsiMeter
 {
     private const int Buckets = 28;
 
@@ -41,6 +42,18 @@ internal sealed class VolumeMeter : INbdMeter
                 break;
         }
     }
+
+    /// <inheritdoc/>
+    public void OnCommand(byte operationCode, ulong bytes, ulong durationNanos, bool hasFailed) => OnRequest(
+        operationCode switch
+        {
+            0x08 or 0x28 or 0x88 or 0xA8 => NbdCommand.Read, // READ (6), (10), (16), (12)
+            0x0A or 0x2A or 0x8A or 0xAA or 0x2E or 0x8E or 0xAE => NbdCommand.Write, // WRITE and WRITE AND VERIFY
+            0x35 or 0x91 => NbdCommand.Flush, // SYNCHRONIZE CACHE
+            0x41 or 0x42 or 0x93 => NbdCommand.Trim, // WRITE SAME (10), UNMAP, WRITE SAME (16)
+            _ => NbdCommand.Cache,
+        },
+        bytes, durationNanos, hasFailed ? NbdError.Io : NbdError.None);
 
     /// <summary>The counters as the API gives them.</summary>
     public VolumeStats ToStats(string volume) => new(

@@ -21,11 +21,12 @@ internal sealed class Blockd : IDisposable
         string socket = Path.Combine(Directory, "nbd.sock");
         Socket = socket;
         int api = FreePort();
+        IscsiPort = FreePort();
         ApiUrl = $"http://127.0.0.1:{api}";
         _arguments =
         [
             "--data-dir", Directory, "--nbd", $"127.0.0.1:{Port}", "--nbd", "unix:" + socket,
-            "--api", $"127.0.0.1:{api}", "--store-size", "1g", "--create-volume", $"{volume}:{size}", .. more,
+            "--iscsi", $"127.0.0.1:{IscsiPort}", "--api", $"127.0.0.1:{api}", "--store-size", "1g", "--create-volume", $"{volume}:{size}", .. more,
         ];
         Uri = $"nbd://127.0.0.1:{Port}/{volume}";
         UnixUri = $"nbd+unix:///{volume}?socket={socket}";
@@ -37,6 +38,9 @@ internal sealed class Blockd : IDisposable
     public string Directory { get; }
 
     public int Port { get; }
+
+    /// <summary>Where iSCSI is served.</summary>
+    public int IscsiPort { get; }
 
     public string Uri { get; }
 

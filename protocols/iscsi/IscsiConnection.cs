@@ -1,0 +1,192 @@
+using BlockServer.Core;
+
+namespace BlockServer.Protocols.Iscsi;
+
+/// <summary>
+/// One connection in full feature phase. Lives on its session's loop; owns the connection. What is ready at the end of a
+/// turn leaves in one gathered send. Nothing that a peer sends makes it throw, and in steady state a command allocates
+/// nothing.
+/// </summary>
+public sealed partial class IscsiConnection
+{
+    private readonly ILoop _loop;
+    private readonly IConnection _connection;
+    private readonly IscsiSession _session;
+    private readonly IscsiOptions _options;
+    private readonly LoopTimer _watch;
+    private readonly LoopTimer _linger;
+    private readonly LoopOperation<bool> _room = new();
+    private readonly List<LoopEvent<bool>> _whenEnded = [];
+    private readonly bool _hasHeaderDigest, _hasDataDigest;
+    private ulong _sendSince, _halfSince, _heard, _pinged;
+    private uint _pingTag;
+    private bool _stopping, _hasSaidFarewell, _isEnded, _isLoggingOut;
+
+    internal IscsiConnection(ILoop loop, IscsiNegotiated negotiated, IscsiSession session, IscsiOptions options)
+    {
+        (_loop, _connection, _session, _options) = (loop, negotiated.Connection, session, options);
+        LoginMachine login = negotiated.Login;
+        (Cid, _statSn) = (login.Cid, login.StatSn);
+        IscsiParameters own = login.Parameters; // of this connection; the session's are those of the leading one
+        (_hasHeaderDigest, _hasDataDigest) = (own.HeaderDigest, own.DataDigest);
+        MaxSend = own.InitiatorMaxRecvDataSegmentLength;
+        _maxReceive = own.TargetMaxRecvDataSegmentLength;
+        MaxBurst = session.Parameters.MaxBurstLength;
+        _input = GC.AllocateUninitializedArray<byte>(Math.Max(options.ReceiveBytes, 16 << 10), pinned: true);
+        negotiated.Leftover.CopyTo(_input, 0);
+        _end = negotiated.Leftover.Length;
+        _sendHook = new TurnEndHook(SendReady);
+        _onSent = OnSent;
+        _watch = loop.CreateTimer(OnWatch);
+        _linger = loop.CreateTimer(() => Close(EndReason ?? "the initiator was slow to leave"));
+        session.Add(this);
+    }
+
+    /// <summary>Connection id.</summary>
+    public ushort Cid { get; }
+
+    /// <summary>Address of the peer.</summary>
+    public string Peer => _connection.Peer;
+
+    /// <summary>Why it ended, or null.</summary>
+    public string? EndReason { get; private set; }
+
+    internal bool IsClosed { get; private set; }
+
+    internal int TaskCount { get; set; }
+
+    internal int MaxSend { get; private set; }
+
+    internal int MaxBurst { get; }
+
+    /// <summary>Serves until the initiator left or was dropped and every command has ended; answers why it ended.</summary>
+    internal async ValueTask<string> RunAsync(bool isOpen)
+    {
+        _heard = _loop.NowNanos;
+        _watch.Start(_options.PingAfterNanos);
+        bool isPolite = isOpen && await ReceiveAllAsync();
+        if (isPolite && !_session.IsDropped) await LeaveAsync();
+        else Fail("the connection broke");
+        Close("the initiator left");
+        _session.DropUndispatchedOf(this);
+        while (TaskCount > 0 || _isSending) await _room.Begin();
+        _watch.Stop();
+        _linger.Stop();
+        _isEnded = true;
+        _session.Remove(this);
+        foreach (LoopEvent<bool> waiter in _whenEnded) waiter.Set(true);
+        if (_session.Bug is { } bug) throw new InvalidOperationException("a command met a bug: " + bug.Message, bug);
+        return _session.EndReason ?? EndReason!;
+    }
+
+    /// <summary>Ends this connection only, as after a logout.</summary>
+    internal void EndOrderly(string reason)
+    {
+        _isLoggingOut = true;
+        Close(reason);
+    }
+
+    internal async ValueTask WaitEndedAsync()
+    {
+        if (_isEnded) return;
+        var ended = new LoopEvent<bool>();
+        _whenEnded.Add(ended);
+        await ended.WaitAsync();
+    }
+
+    /// <summary>Takes no more commands, finishes what is in flight, tells the initiator and closes.</summary>
+    internal void RequestStop()
+    {
+        if (_stopping || IsClosed) return;
+        _stopping = true;
+        _session.DropUndispatchedOf(this);
+        _linger.Start(_options.StopLingerNanos);
+        CloseIfStopped();
+    }
+
+    internal void Close(string reason)
+    {
+        EndReason ??= reason;
+        if (IsClosed) return;
+        IsClosed = true;
+        _connection.Close();
+        _loop.CallAtTurnEnd(_sendHook); // gives back what waits to be sent
+    }
+
+    internal void OnTaskReleased()
+    {
+        CloseIfStopped();
+        if (_room.IsPending) _room.Complete(true);
+    }
+
+    /// <summary>Error recovery level 0: the whole session goes.</summary>
+    private void Fail(string reason)
+    {
+        Close(reason);
+        if (!_isLoggingOut) _session.Drop(EndReason!);
+    }
+
+    private void CloseIfStopped()
+    {
+        if (!_stopping || IsClosed || TaskCount > 0 || _isSending || _out.Count > 0) return;
+        if (_hasSaidFarewell)
+        {
+            Close("the server is shutting down");
+            return;
+        }
+
+        _hasSaidFarewell = true;
+        SmallPdu pdu = RentPdu();
+        new AsyncMessagePdu(IscsiAsyncEvent.SessionDropped, 0, 0, 1, 0, default).WriteTo(pdu.Bytes, 0);
+        Enqueue(pdu);
+    }
+
+    /// <summary>After a logout: what is in flight ends, its answers and the response leave, then the initiator closes.</summary>
+    private async ValueTask LeaveAsync()
+    {
+        _isLoggingOut = true;
+        if (_logout is { } request)
+        {
+            _session.DropUndispatchedOf(this);
+            while ((TaskCount > 0 || _isSending || _out.Count > 0) && !IsClosed) await _room.Begin();
+            SmallPdu pdu = RentPdu();
+            new LogoutResponsePdu(IscsiLogoutResponse.Success, request.Tag, default).WriteTo(pdu.Bytes);
+            Enqueue(pdu);
+        }
+
+        while ((TaskCount > 0 || _isSending || _out.Count > 0) && !IsClosed) await _room.Begin();
+        if (IsClosed) return;
+        _connection.ShutdownSend();
+        EndReason ??= "the initiator left";
+        _linger.Start(_options.StopLingerNanos);
+        _start = _end = 0;
+        while (!IsClosed && await ReceiveMoreAsync()) _start = _end = 0;
+    }
+
+    /// <summary>One timer serves all waits; it looks every few seconds, so that the hot path never touches it.</summary>
+    private void OnWatch()
+    {
+        if (IsClosed) return;
+        ulong now = _loop.NowNanos;
+        if (_isSending && now - _sendSince >= _options.SendStallNanos) Fail("the initiator does not read");
+        else if (_halfSince != 0 && now - _halfSince >= _options.HalfPduNanos) Fail("half a PDU, then silence");
+        else if (_session.IsDiscovery && now - _heard >= _options.SendStallNanos) Fail("a discovery session stayed silent");
+        else if (_pinged != 0 && now - Math.Max(_pinged, _heard) >= _options.PingAnswerNanos) Fail("a ping was not answered");
+        if (IsClosed) return;
+        if (_pinged == 0 && now - _heard >= _options.PingAfterNanos && !_isLoggingOut && !_stopping) Ping(now);
+        ulong next = Math.Min(_options.PingAfterNanos, _options.PingAnswerNanos);
+        ulong quiet = now - _heard;
+        _watch.Start(_pinged == 0 && quiet < next ? next - quiet : next);
+    }
+
+    private void Ping(ulong now)
+    {
+        if (_session.IsDiscovery) return; // not known there; silence ends it
+        _pinged = now;
+        _pingTag = _session.NextTransferTag();
+        SmallPdu pdu = RentPdu();
+        pdu.TakesStatSn = false;
+        new NopInPdu(0, IscsiWire.NoTag, _pingTag, default).WriteTo(pdu.Bytes, 0);
+        Enqueue(pdu);
+    }
+}

@@ -1,0 +1,377 @@
+using BlockServer.Core;
+using BlockServer.Protocols.Iscsi.Scsi;
+
+namespace BlockServer.Protocols.Iscsi;
+
+/// <content>The order of commands, the window, and the way of a task to the SCSI target.</content>
+public sealed partial class IscsiSession
+{
+    // Tags of dropped tasks whose Data-Out may still be on its way; it is thrown away instead of ending the session.
+    private const int GhostsMax = 256;
+
+    // R2T data leaves so much of the loop's memory to commands that already have theirs, which always finish.
+    private const int SolicitedShareOf = 4;
+
+    private static readonly object Skip = new();
+    private static readonly object Reserved = new(); // its immediate data is still on the way
+
+    private readonly object?[] _ring; // by CmdSN: what came ahead of ExpCmdSN
+    private readonly Dictionary<uint, IscsiTask> _tasks = [];
+    private readonly HashSet<uint> _ghosts = [];
+    private readonly Queue<uint> _ghostOrder = new();
+    private readonly Queue<IscsiTask> _waiting = new();
+    private readonly List<(uint CmdSn, Action Run)> _held = [];
+    private IscsiTask? _firstUndispatched, _lastUndispatched;
+    private int _orderedCount, _windowBytes, _inWindow, _immediates;
+
+    /// <summary>Next command number in order.</summary>
+    public uint ExpCmdSn { get; private set; }
+
+    /// <summary>Last command number that may be sent. Never falls: a delivered command moves ExpCmdSN and fills a place.</summary>
+    public uint MaxCmdSn => ExpCmdSn + (uint)(_options.WindowCommands - _inWindow) - 1;
+
+    /// <summary>True when a command of this number may be taken: it is in the window and did not come yet.</summary>
+    internal bool IsNew(uint cmdSn) =>
+        !IscsiWire.IsBefore(cmdSn, ExpCmdSn) && !IscsiWire.IsBefore(MaxCmdSn, cmdSn) && _ring[SlotOf(cmdSn)] is null;
+
+    internal bool MayTakeImmediate => _immediates < _options.ImmediateCommandsMax;
+
+    internal IscsiTask? Find(uint tag) => _tasks.GetValueOrDefault(tag);
+
+    internal bool IsGhost(uint tag) => _ghosts.Contains(tag);
+
+    internal void AddGhost(uint tag)
+    {
+        if (!_ghosts.Add(tag)) return;
+        _ghostOrder.Enqueue(tag);
+        while (_ghostOrder.Count > GhostsMax) _ghosts.Remove(_ghostOrder.Dequeue());
+    }
+
+    /// <summary>The tag is known from now on.</summary>
+    internal void Register(IscsiTask task)
+    {
+        _ghosts.Remove(task.Pdu.Tag);
+        _tasks[task.Pdu.Tag] = task;
+        if (task.Pdu.IsImmediate) _immediates++;
+        else _ring[SlotOf(task.Pdu.CmdSn)] = Reserved;
+    }
+
+    /// <summary>A numbered PDU that is no SCSI command was taken.</summary>
+    internal void Pass(uint cmdSn) => Place(cmdSn, Skip);
+
+    /// <summary>Runs <paramref name="action"/> in its place among the numbered commands; an immediate one when all before it
+    /// have come.</summary>
+    internal void InOrder(uint cmdSn, bool isImmediate, Action action)
+    {
+        if (!isImmediate)
+        {
+            Place(cmdSn, action);
+            return;
+        }
+
+        if (IscsiWire.IsBefore(ExpCmdSn, cmdSn)) _held.Add((cmdSn, action));
+        else action();
+    }
+
+    /// <summary>The header and what came with it are here.</summary>
+    internal void Deliver(IscsiTask task)
+    {
+        if (task.Pdu.IsImmediate) DeliverNow(task);
+        else Place(task.Pdu.CmdSn, task);
+    }
+
+    /// <summary>More Data-Out came.</summary>
+    internal void OnData(IscsiTask task)
+    {
+        if (!task.IsDelivered) return;
+        if (task.IsComplete) Dispatch(task);
+        else if (!task.IsUnsolicitedOpen && task.R2TOffset == 0) Admit(task);
+        else if (!task.IsUnsolicitedOpen && !task.IsQueued) task.Solicit();
+    }
+
+    /// <summary>The SCSI target has answered.</summary>
+    internal void OnDone(IscsiTask task)
+    {
+        if (IsDropped || task.Connection.IsClosed)
+        {
+            Forget(task);
+            return;
+        }
+
+        ScsiCommand command = task.Command;
+        bool hasFailed = command.Status is not (ScsiStatus.Good or ScsiStatus.ConditionMet);
+        Counters.Commands++;
+        if (task.Pdu.IsRead) Counters.Reads++;
+        if (task.Pdu.IsWrite) Counters.Writes++;
+        Counters.ReadBytes += (uint)command.InLength;
+        Counters.WrittenBytes += (uint)command.OutLength;
+        if (hasFailed) Counters.Errors++;
+        ulong bytes = (uint)Math.Max(command.InLength, command.OutLength);
+        _target.Meter?.OnCommand(command.Cdb[0], bytes, _loop.NowNanos - task.BeganNanos, hasFailed);
+        task.Connection.Enqueue(task);
+    }
+
+    /// <summary>Its status is about to be sent: the tag is free and the window moves.</summary>
+    internal void OnAnswered(IscsiTask task)
+    {
+        if (task.IsAnswered) return;
+        task.IsAnswered = true;
+        if (_tasks.TryGetValue(task.Pdu.Tag, out IscsiTask? known) && known == task) _tasks.Remove(task.Pdu.Tag);
+        if (task.Pdu.IsImmediate) _immediates--;
+        else if (task.IsDelivered) _inWindow--;
+    }
+
+    /// <summary>Fails a command whose Data-Out is not all there; the SCSI target never sees it.</summary>
+    internal void FailForLostData(IscsiTask task)
+    {
+        GiveUpPlace(task);
+        task.FailUnexecuted();
+        task.Connection.Enqueue(task);
+        UnlinkAndGoOn(task);
+    }
+
+    /// <summary>Ends without an answer.</summary>
+    internal void Forget(IscsiTask task)
+    {
+        UnlinkAndGoOn(task);
+        OnAnswered(task);
+        bool mayExecute = task.IsDispatched && !task.IsDone;
+        if (!task.IsFilling && !task.IsQueued && !mayExecute) Release(task);
+    }
+
+    /// <summary>Drops what the SCSI target has not seen of one connection.</summary>
+    internal void DropUndispatchedOf(IscsiConnection connection)
+    {
+        foreach (IscsiTask task in _tasks.Values.ToArray())
+        {
+            if (!task.IsDispatched && task.Connection == connection) DropTask(task);
+        }
+    }
+
+    /// <summary>Drops what the SCSI target has not seen of one logical unit, or of all.</summary>
+    internal void DropUndispatched(ulong? lun)
+    {
+        foreach (IscsiTask task in _tasks.Values.ToArray())
+        {
+            if (!task.IsDispatched && (lun is null || task.Pdu.Lun == lun)) DropTask(task);
+        }
+    }
+
+    /// <summary>ABORT TASK as far as the transport has the task (RFC 7143, 11.6.1); null: ask the SCSI target.</summary>
+    internal TaskFunctionResponse? AbortHere(in TaskManagementRequestPdu pdu)
+    {
+        if (_tasks.TryGetValue(pdu.ReferencedTag, out IscsiTask? task))
+        {
+            if (task.IsDone) return TaskFunctionResponse.NoTask; // its answer goes first
+            if (task.IsDispatched) return null;
+            DropTask(task);
+            return TaskFunctionResponse.Complete;
+        }
+
+        // A command that got lost or is still on another connection counts as received and aborted.
+        if (!IsNew(pdu.RefCmdSn) || !IscsiWire.IsBefore(pdu.RefCmdSn, pdu.CmdSn)) return TaskFunctionResponse.NoTask;
+        Pass(pdu.RefCmdSn);
+        return TaskFunctionResponse.Complete;
+    }
+
+    private int SlotOf(uint cmdSn) => (int)(cmdSn & (uint)(_ring.Length - 1));
+
+    private void Place(uint cmdSn, object item)
+    {
+        _ring[SlotOf(cmdSn)] = item;
+        while (_ring[SlotOf(ExpCmdSn)] is { } next && next != Reserved)
+        {
+            _ring[SlotOf(ExpCmdSn)] = null;
+            ExpCmdSn++;
+            if (next is IscsiTask task)
+            {
+                _inWindow++;
+                DeliverNow(task);
+            }
+            else if (next is Action action)
+            {
+                action();
+            }
+        }
+
+        for (int i = 0; i < _held.Count; i++)
+        {
+            if (IscsiWire.IsBefore(ExpCmdSn, _held[i].CmdSn)) continue;
+            Action run = _held[i].Run;
+            _held.RemoveAt(i--);
+            run();
+        }
+    }
+
+    private void DeliverNow(IscsiTask task)
+    {
+        task.IsDelivered = true;
+        task.Previous = _lastUndispatched;
+        if (_lastUndispatched is null) _firstUndispatched = task;
+        else _lastUndispatched.Next = task;
+        _lastUndispatched = task;
+        if (task.Pdu.Attribute == TaskAttribute.Ordered) _orderedCount++;
+        OnData(task);
+    }
+
+    /// <summary>Hands over what is complete, in order around ORDERED commands: their data is gathered here, so the SCSI target
+    /// cannot know of the ones before it that still wait for theirs.</summary>
+    private void Dispatch(IscsiTask complete)
+    {
+        if (_orderedCount == 0)
+        {
+            HandOver(complete);
+            return;
+        }
+
+        while (NextInOrder() is { } task) HandOver(task);
+    }
+
+    private IscsiTask? NextInOrder()
+    {
+        bool isBlocked = false;
+        for (IscsiTask? task = _firstUndispatched; task is not null; task = task.Next)
+        {
+            TaskAttribute attribute = task.Pdu.Attribute;
+            bool isFree = attribute == TaskAttribute.HeadOfQueue
+                || (!isBlocked && (attribute != TaskAttribute.Ordered || task == _firstUndispatched));
+            if (isFree && task.IsComplete) return task;
+            isBlocked |= attribute == TaskAttribute.Ordered;
+        }
+
+        return null;
+    }
+
+    private void HandOver(IscsiTask task)
+    {
+        Unlink(task);
+        if (task.CostBytes > 0) task.Execute(); // its data is in the window already
+        else Admit(task);
+    }
+
+    private void Unlink(IscsiTask task)
+    {
+        bool isLinked = task.Previous is not null || _firstUndispatched == task;
+        if (!isLinked) return;
+        if (task.Previous is null) _firstUndispatched = task.Next;
+        else task.Previous.Next = task.Next;
+        if (task.Next is null) _lastUndispatched = task.Previous;
+        else task.Next.Previous = task.Previous;
+        (task.Next, task.Previous) = (null, null);
+        if (task.Pdu.Attribute == TaskAttribute.Ordered) _orderedCount--;
+    }
+
+    /// <summary>Waits for room in the window and goes on there: with the fetch of Data-Out, or with the execution.</summary>
+    private void Admit(IscsiTask task)
+    {
+        if (task.IsQueued) return;
+        task.IsQueued = true;
+        _waiting.Enqueue(task);
+        PumpWindow();
+    }
+
+    private void PumpWindow()
+    {
+        while (_waiting.TryPeek(out IscsiTask? task))
+        {
+            if (task.IsDropped)
+            {
+                _waiting.Dequeue();
+                task.IsQueued = false;
+                if (!task.IsFilling) Release(task);
+                continue;
+            }
+
+            int cost = task.IsComplete ? task.Plan.InBytesMax : task.Wanted;
+
+            // With an ORDERED command about, the ones that hold the window may wait for those that wait for it.
+            bool isFull = _windowBytes > 0 && _windowBytes + cost > _options.WindowBytes;
+            if (isFull && _orderedCount == 0) return;
+            _waiting.Dequeue();
+            task.IsQueued = false;
+            task.CostBytes = cost;
+            _windowBytes += cost;
+            if (task.IsComplete) task.Execute();
+            else Fetch(task);
+        }
+    }
+
+    private void Fetch(IscsiTask task)
+    {
+        BufferPool pool = _loop.Buffers;
+        int bytes = task.Plan.Lead + task.Wanted;
+        if (task.Command.OutBuffer is { } had && had.CapacityBytes >= bytes)
+        {
+            BeginFetch(task, null);
+            return;
+        }
+
+        bool hasRoom = pool.LentBytes + bytes <= pool.LimitBytes - pool.LimitBytes / SolicitedShareOf;
+        if (hasRoom && pool.TryRent(bytes) is { } buffer)
+        {
+            BeginFetch(task, buffer);
+            return;
+        }
+
+        task.IsQueued = true; // not to be released meanwhile
+        _ = FetchLaterAsync(task, bytes);
+    }
+
+    private async Task FetchLaterAsync(IscsiTask task, int bytes)
+    {
+        IoBuffer buffer = await _loop.Buffers.RentAsync(bytes);
+        task.IsQueued = false;
+        if (task.IsDropped)
+        {
+            buffer.Return();
+            if (!task.IsFilling) Release(task);
+            return;
+        }
+
+        BeginFetch(task, buffer);
+    }
+
+    private static void BeginFetch(IscsiTask task, IoBuffer? buffer)
+    {
+        ScsiCommand command = task.Command;
+        if (buffer is not null)
+        {
+            int lead = task.Plan.Lead;
+            if (command.OutBuffer is { } first)
+            {
+                first.Slice(command.OutStart, task.OutOffset).Span.CopyTo(buffer.Slice(lead, task.OutOffset).Span);
+                first.Return();
+            }
+
+            (command.OutBuffer, command.OutStart) = (buffer, lead);
+        }
+
+        task.DataSn = 0;
+        task.R2TOffset = task.OutOffset;
+        task.Solicit();
+    }
+
+    private void DropTask(IscsiTask task)
+    {
+        if (task.IsDropped) return;
+        task.IsDropped = true;
+        GiveUpPlace(task);
+        Forget(task);
+    }
+
+    /// <summary>Data-Out that is on its way has no task any more, and the number is passed.</summary>
+    private void GiveUpPlace(IscsiTask task)
+    {
+        if (!task.IsComplete) AddGhost(task.Pdu.Tag);
+        if (!task.IsDelivered && !task.Pdu.IsImmediate && _ring[SlotOf(task.Pdu.CmdSn)] == task)
+            _ring[SlotOf(task.Pdu.CmdSn)] = Skip;
+    }
+
+    /// <summary>What waited for an ORDERED command that is gone, or what an ORDERED command waited for, goes on.</summary>
+    private void UnlinkAndGoOn(IscsiTask task)
+    {
+        bool mayHold = _orderedCount > 0;
+        Unlink(task);
+        while (mayHold && !IsDropped && NextInOrder() is { } next) HandOver(next);
+    }
+}

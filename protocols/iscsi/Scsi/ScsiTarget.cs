@@ -1,0 +1,240 @@
+using System.Buffers.Binary;
+using System.Runtime.CompilerServices;
+using BlockServer.Core;
+
+namespace BlockServer.Protocols.Iscsi.Scsi;
+
+/// <summary>What a target is.</summary>
+public sealed record ScsiTargetOptions
+{
+    /// <summary>The target's IQN.</summary>
+    public required string Name { get; init; }
+
+    /// <summary>Its portal group tags; each is a target port, and the tag its relative port identifier.</summary>
+    public IReadOnlyList<ushort> PortalGroups { get; init; } = [1];
+
+    /// <summary>Which LUNs a nexus may use; null: all. A LUN that it may not use does not exist for it, EXTENDED COPY
+    /// included. Asked at login; call <see cref="ScsiTarget.RefreshLuns"/> after a change.</summary>
+    public Func<ScsiNexus, ushort, bool>? MayUse { get; init; }
+}
+
+/// <summary>
+/// The SCSI side of one target: the table of LUNs and the nexuses. A logical unit may stand in the tables of several
+/// targets of one loop if their portal group tags differ (a nexus is known to it by initiator port and tag); its
+/// reservations, task set and unit attentions are its own. Lives on one loop.
+/// </summary>
+public sealed class ScsiTarget : IScsiTarget
+{
+    /// <summary>Largest LUN (flat space addressing).</summary>
+    public const int LunMax = 0x3FFF;
+
+    private const ulong WellKnownReportLuns = 0xC101_0000_0000_0000;
+
+    private readonly ILoop _loop;
+    private readonly SortedDictionary<ushort, LogicalUnit> _luns = [];
+    private readonly List<NexusState> _nexuses = [];
+    private readonly byte[] _scratch = new byte[8 + 8 * (LunMax + 2)];
+
+    /// <summary>A target without LUNs.</summary>
+    public ScsiTarget(ILoop loop, ScsiTargetOptions options)
+    {
+        (_loop, Options) = (loop, options);
+        Check.That(options.PortalGroups.Count > 0);
+    }
+
+    /// <summary>What it was made from.</summary>
+    public ScsiTargetOptions Options { get; }
+
+    /// <summary>The LUNs, ascending.</summary>
+    public IReadOnlyDictionary<ushort, LogicalUnit> Luns => _luns;
+
+    /// <summary>Puts <paramref name="unit"/> at <paramref name="lun"/>, or takes it away (null). Nexuses are told (3F/0E).</summary>
+    public void SetLun(ushort lun, LogicalUnit? unit)
+    {
+        Check.That(lun <= LunMax);
+        if (unit is null) _luns.Remove(lun);
+        else _luns[lun] = unit;
+        RefreshLuns();
+    }
+
+    /// <summary>Asks <see cref="ScsiTargetOptions.MayUse"/> anew; every nexus whose LUNs changed is told (3F/0E).</summary>
+    public void RefreshLuns()
+    {
+        foreach (NexusState state in _nexuses)
+        {
+            bool changed = false;
+            foreach (ushort lun in state.Units.Keys.ToArray())
+            {
+                if (_luns.GetValueOrDefault(lun) == state.Units[lun].Unit && MayUse(state.Nexus, lun)) continue;
+                state.Units[lun].Unit.Detach(state.Units[lun]);
+                state.Units.Remove(lun);
+                changed = true;
+            }
+
+            foreach ((ushort lun, LogicalUnit unit) in _luns)
+            {
+                if (state.Units.ContainsKey(lun) || !MayUse(state.Nexus, lun)) continue;
+                state.Units[lun] = unit.Attach(state.Nexus, this);
+                changed = true;
+            }
+
+            if (!changed) continue;
+            foreach (UnitNexus unit in state.Units.Values) unit.Attend(Attention.LunsChanged);
+        }
+    }
+
+    /// <inheritdoc/>
+    public void AddNexus(ScsiNexus nexus)
+    {
+        var state = new NexusState(nexus);
+        nexus.TargetState = state;
+        foreach ((ushort lun, LogicalUnit unit) in _luns)
+        {
+            if (MayUse(nexus, lun)) state.Units[lun] = unit.Attach(nexus, this);
+        }
+
+        _nexuses.Add(state);
+    }
+
+    /// <inheritdoc/>
+    public void RemoveNexus(ScsiNexus nexus)
+    {
+        if (nexus.TargetState is not NexusState state) return;
+        nexus.TargetState = null;
+        _nexuses.Remove(state);
+        foreach (UnitNexus unit in state.Units.Values) unit.Unit.Detach(unit);
+    }
+
+    /// <inheritdoc/>
+    public ScsiPlan Plan(ScsiCommand command)
+    {
+        UnitNexus? unit = Find(command.Nexus, command.Lun);
+        return unit is not null ? unit.Unit.Plan(command) : new ScsiPlan(0, TransferPlan.AllocationOf(command.Cdb), 0, false);
+    }
+
+    /// <inheritdoc/>
+    public ValueTask<bool> ExecuteAsync(ScsiCommand command)
+    {
+        UnitNexus? unit = Find(command.Nexus, command.Lun);
+        return unit is not null ? unit.Unit.ExecuteAsync(command, unit) : ExecuteWithoutUnitAsync(command);
+    }
+
+    /// <inheritdoc/>
+    public async ValueTask<TaskFunctionResponse> ManageAsync(ScsiNexus nexus, TaskFunction function, ulong lun, uint tag)
+    {
+        if (function is TaskFunction.TargetWarmReset or TaskFunction.TargetColdReset)
+        {
+            ushort code = function == TaskFunction.TargetWarmReset ? Attention.BusReset : Attention.PowerOn;
+            LogicalUnit[] units = [.. _luns.Values.Distinct()];
+            foreach (LogicalUnit unit in units) unit.Reset(code);
+            foreach (LogicalUnit unit in units) await unit.WaitForAbortedAsync();
+            return TaskFunctionResponse.Complete;
+        }
+
+        if (function is < TaskFunction.AbortTask or > TaskFunction.TargetColdReset or TaskFunction.ClearAca)
+            return TaskFunctionResponse.NotSupported;
+        UnitNexus? state = Find(nexus, lun);
+        return state is null ? TaskFunctionResponse.NoLun : await state.Unit.ManageAsync(state, function, tag);
+    }
+
+    /// <summary>The unit with that designator among those that <paramref name="nexus"/> may use, or null.</summary>
+    internal static UnitNexus? FindByDesignator(ScsiNexus nexus, ReadOnlySpan<byte> designator)
+    {
+        if (nexus.TargetState is not NexusState state) return null;
+        foreach (UnitNexus unit in state.Units.Values)
+        {
+            if (unit.Unit.HasDesignator(designator)) return unit;
+        }
+
+        return null;
+    }
+
+    /// <summary>REPORT LUNS (SPC-4, 6.31) for a nexus.</summary>
+    internal ValueTask<ScsiResult> ReportLuns(ScsiCommand command)
+    {
+        ReadOnlySpan<byte> cdb = command.Cdb;
+        int allocation = TransferPlan.Clamp(BinaryPrimitives.ReadUInt32BigEndian(cdb[6..]));
+        byte select = cdb[2];
+        if (select > 2) return new ValueTask<ScsiResult>(Sense.InCdb(2));
+        if (allocation < 16) return new ValueTask<ScsiResult>(Sense.InCdb(6));
+        var state = (NexusState)command.Nexus.TargetState!;
+        int at = 8;
+        if (select != 1)
+        {
+            foreach (ushort lun in _luns.Keys)
+            {
+                if (!state.Units.ContainsKey(lun)) continue;
+                ulong field = lun < 256 ? (ulong)lun << 48 : (ulong)(0x4000 | lun) << 48;
+                BinaryPrimitives.WriteUInt64BigEndian(_scratch.AsSpan(at), field);
+                at += 8;
+            }
+        }
+
+        if (select != 0)
+        {
+            BinaryPrimitives.WriteUInt64BigEndian(_scratch.AsSpan(at), WellKnownReportLuns);
+            at += 8;
+        }
+
+        BinaryPrimitives.WriteUInt64BigEndian(_scratch, (ulong)(at - 8) << 32);
+        foreach (UnitNexus unit in state.Units.Values) unit.Forget(Attention.LunsChanged);
+        return DataIn.Reply(_loop, command, _scratch, at, allocation);
+    }
+
+    private bool MayUse(ScsiNexus nexus, ushort lun) => Options.MayUse?.Invoke(nexus, lun) ?? true;
+
+    private static UnitNexus? Find(ScsiNexus nexus, ulong field) =>
+        nexus.TargetState is NexusState state && TryDecode(field, out ushort lun) && state.Units.TryGetValue(lun, out UnitNexus? unit)
+            ? unit : null;
+
+    /// <summary>Single level LUNs: peripheral device addressing (bus 0) and flat space addressing (SAM-5, 4.6).</summary>
+    private static bool TryDecode(ulong field, out ushort lun)
+    {
+        ushort head = (ushort)(field >> 48);
+        lun = (ushort)(head & LunMax);
+        if ((field & 0xFFFF_FFFF_FFFF) != 0) return false;
+        return head >> 14 == 1 || head < 0x100;
+    }
+
+    /// <summary>Well-known LUN of REPORT LUNS, LUN 0 without a unit, and LUNs that do not exist.</summary>
+    [AsyncMethodBuilder(typeof(LoopMethodBuilder<>))]
+    private async ValueTask<bool> ExecuteWithoutUnitAsync(ScsiCommand command)
+    {
+        bool isWellKnown = command.Lun == WellKnownReportLuns;
+        ScsiResult result = command.Nexus.TargetState is null ? Sense.NoLogicalUnit : await AnswerWithoutUnit(command, isWellKnown);
+        DataIn.Finish(command, result, asDescriptors: false);
+        return !command.IsAborted;
+    }
+
+    private ValueTask<ScsiResult> AnswerWithoutUnit(ScsiCommand command, bool isWellKnown)
+    {
+        byte[] cdb = command.Cdb;
+        int allocation = TransferPlan.AllocationOf(cdb);
+        switch (cdb[0])
+        {
+            case ScsiOp.ReportLuns when isWellKnown || (TryDecode(command.Lun, out ushort lun) && lun == 0):
+                return ReportLuns(command);
+            case ScsiOp.Inquiry when (cdb[1] & 1) == 0 && cdb[2] == 0:
+                byte type = isWellKnown ? (byte)0x1E : (byte)0x7F;
+                int length = InquiryData.WriteStandard(_scratch, type, false, 0, "BLOCKD", "", "");
+                return DataIn.Reply(_loop, command, _scratch, length, allocation);
+            case ScsiOp.Inquiry:
+                return new ValueTask<ScsiResult>(Sense.InCdb(2));
+            case ScsiOp.RequestSense:
+                Sense sense = isWellKnown ? default : Sense.NoLogicalUnit;
+                return DataIn.Reply(_loop, command, _scratch, sense.WriteTo(_scratch, (cdb[1] & 1) != 0), allocation);
+            case ScsiOp.TestUnitReady when isWellKnown:
+                return new ValueTask<ScsiResult>(ScsiResult.Good);
+            default:
+                return new ValueTask<ScsiResult>(isWellKnown ? Sense.InvalidOpcode : Sense.NoLogicalUnit);
+        }
+    }
+
+    /// <summary>One nexus: the units that it may use.</summary>
+    private sealed class NexusState(ScsiNexus nexus)
+    {
+        public ScsiNexus Nexus { get; } = nexus;
+
+        public Dictionary<ushort, UnitNexus> Units { get; } = [];
+    }
+}
