@@ -71,12 +71,12 @@ public sealed class ArrowTests
     public void EveryTestProjectIsRunByTestSh()
     {
         string script = Tree.Read("test.sh");
-        string loop = script.Split('\n').Single(l => l.StartsWith("for name in ", StringComparison.Ordinal));
+        string loop = script.Split('\n').Single(l => l.StartsWith("for suite in ", StringComparison.Ordinal));
         Assert.Empty(
             from project in Tree.Projects
             where Tree.Read(project).Contains("<IsTestProject>true", StringComparison.Ordinal)
             let name = Room(project)["tests/".Length..]
-            where !loop.Contains($" {name}", StringComparison.Ordinal)
+            where !loop.Contains($" {name}:", StringComparison.Ordinal)
             select project);
     }
 
