@@ -32,8 +32,10 @@ public sealed partial class Store
         }
 
         ulong last = Math.Max(PageEnd(end - 1), _superblock.StartLsn);
+        // A tail may be claimed up to right before the first record of a page that is not there: no record lies in a header.
+        bool isLoss = durable > last + (ulong)RedoPageHeader.Size;
         string? fault = null;
-        if (durable > last && !_options.AcceptDataLoss)
+        if (isLoss && !_options.AcceptDataLoss)
         {
             fault = $"the log is damaged: it ends at {last}, but was durable up to {durable}; acknowledged writes "
                 + "are lost; accept data loss to open all the same";
@@ -62,7 +64,7 @@ public sealed partial class Store
 
         await ahead.CloseAsync();
         // After accepted loss new LSNs must still be above every one that a page holds.
-        return (durable > last ? PageEnd(durable / Units.BlockBytes) : last, fault);
+        return (isLoss ? PageEnd(durable / Units.BlockBytes) : last, fault);
     }
 
     /// <summary>Looks at every page of the ring: those of this incarnation, and the highest claims in them, wherever they

@@ -62,6 +62,38 @@ public class RecoveryReadTests
         for (ulong i = 0; i < 4; i++) Assert.Equal(StoreWorld.Pattern(i, 4096), world.Read(i * 4096, 4096));
     }
 
+    /// <summary>A page behind a gap says how far the log was durable: up to the first record of the page in the gap, which is
+    /// no loss, or with it, which is one.</summary>
+    [Theory]
+    [InlineData(-1, true)]
+    [InlineData(0, false)]
+    public void A_claim_that_ends_in_the_header_of_a_lost_page_covers_no_record(int beyond, bool opens)
+    {
+        var world = new StoreWorld(5, 32 << 20, 3 << 20, Small);
+        byte[] data = StoreWorld.Pattern(1, 4096);
+        Assert.Equal(IoStatus.Ok, world.Loop.Run(world.Device.WriteAsync(0, data, WriteFlags.Fua)));
+        world.Cut();
+        var page = new byte[Units.BlockBytes];
+        world.Loop.Run(world.File.ReadAsync(LastLogPage(world) << Units.BlockShift, page));
+        Assert.Null(RedoPageHeader.TryRead(page, out RedoPageHeader header));
+        ulong lost = header.PageNumber + 1;
+        header = header with { PageNumber = lost + 1, DurableLsn = lost * Units.BlockBytes + (ulong)(RedoPageHeader.Size + beyond) };
+        header.WriteTo(page);
+        ulong address = world.Geometry.PageOffset(lost + 1);
+        Seal.Put(page, address, header.StoreFold);
+        world.Loop.Run(world.File.WriteAsync(address, page));
+        StoreOpenResult result = world.TryOpen();
+        if (!opens)
+        {
+            Assert.Contains("the log is damaged", result.Refusal, StringComparison.Ordinal);
+            return;
+        }
+
+        Assert.Null(result.Refusal);
+        world.Use(result.Store!);
+        Assert.Equal(data, world.Read(0, 4096));
+    }
+
     private static ulong LastLogPage(StoreWorld world)
     {
         ulong newest = 0, found = 0;
