@@ -61,6 +61,14 @@ export DOTNET_CLI_TELEMETRY_OPTOUT=1 DOTNET_NOLOGO=1 DOTNET_SYSTEM_GLOBALIZATION
 build() {
     # Into a log: a build that goes well has nothing to say.
     log=$(mktemp)
+    # Compiled ahead of time they start in half the time. The compiler for that is a package of its own: without it the
+    # programs are the same, only slower to start.
+    case $(uname -m) in x86_64) rid=linux-x64 ;; aarch64) rid=linux-arm64 ;; *) rid= ;; esac
+    if [ -n "$rid" ] && dotnet publish "$1" -c Release -o out -v quiet --no-self-contained -p:NuGetAudit=false \
+        -r "$rid" -p:PublishReadyToRun=true >"$log" 2>&1; then
+        rm -f "$log"
+        return
+    fi
     if ! dotnet publish "$1" -c Release -o out -v quiet --no-self-contained -p:NuGetAudit=false >"$log" 2>&1; then
         cat "$log" >&2
         rm -f "$log"

@@ -22,8 +22,8 @@ internal sealed class ReadAhead(IFile file, BufferPool pool)
     private ulong _given;
     private ulong _end;
 
-    /// <summary>Pages that could not be read.</summary>
-    public int BadPages { get; private set; }
+    /// <summary>Offsets of the pages that could not be read.</summary>
+    public HashSet<ulong> BadPages { get; } = [];
 
     /// <summary>Offset of the piece given last.</summary>
     public ulong Offset { get; private set; }
@@ -85,7 +85,7 @@ internal sealed class ReadAhead(IFile file, BufferPool pool)
             Memory<byte> page = piece.Slice(at, Units.BlockBytes);
             if (await file.ReadAsync(offset + (ulong)at, page) == IoStatus.Ok) continue;
             page.Span.Fill(byte.MaxValue);
-            BadPages++;
+            BadPages.Add(offset + (ulong)at);
         }
     }
 }

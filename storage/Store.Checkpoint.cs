@@ -5,8 +5,12 @@ namespace BlockServer.Storage;
 // Checkpoint (B1.6): images, flush, homes, flush, read back, tail, note.
 public sealed partial class Store
 {
-    // Pages of one cycle; their images are at most 4 MiB of memory.
-    private const int CyclePages = 1024;
+    // Pages of one cycle; their images are at most 4 MiB of memory. While nobody is served yet there are fewer, larger cycles
+    // (64 MiB), because each costs several flushes.
+    private const int CyclePages = 1024, RecoveryCyclePages = 16384;
+
+    // Writes or reads of homes under way at a time.
+    private const int HomesAtOnce = 32;
 
     // New slots are zeroed on the medium this many at a time before the superblock counts them.
     private const uint HighWaterStep = 256;
@@ -79,7 +83,8 @@ public sealed partial class Store
         var images = new List<(uint Slot, int Home, byte[] Page, MetadataKind Kind)>();
         ulong highest = 0;
         uint end = 0;
-        for (int left = _dirty.Count; left > 0 && images.Count < CyclePages; left--)
+        int most = _isRecovering ? RecoveryCyclePages : CyclePages;
+        for (int left = _dirty.Count; left > 0 && images.Count < most; left--)
         {
             uint number = _dirty.Dequeue();
             if (spills && _slots[number].Kind != MetadataKind.Extent)
@@ -107,7 +112,7 @@ public sealed partial class Store
         }
 
         ulong tail = _dirty.TryPeek(out uint oldest) ? Math.Min(_slots[oldest].RecLsn - 1, _appliedLsn) : _appliedLsn;
-        _tailLsn = Math.Max(_tailLsn, tail);
+        _tailLsn = Breaks(BrokenRules.TrimLogTooFar) ? _appliedLsn : Math.Max(_tailLsn, tail);
         if (_isRecovering) return null;
         await MakeSpaceAsync();
         return null;
@@ -163,11 +168,10 @@ public sealed partial class Store
 
     private async ValueTask<string?> WriteHomesAsync(List<(uint Slot, int Home, byte[] Page, MetadataKind Kind)> images)
     {
-        const int atOnce = 32;
-        var under = new ValueTask<IoStatus>[atOnce];
-        for (int done = 0; done < images.Count; done += atOnce)
+        var under = new ValueTask<IoStatus>[HomesAtOnce];
+        for (int done = 0; done < images.Count; done += HomesAtOnce)
         {
-            int count = Math.Min(atOnce, images.Count - done);
+            int count = Math.Min(HomesAtOnce, images.Count - done);
             for (int i = 0; i < count; i++)
             {
                 (uint slot, int home, byte[] page, _) = images[done + i];
@@ -183,14 +187,33 @@ public sealed partial class Store
 
         if (images.Count == 0) return null;
         if (await FlushFilesAsync() != IoStatus.Ok) return "checkpoint: flush failed";
-        IoBuffer back = await _pageBuffers.RentAsync(Units.BlockBytes);
+        return await ReadHomesBackAsync(images, under);
+    }
+
+    /// <summary>Before the log gives up what the homes hold, they are seen to hold it.</summary>
+    private async ValueTask<string?> ReadHomesBackAsync(
+        List<(uint Slot, int Home, byte[] Page, MetadataKind Kind)> images, ValueTask<IoStatus>[] under)
+    {
+        IoBuffer back = await _pageBuffers.RentAsync(HomesAtOnce * Units.BlockBytes);
         string? fault = null;
-        foreach ((uint slot, int home, byte[] page, _) in images)
+        for (int done = 0; done < images.Count; done += HomesAtOnce)
         {
-            Memory<byte> target = back.Slice(0, Units.BlockBytes);
-            IoStatus status = await _file.ReadAsync(_geometry.HomeOffset(slot, home), target);
-            if (status != IoStatus.Ok || !target.Span.SequenceEqual(page))
-                fault = $"checkpoint: the metadata page of slot {slot} does not read back";
+            int count = Math.Min(HomesAtOnce, images.Count - done);
+            for (int i = 0; i < count; i++)
+            {
+                (uint slot, int home, _, _) = images[done + i];
+#pragma warning disable CA2012 // Several at once; each is awaited exactly once below.
+                under[i] = _file.ReadAsync(_geometry.HomeOffset(slot, home), back.Slice(i * Units.BlockBytes, Units.BlockBytes));
+#pragma warning restore CA2012
+            }
+
+            for (int i = 0; i < count; i++)
+            {
+                IoStatus status = await under[i];
+                (uint slot, _, byte[] page, _) = images[done + i];
+                if (status != IoStatus.Ok || !back.Slice(i * Units.BlockBytes, Units.BlockBytes).Span.SequenceEqual(page))
+                    fault = $"checkpoint: the metadata page of slot {slot} does not read back";
+            }
         }
 
         back.Return();
@@ -217,11 +240,15 @@ public sealed partial class Store
                 : "checkpoint: raising the slots' high-water mark failed";
     }
 
+    /// <summary>After a flush failed no other one proves anything, so none is asked for.</summary>
+    private ValueTask<IoStatus> FlushFileAsync() =>
+        State == StoreState.Failed ? new(IoStatus.Unavailable) : _file.FlushAsync();
+
     /// <summary>Writes all copies of the superblock; a failure stops the store.</summary>
     private async ValueTask<IoStatus> WriteSuperblockAsync(Superblock next)
     {
         next = next with { Sequence = _superblock.Sequence + 1 };
-        if (await WriteSuperblocksAsync(_file, _superblock, next) != IoStatus.Ok)
+        if (await WriteSuperblocksAsync(_file, FlushFileAsync, _superblock, next) != IoStatus.Ok)
         {
             Fail("writing the superblock failed");
             return IoStatus.Unavailable;

@@ -59,9 +59,12 @@ public sealed partial class Store
     [AsyncMethodBuilder(typeof(LoopMethodBuilder<>))]
     private async ValueTask<IoStatus> FlushFilesAsync()
     {
-        if (_options.IsWriteThrough) return IoStatus.Ok;
+        if (State == StoreState.Failed) return IoStatus.Unavailable; // a flush may have failed: none after it proves anything
+        if (_options.IsWriteThrough || Breaks(BrokenRules.SkipFlush)) return IoStatus.Ok;
         IoStatus status = await _file.FlushAsync();
-        if (status == IoStatus.Ok && !ReferenceEquals(_log, _file)) status = await _log.FlushAsync();
+        if (status == IoStatus.Ok && !ReferenceEquals(_log, _file))
+            status = State == StoreState.Failed ? IoStatus.Unavailable : await _log.FlushAsync();
+        if (status != IoStatus.Ok && Breaks(BrokenRules.RetryFlush)) status = await _file.FlushAsync();
         if (status != IoStatus.Ok) Fail($"flush failed: {status}"); // never tried again
         return status;
     }
@@ -126,7 +129,7 @@ public sealed partial class Store
         while (_oldestGeneration < _generation && _readsIn[_oldestGeneration % ReadGenerations] == 0) _oldestGeneration++;
         ulong limit = Breaks(BrokenRules.ReuseAtDurable) ? _durableLsn : _claimedLsn;
         while (_quarantine.TryPeek(out (ulong Lsn, uint Block, uint Count, ulong Generation) freed)
-            && freed.Lsn <= limit && freed.Generation < _oldestGeneration)
+            && freed.Lsn <= limit && (freed.Generation < _oldestGeneration || Breaks(BrokenRules.ReuseUnderRead)))
         {
             _quarantine.Dequeue();
             _quarantined -= freed.Count;

@@ -7,6 +7,7 @@ public sealed partial class Store
 {
     private bool _isRecovering;
     private readonly Dictionary<uint, VolumeHeadLayout> _recoveredHeads = [];
+    private readonly HashSet<uint> _unread = []; // slots of which a home could not be read when the store was opened
 
     /// <summary>Makes a store of the whole of <paramref name="file"/>. Answers why not, or null.</summary>
     public static async ValueTask<string?> FormatAsync(ILoop loop, IFile file, StoreOptions options)
@@ -18,7 +19,7 @@ public sealed partial class Store
         if (!options.Force && page.AsSpan().ContainsAnyExcept((byte)0))
             return "the medium is not empty; force overwrites whatever it holds";
         // Page 0 is never written, so every LSN is above 0 and replay starts behind page 0.
-        IoStatus status = await WriteSuperblocksAsync(file, default, new Superblock
+        IoStatus status = await WriteSuperblocksAsync(file, file.FlushAsync, default, new Superblock
         {
             StoreUuid = options.StoreUuid == Guid.Empty ? loop.Random.NextGuid() : options.StoreUuid,
             ClusterUuid = options.ClusterUuid,
@@ -94,6 +95,10 @@ public sealed partial class Store
         _nextPage = (last + 1) / Units.BlockBytes;
         if (!Breaks(BrokenRules.NoEndOfRecoveryCheckpoint))
         {
+            if (Breaks(BrokenRules.SuperblockFirst) && await WriteSuperblockAsync(_superblock with
+                {
+                    IsClean = false, Incarnation = _superblock.Incarnation + 1, StartLsn = last,
+                }) != IoStatus.Ok) return "writing the superblock failed";
             while (_dirty.Count > 0)
             {
                 fault = await CycleAsync();
@@ -138,6 +143,7 @@ public sealed partial class Store
         }
 
         await ahead.CloseAsync();
+        foreach (ulong offset in ahead.BadPages) _unread.Add((uint)((offset - start) / slotBytes));
         _slots.Reach(_superblock.SlotHighWater - 1);
         return null;
     }

@@ -39,6 +39,12 @@ public sealed partial class Store
                 + "are lost; accept data loss to open all the same";
         }
 
+        else if (end - first < _geometry.RingPages && ahead.BadPages.Contains(_geometry.PageOffset(end)) && !_options.AcceptDataLoss)
+        {
+            fault = $"the log cannot be read where it may go on (page {end}); acknowledged writes may be lost; accept data loss "
+                + "to open all the same";
+        }
+
         for (ulong from = first; from < end && fault is null;)
         {
             // Up to where the ring begins anew.
@@ -75,7 +81,7 @@ public sealed partial class Store
                 if (RedoPageHeader.TryRead(page, out RedoPageHeader header) is not null
                     || (header.Incarnation != _superblock.Incarnation && !Breaks(BrokenRules.AnyIncarnation))
                     || _geometry.PageOffset(header.PageNumber) != at
-                    || RedoPageHeader.TryReadPage(page, at, _fold, out header) is not null) continue;
+                    || TryReadLogPage(page, at, out header) is not null) continue;
                 ring[header.PageNumber % _geometry.RingPages] = new RingPage(header.PageNumber, header.Crc, header.PreviousCrc);
                 tail = Math.Max(tail, header.TailLsn);
                 durable = Math.Max(durable, header.DurableLsn);
@@ -84,6 +90,11 @@ public sealed partial class Store
 
         return (tail, Math.Max(durable, tail));
     }
+
+    private string? TryReadLogPage(ReadOnlySpan<byte> page, ulong at, out RedoPageHeader header) =>
+        Breaks(BrokenRules.AcceptTornLogPage)
+            ? RedoPageHeader.TryRead(page, out header)
+            : RedoPageHeader.TryReadPage(page, at, _fold, out header);
 
     /// <summary>Replays consecutive pages; the data that must be judged is read for all of them at once.</summary>
     private async ValueTask<string?> ReplayPiecePagesAsync(
@@ -113,7 +124,7 @@ public sealed partial class Store
         for (ulong number = first; !pages.IsEmpty; number++, pages = pages[Units.BlockBytes..])
         {
             Memory<byte> page = pages[..Units.BlockBytes];
-            string? fault = RedoPageHeader.TryReadPage(page.Span, _geometry.PageOffset(number), _fold, out RedoPageHeader header);
+            string? fault = TryReadLogPage(page.Span, _geometry.PageOffset(number), out RedoPageHeader header);
             if (fault is null && header.Crc != ring[number % _geometry.RingPages].Crc) fault = "it changed while it was read";
             fault ??= TryCutChains(page.Span, header, chains);
             if (fault is not null) return $"log page {number}: {fault}";
@@ -285,7 +296,7 @@ public sealed partial class Store
         _slots.Reach(record.Slot);
         ref Slot slot = ref _slots[record.Slot];
         bool isStale = lsn <= slot.PageLsn;
-        suspects.Remove(record.Slot);
+        if (!_unread.Contains(record.Slot) || (!isStale && SaysAll(record))) suspects.Remove(record.Slot);
         if (isStale) return null;
         switch (record.Kind)
         {
@@ -335,6 +346,11 @@ public sealed partial class Store
         Touch(record.Slot, lsn);
         return null;
     }
+
+    /// <summary>Whether the record makes the slot anew. A home that was torn is of a checkpoint that the log still explains in
+    /// full, but one that cannot be read may be of an earlier one: then only such a record makes up for it.</summary>
+    private static bool SaysAll(RedoRecord record) =>
+        record.IsNewPage || record.Kind is RedoKind.PageImage or RedoKind.Volume or RedoKind.DropPage;
 
     private void ReplayBlocks(RedoRecord record, ref Slot slot)
     {

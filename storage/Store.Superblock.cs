@@ -14,15 +14,17 @@ public sealed partial class Store
     /// failed, or too few copies read back); then the store is to be opened anew.
     /// </summary>
     /// <param name="file">The medium.</param>
+    /// <param name="flush">Makes what was written durable.</param>
     /// <param name="now">The state that the store was opened with or wrote last; <c>default</c> when there is none.</param>
     /// <param name="next">The state to write.</param>
-    private static async ValueTask<IoStatus> WriteSuperblocksAsync(IFile file, Superblock now, Superblock next)
+    private static async ValueTask<IoStatus> WriteSuperblocksAsync(
+        IFile file, Func<ValueTask<IoStatus>> flush, Superblock now, Superblock next)
     {
         int[] order = await OrderCopiesAsync(file, now with { Copy = 0 }, next);
-        if (await WriteCopiesAsync(file, next, order[0], order[1]) != IoStatus.Ok) return IoStatus.IoError;
+        if (await WriteCopiesAsync(file, flush, next, order[0], order[1]) != IoStatus.Ok) return IoStatus.IoError;
         // The other two may be touched only when the new state can be opened without them.
         if (await CountCopiesAsync(file, next, order[..2]) < 2) return IoStatus.IoError;
-        if (await WriteCopiesAsync(file, next, order[2], order[3]) != IoStatus.Ok) return IoStatus.IoError;
+        if (await WriteCopiesAsync(file, flush, next, order[2], order[3]) != IoStatus.Ok) return IoStatus.IoError;
         return await CountCopiesAsync(file, next, order) >= SuperblockCopies - 1 ? IoStatus.Ok : IoStatus.IoError;
     }
 
@@ -41,7 +43,8 @@ public sealed partial class Store
         return [.. found.OrderBy(f => f.Worth).ThenBy(f => f.Copy % 2).ThenBy(f => f.Copy).Select(f => f.Copy)];
     }
 
-    private static async ValueTask<IoStatus> WriteCopiesAsync(IFile file, Superblock next, int one, int two)
+    private static async ValueTask<IoStatus> WriteCopiesAsync(
+        IFile file, Func<ValueTask<IoStatus>> flush, Superblock next, int one, int two)
     {
         foreach (int copy in new[] { one, two })
         {
@@ -50,7 +53,7 @@ public sealed partial class Store
             if (await file.WriteAsync(next.Geometry.SuperblockOffset(copy), page) != IoStatus.Ok) return IoStatus.IoError;
         }
 
-        return await file.FlushAsync();
+        return await flush();
     }
 
     private static async ValueTask<int> CountCopiesAsync(IFile file, Superblock next, int[] copies)

@@ -80,6 +80,27 @@ public enum BrokenRules
 
     /// <summary>Recovery judges each record of a request by itself (P3).</summary>
     SplitRequests = 256,
+
+    /// <summary>A flush is answered without asking the medium for one.</summary>
+    SkipFlush = 512,
+
+    /// <summary>A flush that failed is tried again, and the second answer believed (B1.5).</summary>
+    RetryFlush = 1024,
+
+    /// <summary>Recovery takes log pages whose checksum does not match (B1.7, step 3).</summary>
+    AcceptTornLogPage = 2048,
+
+    /// <summary>The end of recovery writes the superblock before the pages that it relies on (B1.7, step 6).</summary>
+    SuperblockFirst = 4096,
+
+    /// <summary>A checkpoint moves the log's tail past records of pages that became dirty meanwhile (S5).</summary>
+    TrimLogTooFar = 8192,
+
+    /// <summary>Reads are answered without looking at the checksum (S11).</summary>
+    SkipReadCrc = 16384,
+
+    /// <summary>A replaced block is free although an earlier read is still under way on it (B1.5, 4b).</summary>
+    ReuseUnderRead = 32768,
 }
 
 /// <summary>What became of opening a store.</summary>

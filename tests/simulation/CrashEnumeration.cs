@@ -44,16 +44,19 @@ public sealed class CrashEnumeration(StoreDriver driver, Durability durability, 
     private readonly VolumeModel _volume = new(new VolumeHead(1, Guid.Empty, "crash", 2 * Units.MiB, 1));
     private SimLoop _loop = null!;
     private SimDisk _disk = null!;
+    private readonly HashSet<ulong> _statesJudged = [];
+    private readonly HashSet<ulong> _momentsJudged = [];
     private ulong _now;
     private ulong _nextId = 1;
     private ulong _changesSeen;
     private int _statesLeft;
+    private byte[] _content = [];
 
-    /// <summary>States judged so far.</summary>
+    /// <summary>Distinct disk states judged so far.</summary>
     public int States { get; private set; }
 
     /// <summary>The first thing that was wrong, or null.</summary>
-    public string? Violation { get; private set; }
+    public Violation? Violation { get; private set; }
 
     /// <summary>Runs the steps one after another and judges at most <paramref name="statesMax"/> states of it.</summary>
     public void Run(IReadOnlyList<CrashStep> steps, int statesMax)
@@ -61,16 +64,16 @@ public sealed class CrashEnumeration(StoreDriver driver, Durability durability, 
         _statesLeft = statesMax;
         _loop = new SimLoop(_random.NextUInt64());
         _disk = new SimDisk(_loop, driver.MediumBytes, _random.NextUInt64());
-        if (_loop.Run(driver.FormatAsync(_loop, _disk)) is { } refusal)
+        if (_loop.Run(driver.FormatAsync(_loop, _disk, _random.NextBelow(4))) is { } refusal)
         {
-            Violation = "format: " + refusal;
+            Violation = new Violation(ViolationKind.Refused, "format: " + refusal);
             return;
         }
 
-        Opened opened = _loop.Run(driver.OpenAsync(_loop, _disk, durability));
+        Opened opened = _loop.Run(driver.OpenAsync(_loop, _disk, null, durability));
         if (opened.Store is null || _loop.Run(opened.Store.CreateVolumeAsync(_volume.Head)) != IoStatus.Ok)
         {
-            Violation = "a fresh store does not take a volume: " + opened.Refusal;
+            Violation = new Violation(ViolationKind.Refused, "a fresh store does not take a volume: " + opened.Refusal);
             return;
         }
 
@@ -87,10 +90,11 @@ public sealed class CrashEnumeration(StoreDriver driver, Durability durability, 
             Task<bool> running = StepAsync(device, step).AsTask();
             bool ended = _loop.RunUntil(() => running.IsCompleted, EventsMax);
             if (Violation is not null) break;
-            if (!ended || !running.GetAwaiter().GetResult()) Violation = $"{step} failed on a good disk";
+            if (!ended || !running.GetAwaiter().GetResult()) Violation = new Violation(ViolationKind.WrongAnswer, $"{step} failed on a good disk");
         }
 
-        if (Violation is not null) Violation += $" [{durability}, steps {string.Join(' ', steps)}, seed {seed}]";
+        if (Violation is { } found)
+            Violation = found with { Text = $"{found.Text} [{durability}, steps {string.Join(' ', steps)}, seed {seed}]" };
     }
 
     private async ValueTask<bool> StepAsync(IBlockDevice device, CrashStep step) => step switch
@@ -164,19 +168,23 @@ public sealed class CrashEnumeration(StoreDriver driver, Durability durability, 
 
     private void JudgeState(Func<int, int, byte> maskOf)
     {
-        if (Violation is not null || _statesLeft-- <= 0) return;
-        States++;
+        if (Violation is not null || _statesLeft <= 0) return;
+        ulong name = _disk.NameOfFork(maskOf);
+        // The same state may be right at one time and wrong after the next acknowledgement.
+        if (!_momentsJudged.Add(name ^ (_now * 0x9E3779B97F4A7C15))) return;
+        _statesLeft--;
+        if (_statesJudged.Add(name)) States++;
         var loop = new SimLoop(_random.NextUInt64());
         SimDisk fork = _disk.ForkAfterPowerCut(loop, _random.NextUInt64(), maskOf);
         if (_random.NextChance(0.2)) loop = CrashInRecovery(loop, fork);
         if (Open(loop, fork) is not { } store) return;
         if (store.OpenVolume(1) is not { } device)
         {
-            Violation = "the volume is lost";
+            Violation = new Violation(ViolationKind.LostVolume, "the volume is lost");
             return;
         }
 
-        var content = new byte[device.SizeBytes];
+        byte[] content = _content.Length == (int)device.SizeBytes ? _content : _content = new byte[device.SizeBytes];
         if (!Read(loop, device, content)) return;
         Violation = _volume.JudgeAfterRestart(content, powerWasCut: true, staleAllowed: false, null, settle: false, ++_now);
         if (Violation is null && _random.NextChance(0.1)) GoOn(loop, fork, store, device, content);
@@ -186,7 +194,7 @@ public sealed class CrashEnumeration(StoreDriver driver, Durability durability, 
     {
         ulong at = _random.NextBelow(200UL);
         loop.StopBeforeEvent = n => n >= at;
-        Task<Opened> opening = driver.OpenAsync(loop, fork, durability).AsTask();
+        Task<Opened> opening = driver.OpenAsync(loop, fork, null, durability).AsTask();
         loop.RunUntil(() => opening.IsCompleted, EventsMax);
         fork.CutPower();
         var next = new SimLoop(_random.NextUInt64());
@@ -206,7 +214,7 @@ public sealed class CrashEnumeration(StoreDriver driver, Durability durability, 
         loop.RunUntil(() => flushing.IsCompleted, EventsMax);
         if (!flushing.IsCompletedSuccessfully || writing.Result != IoStatus.Ok || flushing.Result != IoStatus.Ok)
         {
-            Violation = "a recovered store does not take a write";
+            Violation = new Violation(ViolationKind.WrongAnswer, "a recovered store does not take a write");
             return;
         }
 
@@ -217,16 +225,18 @@ public sealed class CrashEnumeration(StoreDriver driver, Durability durability, 
         var second = new byte[content.Length];
         if (!Read(next, reopened, second)) return;
         int differs = content.AsSpan().CommonPrefixLength(second);
-        if (differs < content.Length) Violation = $"byte {differs} changed between two recoveries";
+        if (differs < content.Length) Violation = new Violation(ViolationKind.WrongData, $"byte {differs} changed between two recoveries");
     }
 
     private IStore? Open(SimLoop loop, SimDisk fork)
     {
-        Task<Opened> opening = driver.OpenAsync(loop, fork, durability).AsTask();
+        Task<Opened> opening = driver.OpenAsync(loop, fork, null, durability).AsTask();
         loop.RunUntil(() => opening.IsCompleted, EventsMax);
         if (opening.IsCompletedSuccessfully && opening.Result.Store is { } store) return store;
-        Violation = "opening failed: "
-            + (opening.IsCompletedSuccessfully ? opening.Result.Refusal : opening.Exception?.InnerException?.ToString() ?? "no answer");
+        Violation = new Violation(
+            ViolationKind.Refused,
+            "opening failed: "
+                + (opening.IsCompletedSuccessfully ? opening.Result.Refusal : opening.Exception?.InnerException?.ToString() ?? "no answer"));
         return null;
     }
 
@@ -235,7 +245,8 @@ public sealed class CrashEnumeration(StoreDriver driver, Durability durability, 
         Task<ReadResult> reading = device.ReadAsync(0, content).AsTask();
         loop.RunUntil(() => reading.IsCompleted, EventsMax);
         if (reading.IsCompletedSuccessfully && reading.Result.Status == IoStatus.Ok) return true;
-        Violation = "reading failed: " + (reading.IsCompletedSuccessfully ? reading.Result.Status.ToString() : "no answer");
+        Violation = new Violation(
+            ViolationKind.Unreadable, "reading failed: " + (reading.IsCompletedSuccessfully ? reading.Result.Status.ToString() : "no answer"));
         return false;
     }
 }

@@ -311,12 +311,15 @@ public sealed class LogStore : IStore
 public sealed class LogStoreDriver(LogStore.Breakage broken = LogStore.Breakage.None) : StoreDriver
 {
     /// <inheritdoc/>
+    public override string Arguments => " --store log";
+
+    /// <inheritdoc/>
     public override ulong MediumBytes => 256 * Units.MiB;
 
     /// <inheritdoc/>
-    public override ValueTask<string?> FormatAsync(ILoop loop, IFile file) => new((string?)null);
+    public override ValueTask<string?> FormatAsync(ILoop loop, IFile file, int ring) => new((string?)null);
 
     /// <inheritdoc/>
-    public override ValueTask<Opened> OpenAsync(ILoop loop, IFile file, Durability durability) =>
+    public override ValueTask<Opened> OpenAsync(ILoop loop, IFile file, IFile? log, Durability durability) =>
         LogStore.OpenAsync(loop, file, durability, broken);
 }

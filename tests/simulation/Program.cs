@@ -1,42 +1,48 @@
 using System.Diagnostics;
 using System.Globalization;
+using BlockServer.Core;
 using BlockServer.Tests.Simulation;
 
 // The tests of this project, or by hand:
 //   dotnet run -c Release -- simulate --seed 7
 //   dotnet run -c Release -- simulate --seeds 1..2000
+//   dotnet run -c Release -- simulate --hours 3
 if (args.Length == 0 || args[0] != "simulate") return await Xunit.Runner.InProc.SystemConsole.ConsoleRunner.Run(args);
 
-(ulong from, ulong to) = args switch
-{
-    [_, "--seed", var one, ..] => (ulong.Parse(one, CultureInfo.InvariantCulture), ulong.Parse(one, CultureInfo.InvariantCulture)),
-    [_, "--seeds", var range, ..] when range.Split("..") is [var first, var last] =>
-        (ulong.Parse(first, CultureInfo.InvariantCulture), ulong.Parse(last, CultureInfo.InvariantCulture)),
-    _ => (1UL, 0UL),
-};
+string? Value(string name) => Array.IndexOf(args, name) is var at and > 0 && at + 1 < args.Length ? args[at + 1] : null;
+ulong Number(string text) => ulong.Parse(text, CultureInfo.InvariantCulture);
+
+ulong from = 1, to = 0;
+if (Value("--seed") is { } one) (from, to) = (Number(one), Number(one));
+else if (Value("--seeds")?.Split("..") is [var first, var last]) (from, to) = (Number(first), Number(last));
+else if (Value("--hours") is not null) (from, to) = (new SeededRandom((ulong)Stopwatch.GetTimestamp()).NextUInt64() >> 16, ulong.MaxValue);
 if (to < from)
 {
-    Console.Error.WriteLine("usage: simulate --seed N | --seeds A..B [--store log] [--broken RULE] [--crash-states N] [--keep-going]");
+    Console.Error.WriteLine(
+        "usage: simulate --seed N | --seeds A..B | --hours H [--store log] [--broken RULE] [--lying yes|no] [--small-disk] [--crash-states N] [--keep-going]");
     return 2;
 }
 
-StoreDriver driver = args.Contains("log") ? new LogStoreDriver()
-    : Array.IndexOf(args, "--broken") is var brokenAt and > 0 ? Drivers.Broken(args[brokenAt + 1]) : Drivers.Default();
-int statesAt = Array.IndexOf(args, "--crash-states");
-int crashStates = statesAt > 0 ? int.Parse(args[statesAt + 1], CultureInfo.InvariantCulture) : 10;
-var sum = new SimulationCounters();
-int bad = 0;
-var watch = Stopwatch.StartNew();
-for (ulong seed = from; seed <= to; seed++)
+StoreDriver driver = Value("--store") == "log" ? new LogStoreDriver()
+    : Value("--broken") is { } broken ? Drivers.Broken(broken) : Drivers.Default();
+var options = new SimulationOptions
 {
-    SimulationResult result = StoreSimulation.Run(seed, new SimulationOptions { Driver = driver, CrashStates = crashStates });
-    sum.Add(result.Counters);
-    if (from == to) Console.WriteLine($"hash {result.EventHash:x16}");
-    if (result.Violations.Count == 0) continue;
-    bad++;
-    Console.WriteLine($"seed {seed}: {result.Violations[0]}");
-    if (!args.Contains("--keep-going")) break;
-}
-
-Console.WriteLine($"{to - from + 1} seeds, {bad} bad, {watch.Elapsed.TotalSeconds:F1} s: {sum}");
-return bad == 0 ? 0 : 1;
+    Driver = driver,
+    LyingDisk = Value("--lying") is { } lying ? lying == "yes" : null,
+    SmallDisk = args.Contains("--small-disk") ? true : null,
+    CrashStates = Value("--crash-states") is { } states ? int.Parse(states, CultureInfo.InvariantCulture) : Settings.StatesPerSeed,
+};
+double hours = Value("--hours") is { } limit ? double.Parse(limit, CultureInfo.InvariantCulture) : double.PositiveInfinity;
+var watch = Stopwatch.StartNew();
+TimeSpan told = TimeSpan.Zero;
+SeedSweep sweep = SeedSweep.Run(from, to, options, twice: from == to, args.Contains("--keep-going"), soFar =>
+{
+    if (from == to || watch.Elapsed - told < TimeSpan.FromMinutes(1)) return watch.Elapsed.TotalHours < hours;
+    told = watch.Elapsed;
+    Console.WriteLine($"{watch.Elapsed:hh\\:mm\\:ss} {soFar.Runs} seeds: {soFar.Counters}");
+    return watch.Elapsed.TotalHours < hours;
+});
+foreach (string failure in sweep.Failures) Console.WriteLine(failure);
+if (from == to) Console.WriteLine($"hash {sweep.LastHash:x16}");
+Console.WriteLine($"{sweep.Runs} seeds from {from}, {sweep.Failures.Count} bad, {watch.Elapsed.TotalSeconds:F1} s: {sweep.Counters}");
+return sweep.Failures.Count == 0 ? 0 : 1;

@@ -48,6 +48,7 @@ public sealed partial class VolumeModel
 {
     private static readonly ModelWrite Fresh = new(0, 0, 0, true, false, 0) { End = 0, IsSure = true, IsDurable = true };
     private const ulong SectorsPerBlock = Units.BlockBytes / Units.SectorBytes;
+    private static readonly byte[] ZeroSector = new byte[Units.SectorBytes];
     private readonly List<ModelWrite> _notDurable = [];
     private List<ModelWrite>?[] _sectors;
     private int _reads;
@@ -129,14 +130,14 @@ public sealed partial class VolumeModel
     public void BeginRead() => _reads++;
 
     /// <summary>Judges what a read that began at <paramref name="start"/> answered; a sentence, or null.</summary>
-    public string? EndRead(ulong firstSector, ReadOnlySpan<byte> data, ulong start)
+    public Violation? EndRead(ulong firstSector, ReadOnlySpan<byte> data, ulong start)
     {
         int count = data.Length / Units.SectorBytes;
         var seen = new ModelWrite?[count];
         for (int i = 0; i < count; i++)
         {
             ulong sector = firstSector + (ulong)i;
-            string? fault = JudgeLive(sector, data.Slice(i * Units.SectorBytes, Units.SectorBytes), start, out seen[i]);
+            Violation? fault = JudgeLive(sector, data.Slice(i * Units.SectorBytes, Units.SectorBytes), start, out seen[i]);
             if (fault is not null) return fault;
         }
 
@@ -146,8 +147,22 @@ public sealed partial class VolumeModel
         {
             ulong first = block * SectorsPerBlock;
             if (first + SectorsPerBlock > end && end != Sectors) break; // only whole blocks can be judged as such
-            string? fault = JudgeBlock(first, seen.AsSpan((int)(first - firstSector)), out _);
+            Violation? fault = JudgeBlock(first, seen.AsSpan((int)(first - firstSector)), out _);
             if (fault is not null) return fault;
+        }
+
+        return null;
+    }
+
+    /// <summary>Judges that the sectors were said to be holes by an answer to a question asked at <paramref name="start"/>:
+    /// each must have read as zeros at some time since.</summary>
+    public Violation? JudgeHole(ulong firstSector, ulong sectors, ulong start)
+    {
+        for (ulong s = firstSector; s < firstSector + sectors; s++)
+        {
+            if (HistoryOf(s) is null) continue;
+            if (JudgeLive(s, ZeroSector, start, out _) is { } fault)
+                return new Violation(ViolationKind.WrongMap, "said to be a hole: " + fault.Text);
         }
 
         return null;
@@ -186,22 +201,26 @@ public sealed partial class VolumeModel
     /// <summary>A sector beyond every size the volume had so far (a growth in flight) is untouched.</summary>
     private List<ModelWrite>? HistoryOf(ulong sector) => sector < (ulong)_sectors.Length ? _sectors[sector] : null;
 
-    private string? JudgeLive(ulong sector, ReadOnlySpan<byte> data, ulong readStart, out ModelWrite? write)
+    private Violation? JudgeLive(ulong sector, ReadOnlySpan<byte> data, ulong readStart, out ModelWrite? write)
     {
-        write = Identify(sector, data, out string? fault);
+        write = Identify(sector, data, out Violation? fault);
         if (write is null) return fault;
         if (HistoryOf(sector) is not { } history) return null;
         foreach (ModelWrite later in history)
         {
             if (later.IsSure && later.End < readStart && write.IsBefore(later))
-                return $"volume {Head.Id} sector {sector}: a read gave {Name(write)}, though {Name(later)} was over before";
+            {
+                return new Violation(
+                    ViolationKind.StaleRead,
+                    $"volume {Head.Id} sector {sector}: a read gave {Name(write)}, though {Name(later)} was over before");
+            }
         }
 
         return null;
     }
 
     /// <summary>The change whose content this is; of several zeroings the one that ended last.</summary>
-    private ModelWrite? Identify(ulong sector, ReadOnlySpan<byte> data, out string? fault)
+    private ModelWrite? Identify(ulong sector, ReadOnlySpan<byte> data, out Violation? fault)
     {
         fault = null;
         ulong id = BinaryPrimitives.ReadUInt64LittleEndian(data);
@@ -217,8 +236,10 @@ public sealed partial class VolumeModel
 
         if (found is null)
         {
-            fault = $"volume {Head.Id} sector {sector}: holds {(isZero ? "zeros" : $"content of id {id}")}, which cannot be there"
-                + (history is null ? "" : $"; possible: {string.Join(", ", history.Select(Name))}");
+            fault = new Violation(
+                ViolationKind.WrongData,
+                $"volume {Head.Id} sector {sector}: holds {(isZero ? "zeros" : $"content of id {id}")}, which cannot be there"
+                    + (history is null ? "" : $"; possible: {string.Join(", ", history.Select(Name))}"));
             return null;
         }
 
@@ -226,7 +247,8 @@ public sealed partial class VolumeModel
         Span<byte> expected = stackalloc byte[Units.SectorBytes];
         Fill(expected, id, Head.Id, sector);
         if (data.SequenceEqual(expected)) return found;
-        fault = $"volume {Head.Id} sector {sector}: content of {Name(found)} is damaged or from another place";
+        fault = new Violation(
+            ViolationKind.WrongData, $"volume {Head.Id} sector {sector}: content of {Name(found)} is damaged or from another place");
         return null;
     }
 }

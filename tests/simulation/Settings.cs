@@ -6,10 +6,13 @@ namespace BlockServer.Tests.Simulation;
 public static class Settings
 {
     /// <summary>Seeds, each run twice: BLOCKSERVER_SEEDS.</summary>
-    public static int Seeds { get; } = Of("BLOCKSERVER_SEEDS", 40);
+    public static int Seeds { get; } = Of("BLOCKSERVER_SEEDS", 2_000);
 
-    /// <summary>Crash states in all, half of them beside the seeds: BLOCKSERVER_CRASH_STATES.</summary>
-    public static int CrashStates { get; } = Of("BLOCKSERVER_CRASH_STATES", 2_000);
+    /// <summary>Distinct crash states in all, half of them beside the seeds: BLOCKSERVER_CRASH_STATES.</summary>
+    public static int CrashStates { get; } = Of("BLOCKSERVER_CRASH_STATES", 20_000);
+
+    /// <summary>Crash states that a seed may try; some seeds have fewer occasions.</summary>
+    public static int StatesPerSeed => Math.Max(1, CrashStates / 2 * 3 / 2 / Math.Max(1, Seeds));
 
     /// <summary>Seeds after which a broken rule counts as not found: BLOCKSERVER_BROKEN_SEEDS.</summary>
     public static int BrokenSeeds { get; } = Of("BLOCKSERVER_BROKEN_SEEDS", 600);

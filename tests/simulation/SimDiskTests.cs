@@ -115,7 +115,9 @@ public sealed class SimDiskTests
         Assert.Superset(new HashSet<IoStatus> { IoStatus.Ok, IoStatus.IoError, IoStatus.NoSpace }, answers);
         Assert.True(disk.DestructiveFaultCount > 50);
         Assert.True(disk.FaultCount > disk.DestructiveFaultCount);
-        Assert.Empty(disk.Misuse);
+        Assert.All(disk.Misuse, misuse => Assert.Equal("a flush after one had failed", misuse));
+        foreach (DiskEvent what in new[] { DiskEvent.WriteError, DiskEvent.NoSpace, DiskEvent.FlushError, DiskEvent.LatentReadError, DiskEvent.BitRot, DiskEvent.LostWrite, DiskEvent.MisdirectedWrite, DiskEvent.Slow })
+            Assert.True(disk.CountOf(what) > 0, what.ToString());
     }
 
     [Fact]

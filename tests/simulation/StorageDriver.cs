@@ -8,22 +8,28 @@ namespace BlockServer.Tests.Simulation;
 public sealed class StorageDriver(BrokenRules broken = BrokenRules.None) : StoreDriver
 {
     /// <inheritdoc/>
+    public override string Arguments => broken == BrokenRules.None ? "" : $" --broken {broken}";
+
+    /// <inheritdoc/>
     public override ulong MediumBytes => 24 * Units.MiB;
 
     /// <inheritdoc/>
-    public override ValueTask<string?> FormatAsync(ILoop loop, IFile file) =>
+    public override ulong MediumBytesMin => 7 * Units.MiB;
+
+    /// <inheritdoc/>
+    public override ValueTask<string?> FormatAsync(ILoop loop, IFile file, int ring) =>
         Store.FormatAsync(loop, file, new StoreOptions
         {
-            RingBytes = (256 * Units.KiB) << loop.Random.NextBelow(4),
+            RingBytes = (256 * Units.KiB) << ring,
             StoreUuid = loop.Random.NextGuid(),
             Force = true,
         });
 
     /// <inheritdoc/>
-    public override async ValueTask<Opened> OpenAsync(ILoop loop, IFile file, Durability durability)
+    public override async ValueTask<Opened> OpenAsync(ILoop loop, IFile file, IFile? log, Durability durability)
     {
         StoreOpenResult result = await Store.OpenAsync(
-            loop, file, null, new StoreOptions
+            loop, file, log, new StoreOptions
             {
                 Durability = durability,
                 BrokenRules = broken,

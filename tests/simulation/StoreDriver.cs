@@ -8,12 +8,19 @@ public readonly record struct Opened(IStore? Store, string? Refusal);
 /// <summary>How the simulation makes and opens the kind of store under test.</summary>
 public abstract class StoreDriver
 {
-    /// <summary>Smallest medium that the simulation gives it.</summary>
+    /// <summary>Medium that the simulation gives it.</summary>
     public abstract ulong MediumBytes { get; }
 
-    /// <summary>Makes an empty store on the medium; null when done, else the reason.</summary>
-    public abstract ValueTask<string?> FormatAsync(ILoop loop, IFile file);
+    /// <summary>A small one, on which space runs short.</summary>
+    public virtual ulong MediumBytesMin => MediumBytes;
 
-    /// <summary>Opens it, recovering as needed.</summary>
-    public abstract ValueTask<Opened> OpenAsync(ILoop loop, IFile file, Durability durability);
+    /// <summary>What to add to the command line to get this driver, with a leading space.</summary>
+    public virtual string Arguments => "";
+
+    /// <summary>Makes an empty store on the medium; null when done, else the reason.
+    /// <paramref name="ring"/>: size of the log, 0 (smallest) to 3.</summary>
+    public abstract ValueTask<string?> FormatAsync(ILoop loop, IFile file, int ring);
+
+    /// <summary>Opens it, recovering as needed; <paramref name="log"/> is a second view of the medium for the log, or null.</summary>
+    public abstract ValueTask<Opened> OpenAsync(ILoop loop, IFile file, IFile? log, Durability durability);
 }

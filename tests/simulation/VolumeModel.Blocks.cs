@@ -16,12 +16,12 @@ namespace BlockServer.Tests.Simulation;
 public sealed partial class VolumeModel
 {
     /// <summary>Every block was made by one change, and every change that may not be torn made all of its blocks or none.</summary>
-    private string? JudgeBlocks(ModelWrite?[] seen, bool powerWasCut)
+    private Violation? JudgeBlocks(ModelWrite?[] seen, bool powerWasCut)
     {
         var made = new HashSet<ModelWrite>(ReferenceEqualityComparer.Instance);
         for (ulong first = 0; first < (ulong)seen.Length; first += SectorsPerBlock)
         {
-            string? fault = JudgeBlock(first, seen.AsSpan((int)first), out ModelWrite? maker);
+            Violation? fault = JudgeBlock(first, seen.AsSpan((int)first), out ModelWrite? maker);
             if (fault is not null) return fault;
             if (maker is { IsAtomic: true } && !IsFirm(maker, powerWasCut)) made.Add(maker);
         }
@@ -32,8 +32,18 @@ public sealed partial class VolumeModel
             for (ulong s = write.FirstSector; s < end; s++)
             {
                 if (seen[s] is { } found && found.IsBefore(write))
-                    return $"volume {Head.Id} sector {s}: only a part of {Name(write)} is there, this sector holds {Name(found)}";
+                {
+                    return new Violation(
+                        ViolationKind.TornRequest,
+                        $"volume {Head.Id} sector {s}: only a part of {Name(write)} is there, this sector holds {Name(found)}");
+                }
             }
+        }
+
+        WholeRequests += made.Count;
+        foreach (ModelWrite write in _notDurable)
+        {
+            if (powerWasCut && write.IsAtomic && !made.Contains(write)) AbsentRequests++;
         }
 
         return null;
@@ -41,7 +51,7 @@ public sealed partial class VolumeModel
 
     /// <summary>Looks for the maker of the block at sector <paramref name="first"/>; <paramref name="seen"/> begins there.
     /// <paramref name="maker"/> is null when there are several that may be it.</summary>
-    private string? JudgeBlock(ulong first, ReadOnlySpan<ModelWrite?> seen, out ModelWrite? maker)
+    private Violation? JudgeBlock(ulong first, ReadOnlySpan<ModelWrite?> seen, out ModelWrite? maker)
     {
         maker = null;
         int count = Math.Min((int)SectorsPerBlock, seen.Length);
@@ -62,9 +72,10 @@ public sealed partial class VolumeModel
             isFound = true;
         }
 
-        return isFound ? null
-            : $"volume {Head.Id} sectors {first}+{count}: a mixture that no change left: "
-                + string.Join(", ", seen.ToArray().Select(write => Name(write!)).Distinct());
+        return isFound ? null : new Violation(
+            ViolationKind.WrongData,
+            $"volume {Head.Id} sectors {first}+{count}: a mixture that no change left: "
+                + string.Join(", ", seen.ToArray().Select(write => Name(write!)).Distinct()));
     }
 
     private static bool Covers(ModelWrite write, ulong first, int count) =>

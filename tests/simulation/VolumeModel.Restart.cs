@@ -6,6 +6,33 @@ namespace BlockServer.Tests.Simulation;
 // What may be there after a restart.
 public sealed partial class VolumeModel
 {
+    /// <summary>Sectors with content that had to survive and did.</summary>
+    public long KeptSectors { get; private set; }
+
+    /// <summary>Requests that did not have to survive and did as a whole.</summary>
+    public long WholeRequests { get; private set; }
+
+    /// <summary>Acknowledged requests that did not have to survive and of which nothing did.</summary>
+    public long AbsentRequests { get; private set; }
+
+    /// <summary>Blocks that answered errors at the last restart, with a good excuse.</summary>
+    public HashSet<ulong> Excused { get; } = [];
+
+    /// <summary>Whether a request that did not have to survive touches the block: if recovery could not read its data, it is
+    /// kept, and what never arrived of it answers errors.</summary>
+    public bool IsUnsettled(ulong block, bool powerWasCut)
+    {
+        for (ulong s = block * SectorsPerBlock; s < Math.Min((block + 1) * SectorsPerBlock, Sectors); s++)
+        {
+            foreach (ModelWrite write in HistoryOf(s) ?? [])
+            {
+                if (!IsFirm(write, powerWasCut)) return true;
+            }
+        }
+
+        return false;
+    }
+
     private bool _isStale; // content from before a lie of the disk was accepted: what made a block is not known any more
 
     /// <summary>
@@ -14,7 +41,7 @@ public sealed partial class VolumeModel
     /// <paramref name="unreadable"/>: blocks that answered an error. With <paramref name="settle"/> the model takes what
     /// it saw as the durable truth from now on.
     /// </summary>
-    public string? JudgeAfterRestart(
+    public Violation? JudgeAfterRestart(
         ReadOnlySpan<byte> content, bool powerWasCut, bool staleAllowed, Func<ulong, bool>? unreadable, bool settle, ulong now)
     {
         int count = content.Length / Units.SectorBytes;
@@ -23,18 +50,25 @@ public sealed partial class VolumeModel
         {
             if (unreadable is not null && unreadable((ulong)s)) continue;
             ReadOnlySpan<byte> sector = content.Slice(s * Units.SectorBytes, Units.SectorBytes);
-            ModelWrite? write = Identify((ulong)s, sector, out string? fault) ?? (staleAllowed ? Stale((ulong)s, sector) : null);
+            ModelWrite? write = Identify((ulong)s, sector, out Violation? fault) ?? (staleAllowed ? Stale((ulong)s, sector) : null);
             if (write is null) return fault;
             seen[s] = write;
             if (staleAllowed || HistoryOf((ulong)s) is not { } history) continue;
             foreach (ModelWrite later in history)
             {
-                if (IsFirm(later, powerWasCut) && write.IsBefore(later))
-                    return $"volume {Head.Id} sector {s}: {Name(write)} is back, {Name(later)} is lost (power cut: {powerWasCut})";
+                if (!IsFirm(later, powerWasCut)) continue;
+                if (write.IsBefore(later))
+                {
+                    return new Violation(
+                        ViolationKind.LostWrite,
+                        $"volume {Head.Id} sector {s}: {Name(write)} is back, {Name(later)} is lost (power cut: {powerWasCut})");
+                }
+
+                KeptSectors++;
             }
         }
 
-        string? parts = staleAllowed || _isStale ? null : JudgeBlocks(seen, powerWasCut);
+        Violation? parts = staleAllowed || _isStale ? null : JudgeBlocks(seen, powerWasCut);
         if (parts is not null) return parts;
         if (settle) Settle(seen, staleAllowed, now);
         return null;

@@ -2,24 +2,6 @@ using BlockServer.Core;
 
 namespace BlockServer.Tests.Simulated.Disk;
 
-/// <summary>A write that the medium has not made durable yet.</summary>
-public sealed class PendingWrite(ulong firstPage, byte[][] pages)
-{
-    /// <summary>Where it goes.</summary>
-    public ulong FirstPage { get; internal set; } = firstPage;
-
-    /// <summary>What it writes.</summary>
-    public IReadOnlyList<byte[]> Pages { get; } = pages;
-
-    /// <summary>It was answered (or failed); false while it is in flight.</summary>
-    public bool IsAnswered { get; internal set; }
-
-    /// <summary>512 B sectors that reached the cache, one mask for every page; null: all.</summary>
-    internal byte[]? Masks { get; set; }
-
-    internal byte MaskOf(int page) => Masks is null ? byte.MaxValue : Masks[page];
-}
-
 /// <summary>
 /// A disk as bad as disks are: a volatile cache that reorders, writes torn at 512 B, answers in any order after drawn
 /// delays, and the faults of <see cref="SimDiskFaults"/>. It outlives the loops of the processes that use it:
@@ -36,6 +18,9 @@ public sealed class SimDisk : IFile
     private readonly SortedSet<ulong> _unreadable = [];
     private SimLoop _loop;
     private ulong _life;
+    private ulong _ordinals;
+    private ulong _settlements; // counts changes of the medium itself
+    private ulong[] _events = new ulong[Enum.GetValues<DiskEvent>().Length];
 
     /// <summary>A disk full of zeros.</summary>
     public SimDisk(SimLoop loop, ulong sizeBytes, ulong seed)
@@ -59,7 +44,7 @@ public sealed class SimDisk : IFile
     /// <summary>How it misbehaves from now on.</summary>
     public SimDiskFaults Faults { get; set; } = SimDiskFaults.None;
 
-    /// <summary>Faults injected so far (power cuts and kills not counted).</summary>
+    /// <summary>Faults injected so far that give a reason for an error (slow answers, power cuts and kills not counted).</summary>
     public ulong FaultCount { get; private set; }
 
     /// <summary>Faults that destroyed content (rot, unreadable page, lost or misdirected write).</summary>
@@ -67,6 +52,9 @@ public sealed class SimDisk : IFile
 
     /// <summary>A flush failed since the last <see cref="Attach"/>: unflushed writes may be gone without a power cut.</summary>
     public bool HasFailedFlush { get; private set; }
+
+    /// <summary>A request of this life will never be answered.</summary>
+    public bool HasHung { get; private set; }
 
     /// <summary>Writes and flushes answered so far; changes whenever a crash would leave something new.</summary>
     public ulong ChangeCount { get; private set; }
@@ -86,7 +74,15 @@ public sealed class SimDisk : IFile
         Check.That(_pending.TrueForAll(write => write.IsAnswered));
         _loop = loop;
         HasFailedFlush = false;
+        HasHung = false;
     }
+
+    /// <summary>How often something happened.</summary>
+    public ulong CountOf(DiskEvent what) => _events[(int)what];
+
+    /// <summary>A second view of the same medium, as another open of the file: it sees the same content, but its flush
+    /// covers only writes that came through it.</summary>
+    public IFile OpenView() => new View(this);
 
     /// <summary>The process dies: answered writes stay in the cache, of those in flight any part arrives.</summary>
     public void Kill()
@@ -96,6 +92,7 @@ public sealed class SimDisk : IFile
         {
             if (write.IsAnswered) continue;
             write.Masks = DrawMasks(_random, write.Pages.Count);
+            Count(write.Masks, false);
             Show(write);
         }
 
@@ -116,14 +113,42 @@ public sealed class SimDisk : IFile
     public SimDisk ForkAfterPowerCut(SimLoop loop, ulong seed, Func<int, int, byte> maskOf)
     {
         var image = new DiskImage(_durable);
+        bool isAnyDropped = false;
+        for (int i = 0; i < _pending.Count; i++)
+        {
+            PendingWrite write = _pending[i];
+            var masks = new byte[write.Pages.Count];
+            for (int page = 0; page < masks.Length; page++)
+            {
+                masks[page] = (byte)(maskOf(i, page) & write.MaskOf(page));
+                image.Merge(write.FirstPage + (ulong)page, write.Pages[page], masks[page]);
+            }
+
+            isAnyDropped |= Count(masks, isAnyDropped);
+        }
+
+        return new SimDisk(loop, SizeBytes, seed, image) { _events = _events };
+    }
+
+    /// <summary>Names the content that <see cref="ForkAfterPowerCut"/> would give with these masks: equal names are equal
+    /// disks.</summary>
+    public ulong NameOfFork(Func<int, int, byte> maskOf)
+    {
+        ulong name = (14695981039346656037 ^ _settlements) * 1099511628211;
         for (int i = 0; i < _pending.Count; i++)
         {
             PendingWrite write = _pending[i];
             for (int page = 0; page < write.Pages.Count; page++)
-                image.Merge(write.FirstPage + (ulong)page, write.Pages[page], (byte)(maskOf(i, page) & write.MaskOf(page)));
+            {
+                byte mask = (byte)(maskOf(i, page) & write.MaskOf(page));
+                if (mask == 0) continue;
+                name = (name ^ write.Ordinal) * 1099511628211;
+                name = (name ^ (uint)page) * 1099511628211;
+                name = (name ^ mask) * 1099511628211;
+            }
         }
 
-        return new SimDisk(loop, SizeBytes, seed, image);
+        return name;
     }
 
     /// <summary>Masks of a write that was cut: nothing, everything, or any part of each page.</summary>
@@ -153,6 +178,7 @@ public sealed class SimDisk : IFile
         byte[] rotten = [.. content];
         rotten[bit / 8] ^= (byte)(1 << (bit % 8));
         _durable.Set(page, rotten);
+        _settlements++;
         if (_visible.TryGetValue(page, out byte[]? cached) && ReferenceEquals(cached, content)) _visible.Remove(page);
         return true;
     }
@@ -169,6 +195,7 @@ public sealed class SimDisk : IFile
         int pages = target.Length / Units.BlockBytes;
         return Later(() =>
         {
+            if (Draw(Faults.ReadError, DiskEvent.ReadError)) return IoStatus.IoError;
             DrawReadFaults(firstPage, pages);
             for (int i = 0; i < pages; i++)
             {
@@ -185,13 +212,15 @@ public sealed class SimDisk : IFile
     }
 
     /// <inheritdoc/>
-    public ValueTask<IoStatus> WriteAsync(ulong offsetBytes, ReadOnlyMemory<byte> source)
+    public ValueTask<IoStatus> WriteAsync(ulong offsetBytes, ReadOnlyMemory<byte> source) => WriteAsync(0, offsetBytes, source);
+
+    private ValueTask<IoStatus> WriteAsync(int view, ulong offsetBytes, ReadOnlyMemory<byte> source)
     {
         if (!IsSound("write", offsetBytes, source.Length)) return new(IoStatus.IoError);
         var pages = new byte[source.Length / Units.BlockBytes][];
         for (int i = 0; i < pages.Length; i++)
             pages[i] = source.Slice(i * Units.BlockBytes, Units.BlockBytes).ToArray();
-        var write = new PendingWrite(offsetBytes / Units.BlockBytes, pages);
+        var write = new PendingWrite(view, ++_ordinals, offsetBytes / Units.BlockBytes, pages);
         _pending.Add(write);
         return Later(() =>
         {
@@ -208,13 +237,17 @@ public sealed class SimDisk : IFile
     }
 
     /// <inheritdoc/>
-    public ValueTask<IoStatus> FlushAsync()
+    public ValueTask<IoStatus> FlushAsync() => FlushAsync(0);
+
+    private ValueTask<IoStatus> FlushAsync(int view)
     {
-        var covered = new HashSet<PendingWrite>(_pending.Where(write => write.IsAnswered), ReferenceEqualityComparer.Instance);
+        if (HasFailedFlush) Misuse.Add("a flush after one had failed");
+        var covered = new HashSet<PendingWrite>(
+            _pending.Where(write => write.IsAnswered && write.View == view), ReferenceEqualityComparer.Instance);
         return Later(() =>
         {
             ChangeCount++;
-            if (Draw(Faults.FlushError))
+            if (Draw(Faults.FlushError, DiskEvent.FlushError))
             {
                 HasFailedFlush = true;
                 SettleAnswered();
@@ -227,7 +260,12 @@ public sealed class SimDisk : IFile
                 if (covered.Contains(write)) MakeDurable(write);
             }
 
-            if (_pending.RemoveAll(covered.Contains) > 0) RebuildVisible();
+            if (_pending.RemoveAll(covered.Contains) > 0)
+            {
+                _settlements++;
+                RebuildVisible();
+            }
+
             FlushCount++;
             return IoStatus.Ok;
         });
@@ -248,13 +286,13 @@ public sealed class SimDisk : IFile
     {
         write.IsAnswered = true;
         _pending.Remove(write);
-        if (Draw(Faults.LostWrite))
+        if (Draw(Faults.LostWrite, DiskEvent.LostWrite))
         {
             DestructiveFaultCount++;
             return IoStatus.Ok;
         }
 
-        if (Draw(Faults.MisdirectedWrite))
+        if (Draw(Faults.MisdirectedWrite, DiskEvent.MisdirectedWrite))
         {
             DestructiveFaultCount++;
             ulong room = SizeBytes / Units.BlockBytes - (ulong)write.Pages.Count;
@@ -263,8 +301,8 @@ public sealed class SimDisk : IFile
                 : _random.NextBelow(room + 1);
         }
 
-        bool isError = Draw(Faults.WriteError) | MeetsBadPage(write);
-        bool isFull = !isError && Draw(Faults.NoSpace);
+        bool isError = Draw(Faults.WriteError, DiskEvent.WriteError) | MeetsBadPage(write);
+        bool isFull = !isError && Draw(Faults.NoSpace, DiskEvent.NoSpace);
         if (isError || isFull) write.Masks = DrawMasks(_random, write.Pages.Count);
         Show(write);
         _pending.Insert(_pending.FindLastIndex(other => other.IsAnswered) + 1, write);
@@ -282,8 +320,10 @@ public sealed class SimDisk : IFile
             meets |= new SeededRandom(_seed ^ (page * 0x9E3779B97F4A7C15)).NextChance(Faults.BadPages);
         }
 
-        if (meets) FaultCount++;
-        return meets;
+        if (!meets) return false;
+        FaultCount++;
+        _events[(int)DiskEvent.BadPage]++;
+        return true;
     }
 
     private void Show(PendingWrite write)
@@ -317,9 +357,12 @@ public sealed class SimDisk : IFile
     /// <summary>Everything pending goes to the medium in part, in the order of the answers; the cache is empty then.</summary>
     private void Settle(DiskImage image, IRandom random)
     {
+        bool isAnyDropped = false;
+        _settlements++;
         foreach (PendingWrite write in _pending)
         {
             byte[] masks = DrawMasks(random, write.Pages.Count);
+            isAnyDropped |= Count(masks, isAnyDropped);
             for (int i = 0; i < masks.Length; i++)
                 image.Merge(write.FirstPage + (ulong)i, write.Pages[i], (byte)(masks[i] & write.MaskOf(i)));
         }
@@ -350,13 +393,18 @@ public sealed class SimDisk : IFile
     private void DrawReadFaults(ulong firstPage, int pages)
     {
         ulong page = firstPage + _random.NextBelow((ulong)pages);
-        if (Draw(Faults.LatentReadError))
+        if (Draw(Faults.LatentReadError, DiskEvent.LatentReadError))
         {
             DestructiveFaultCount++;
             _unreadable.Add(page);
         }
 
-        if (Draw(Faults.BitRot) && Rot(page, _random.NextBelow(Units.BlockBytes * 8))) DestructiveFaultCount++;
+        if (Faults.BitRot > 0 && _random.NextChance(Faults.BitRot) && Rot(page, _random.NextBelow(Units.BlockBytes * 8)))
+        {
+            FaultCount++;
+            DestructiveFaultCount++;
+            _events[(int)DiskEvent.BitRot]++;
+        }
     }
 
     /// <summary>A read that races with a write sees any sectors of it.</summary>
@@ -376,11 +424,23 @@ public sealed class SimDisk : IFile
         }
     }
 
-    private bool Draw(double probability)
+    private bool Draw(double probability, DiskEvent what)
     {
         if (probability <= 0 || !_random.NextChance(probability)) return false;
-        FaultCount++;
+        if (what != DiskEvent.Slow) FaultCount++;
+        _events[(int)what]++;
         return true;
+    }
+
+    /// <summary>Counts what became of a write in a crash; answers whether it was dropped.</summary>
+    private bool Count(byte[] masks, bool isAnyDropped)
+    {
+        bool isDropped = !masks.AsSpan().ContainsAnyExcept((byte)0);
+        bool isWhole = !masks.AsSpan().ContainsAnyExcept(byte.MaxValue);
+        if (isDropped) _events[(int)DiskEvent.DroppedWrite]++;
+        else if (!isWhole) _events[(int)DiskEvent.TornWrite]++;
+        if (isWhole && isAnyDropped) _events[(int)DiskEvent.ReorderedWrite]++;
+        return isDropped;
     }
 
     private ValueTask<IoStatus> Later(Func<IoStatus> effect)
@@ -388,11 +448,32 @@ public sealed class SimDisk : IFile
         var done = new LoopEvent<IoStatus>();
         ulong life = _life;
         ulong delay = Faults.LatencyNanosMin + _random.NextBelow(Faults.LatencyNanosMax);
-        if (Draw(Faults.Slow)) delay *= 10 + _random.NextBelow(990UL);
+        if (Draw(Faults.Slow, DiskEvent.Slow)) delay *= 10 + _random.NextBelow(990UL);
+        if (Draw(Faults.Hang, DiskEvent.Hang))
+        {
+            HasHung = true;
+            return done.WaitAsync();
+        }
+
         _loop.Schedule(delay, () =>
         {
             if (life == _life) done.Set(effect());
         });
         return done.WaitAsync();
+    }
+
+    private sealed class View(SimDisk disk) : IFile
+    {
+        public ulong SizeBytes => disk.SizeBytes;
+
+        public ValueTask<IoStatus> ReadAsync(ulong offsetBytes, Memory<byte> target) => disk.ReadAsync(offsetBytes, target);
+
+        public ValueTask<IoStatus> WriteAsync(ulong offsetBytes, ReadOnlyMemory<byte> source) =>
+            disk.WriteAsync(1, offsetBytes, source);
+
+        public ValueTask<IoStatus> FlushAsync() => disk.FlushAsync(1);
+
+        public ValueTask<IoStatus> DiscardAsync(ulong offsetBytes, ulong lengthBytes) =>
+            disk.DiscardAsync(offsetBytes, lengthBytes);
     }
 }

@@ -36,6 +36,12 @@ public sealed record SimDiskFaults
     /// <summary>A flush fails; what was not durable is durable in part, the rest is gone.</summary>
     public double FlushError { get; init; }
 
+    /// <summary>A read fails with EIO and would succeed the next time.</summary>
+    public double ReadError { get; init; }
+
+    /// <summary>A request is never answered; a write of it may still arrive in part.</summary>
+    public double Hang { get; init; }
+
     /// <summary>A page becomes unreadable until it is rewritten, found by the read that draws it.</summary>
     public double LatentReadError { get; init; }
 
@@ -56,6 +62,8 @@ public sealed record SimDiskFaults
         WriteError = random.NextChance(0.15) ? 0.002 : 0,
         NoSpace = random.NextChance(0.05) ? 0.001 : 0,
         FlushError = random.NextChance(0.15) ? 0.01 : 0,
+        ReadError = random.NextChance(0.15) ? 0.005 : 0,
+        Hang = random.NextChance(0.1) ? 0.0005 : 0,
         BadPages = random.NextChance(0.2) ? 0.01 : 0,
     };
 

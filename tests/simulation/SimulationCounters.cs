@@ -1,0 +1,137 @@
+using BlockServer.Tests.Simulated.Disk;
+
+namespace BlockServer.Tests.Simulation;
+
+/// <summary>What a run did and judged; every one must have happened in a run of the default seeds, or a promise was not
+/// looked at.</summary>
+public enum Did
+{
+    /// <summary>Requests answered.</summary>
+    Requests,
+
+    /// <summary>Bytes read and compared with the model.</summary>
+    BytesJudged,
+
+    /// <summary>Runs with durability flush.</summary>
+    FlushMode,
+
+    /// <summary>Runs with durability ack.</summary>
+    AckMode,
+
+    /// <summary>Runs whose log goes through a second view of the disk.</summary>
+    SeparateLog,
+
+    /// <summary>Runs on the smallest redo ring.</summary>
+    SmallestRing,
+
+    /// <summary>Runs on the smallest disk.</summary>
+    SmallestDisk,
+
+    /// <summary>Kills while serving.</summary>
+    Kills,
+
+    /// <summary>Power cuts while serving.</summary>
+    PowerCuts,
+
+    /// <summary>Crashes while opening.</summary>
+    CrashesInRecovery,
+
+    /// <summary>Crashes while closing.</summary>
+    CrashesInClose,
+
+    /// <summary>Clean closes.</summary>
+    Closes,
+
+    /// <summary>Distinct disk states that were recovered and judged.</summary>
+    CrashStates,
+
+    /// <summary>Stores that stopped themselves.</summary>
+    FailStops,
+
+    /// <summary>Opens refused because the disk had lied.</summary>
+    RefusedAfterLie,
+
+    /// <summary>Opens refused because the disk failed meanwhile.</summary>
+    RefusedAfterError,
+
+    /// <summary>Checkpoint cycles.</summary>
+    Checkpoints,
+
+    /// <summary>Sectors with acknowledged content that had to be there after a crash and was (P1).</summary>
+    KeptSectors,
+
+    /// <summary>Reads of clients judged (P2).</summary>
+    ReadsJudged,
+
+    /// <summary>Undurable requests that were there as a whole after a crash (P3).</summary>
+    WholeRequests,
+
+    /// <summary>Acknowledged, undurable requests of which nothing was there after a crash (P3).</summary>
+    AbsentRequests,
+
+    /// <summary>Blocks that answered an error instead of wrong data (P4).</summary>
+    UnreadableBlocks,
+
+    /// <summary>Deleted volumes that a later opening did not show (P8).</summary>
+    GoneVolumes,
+
+    /// <summary>Checks that what volumes use is what is used (S9).</summary>
+    SpaceJudged,
+
+    /// <summary>Requests refused because the store was full (S10).</summary>
+    FullStores,
+
+    /// <summary>Allocation answers judged.</summary>
+    MapsJudged,
+
+    /// <summary>Holes in them.</summary>
+    HolesJudged,
+
+    /// <summary>Scrubs judged.</summary>
+    ScrubsJudged,
+
+    /// <summary>Bad blocks that a scrub had to find and did.</summary>
+    BadFound,
+}
+
+/// <summary>Plain counts of a run, or of many.</summary>
+public sealed class SimulationCounters
+{
+    private readonly long[] _did = new long[Enum.GetValues<Did>().Length];
+    private readonly long[] _disk = new long[Enum.GetValues<DiskEvent>().Length];
+
+    /// <summary>How often.</summary>
+    public long this[Did what]
+    {
+        get => _did[(int)what];
+        set => _did[(int)what] = value;
+    }
+
+    /// <summary>How often the disk did it.</summary>
+    public long this[DiskEvent what] => _disk[(int)what];
+
+    /// <summary>Everything that never happened.</summary>
+    public IReadOnlyList<string> Missing =>
+    [
+        .. Enum.GetValues<Did>().Where(what => this[what] == 0).Select(what => what.ToString()),
+        .. Enum.GetValues<DiskEvent>().Where(what => this[what] == 0).Select(what => what.ToString()),
+    ];
+
+    /// <summary>Adds another run's counts.</summary>
+    public void Add(SimulationCounters other)
+    {
+        for (int i = 0; i < _did.Length; i++) _did[i] += other._did[i];
+        for (int i = 0; i < _disk.Length; i++) _disk[i] += other._disk[i];
+    }
+
+    /// <summary>Adds a disk's counts.</summary>
+    public void Add(SimDisk disk)
+    {
+        for (int i = 0; i < _disk.Length; i++) _disk[i] += (long)disk.CountOf((DiskEvent)i);
+    }
+
+    /// <inheritdoc/>
+    public override string ToString() => string.Join(", ",
+        Enum.GetValues<Did>().Select(what => $"{what} {(what == Did.BytesJudged ? $"{this[what] >> 20} MiB" : this[what])}")
+            .Concat(Enum.GetValues<DiskEvent>().Select(what => $"{what} {this[what]}")));
+}

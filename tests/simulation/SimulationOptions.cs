@@ -1,0 +1,34 @@
+using BlockServer.Core;
+
+namespace BlockServer.Tests.Simulation;
+
+/// <summary>What to simulate; null: drawn from the seed.</summary>
+public sealed record SimulationOptions
+{
+    /// <summary>The store under test.</summary>
+    public required StoreDriver Driver { get; init; }
+
+    /// <summary>Durability mode.</summary>
+    public Durability? Durability { get; init; }
+
+    /// <summary>Let the disk lie (rot, lost and misdirected writes).</summary>
+    public bool? LyingDisk { get; init; }
+
+    /// <summary>Faults of the disk at all; false: only crashes.</summary>
+    public bool DiskFaults { get; init; } = true;
+
+    /// <summary>Run on the small medium, where space is reused soon.</summary>
+    public bool? SmallDisk { get; init; }
+
+    /// <summary>Processes that live one after another on the medium.</summary>
+    public int Lives { get; init; } = 4;
+
+    /// <summary>Requests of one life at most.</summary>
+    public int RequestsPerLife { get; init; } = 150;
+
+    /// <summary>Power-cut states tried beside the run itself: each is a fork of the medium that is opened and judged.</summary>
+    public int CrashStates { get; init; }
+
+    /// <summary>How likely such states are tried when the medium has changed.</summary>
+    public double CrashStateChance { get; init; } = 0.5;
+}
