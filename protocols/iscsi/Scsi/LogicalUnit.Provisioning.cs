@@ -7,6 +7,12 @@ namespace BlockServer.Protocols.Iscsi.Scsi;
 /// <summary>Thin provisioning: UNMAP, WRITE SAME, GET LBA STATUS.</summary>
 public sealed partial class LogicalUnit
 {
+    /// <summary>Most blocks of one LBA status descriptor: whole physical blocks that fit 32 bits.</summary>
+    private const uint StatusBlocksMax = 0xFFFFFFF8;
+
+    /// <summary>How far one GET LBA STATUS looks, bytes: a bound of its work.</summary>
+    private const ulong MapBytesMax = 8 * Units.TiB;
+
     private static bool HasNoData(byte[] cdb) => cdb[0] == ScsiOp.WriteSame16 && (cdb[1] & 0x01) != 0;
 
     /// <summary>List: length u16 of what follows, length u16 of the descriptors, 0 u32; each LBA u64, blocks u32, 0 u32.
@@ -161,7 +167,7 @@ public sealed partial class LogicalUnit
         if (aligned < CapacityBlocks) lba = aligned;
         int most = Math.Min((allocation - 8) / 16, descriptorsMax);
         var runs = new List<MapRun>(most);
-        ulong length = Math.Min((CapacityBlocks - lba) << _blockShift, (ulong)uint.MaxValue << _blockShift);
+        ulong length = Math.Min((CapacityBlocks - lba) << _blockShift, MapBytesMax);
         IoStatus status = await _device.MapAsync(lba << _blockShift, length, most, runs);
         if (status != IoStatus.Ok) return Failure(status, isWrite: false);
         Span<byte> data = _scratch;
@@ -169,15 +175,19 @@ public sealed partial class LogicalUnit
         int at = 8;
         foreach (MapRun run in runs)
         {
-            ulong blocks = run.LengthBytes >> _blockShift;
-            if (blocks == 0) continue;
-            Span<byte> one = data.Slice(at, 16);
-            one.Clear();
-            BinaryPrimitives.WriteUInt64BigEndian(one, lba);
-            BinaryPrimitives.WriteUInt32BigEndian(one[8..], (uint)blocks);
-            one[12] = run.IsHole ? (byte)1 : (byte)0;
-            lba += blocks;
-            at += 16;
+            // A run that is too long for one descriptor takes several.
+            for (ulong left = run.LengthBytes >> _blockShift; left > 0 && at < 8 + 16 * most;)
+            {
+                uint blocks = (uint)Math.Min(left, StatusBlocksMax);
+                Span<byte> one = data.Slice(at, 16);
+                one.Clear();
+                BinaryPrimitives.WriteUInt64BigEndian(one, lba);
+                BinaryPrimitives.WriteUInt32BigEndian(one[8..], blocks);
+                one[12] = run.IsHole ? (byte)1 : (byte)0;
+                lba += blocks;
+                left -= blocks;
+                at += 16;
+            }
         }
 
         BinaryPrimitives.WriteUInt32BigEndian(data, (uint)(at - 4));

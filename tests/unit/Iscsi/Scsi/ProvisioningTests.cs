@@ -27,6 +27,18 @@ public class ProvisioningTests
         world.Bad(world.A, "9E12" + ScsiWorld.U64(0) + "000000170000", "05/24/00");
     }
 
+    [Fact]
+    public void Long_runs_take_several_descriptors()
+    {
+        var world = new ScsiWorld();
+        var huge = new FullDevice(world.Device) { SizeBytes = 3UL << 40, Hole = true };
+        world.Target.SetLun(0, new LogicalUnit(world.Loop, huge, new LogicalUnitOptions { Uuid = Guid.NewGuid() }));
+        foreach (int code in new[] { 0x2900, 0x3F0E }) Assert.Equal(code, world.Send(world.A, "000000000000").Code);
+        Assert.Equal("00000024" + "00000000" + Run(0, 0xFFFFFFF8, 1) + Run(0xFFFFFFF8, 0x80000008, 1),
+            world.Good(world.A, "9E12" + ScsiWorld.U64(0) + "000001000000").Text);
+        Assert.Equal("00000014" + "00000000" + Run(8, 0xFFFFFFF8, 1), world.Good(world.A, "9E12" + ScsiWorld.U64(8) + "0000001F0000").Text);
+    }
+
     [Theory]
     [InlineData("0006" + "0000" + "00000000", null)] // no descriptors
     [InlineData("0016" + "0010" + "00000000" + "0000000000001FFF" + "00000001" + "00000000", null)]
@@ -247,7 +259,10 @@ public class ProvisioningTests
     {
         public bool IsFull { get; set; }
 
-        public ulong SizeBytes => inner.SizeBytes;
+        public ulong SizeBytes { get; init; } = inner.SizeBytes;
+
+        /// <summary>Says that all of it is one hole.</summary>
+        public bool Hole { get; init; }
 
         public bool IsReadOnly => false;
 
@@ -266,7 +281,12 @@ public class ProvisioningTests
 
         public ValueTask<IoStatus> PrefetchAsync(ulong offsetBytes, ulong lengthBytes) => inner.PrefetchAsync(offsetBytes, lengthBytes);
 
-        public ValueTask<IoStatus> MapAsync(ulong offsetBytes, ulong lengthBytes, int runsMax, List<MapRun> runs) =>
-            inner.MapAsync(offsetBytes, lengthBytes, runsMax, runs);
+        public ValueTask<IoStatus> MapAsync(ulong offsetBytes, ulong lengthBytes, int runsMax, List<MapRun> runs)
+        {
+            if (!Hole) return inner.MapAsync(offsetBytes, lengthBytes, runsMax, runs);
+            runs.Clear();
+            runs.Add(new MapRun(lengthBytes, true));
+            return new(IoStatus.Ok);
+        }
     }
 }
