@@ -12,7 +12,7 @@ public sealed partial class StartTests : IDisposable
 {
     private readonly string _folder = Directory.CreateTempSubdirectory("blockd-start-").FullName;
     private readonly List<Process> _processes = [];
-    private readonly int _port = FreePort(), _api = FreePort();
+    private readonly int _port = FreePort(), _api = FreePort(), _iscsi = FreePort();
 
     private string Data => Path.Combine(_folder, "data");
 
@@ -29,13 +29,14 @@ public sealed partial class StartTests : IDisposable
         Blockd.Run("qemu-io", "-f", "raw", "-c", "write -P 0x5a 1m 64k", Path.Combine(_folder, "disk.img"));
         Blockd.Run("qemu-img", "convert", "-O", "qcow2", Path.Combine(_folder, "disk.img"), Path.Combine(_folder, "disk.qcow2"));
         string[] lines = [.. said.SkipWhile(line => !line.StartsWith("Type next", StringComparison.Ordinal)).Skip(1).SkipLast(1)];
-        Assert.Equal(["nbdinfo", "nbdcopy", "nbdcopy", "qemu-img", "qemu-system-x86_64", "fio", "sudo", $"'{Path.Combine(Blockd.Root, "out", "pfcli")}'"],
+        Assert.Equal(["nbdinfo", "nbdcopy", "nbdcopy", "qemu-img", "qemu-system-x86_64", "fio", "sudo", "iscsi-ls", "qemu-img", "sudo",
+                $"'{Path.Combine(Blockd.Root, "out", "pfcli")}'"],
             lines.Select(line => line.Trim().Split(' ')[0]));
         foreach (string line in lines)
         {
             // A machine that boots a disk without a system never ends, and an attached kernel device needs a kernel that has
             // them: both are typed in the guest tests.
-            if (line.Contains("qemu-system", StringComparison.Ordinal) || line.Contains("sudo nbd-client", StringComparison.Ordinal)) continue;
+            if (line.Contains("qemu-system", StringComparison.Ordinal) || line.Contains("sudo ", StringComparison.Ordinal)) continue;
             string typed = line.Contains("fio ", StringComparison.Ordinal) ? line + " --size=4m" : line;
             (int code, string output) = Blockd.Try("env", "-C", _folder, "sh", "-c", typed);
             Assert.True(code == 0, $"{typed} ended with {code}:\n{output}");
@@ -105,7 +106,7 @@ public sealed partial class StartTests : IDisposable
     }
 
     private string[] StartArguments(params string[] more) =>
-        ["--data-dir", Data, "--nbd", $"127.0.0.1:{_port}", "--api", $"127.0.0.1:{_api}", .. more];
+        ["--data-dir", Data, "--nbd", $"127.0.0.1:{_port}", "--iscsi", $"127.0.0.1:{_iscsi}", "--api", $"127.0.0.1:{_api}", .. more];
 
     private void Pfcli(params string[] arguments) => Blockd.Run(
         Program("pfcli"), ["--server", $"http://127.0.0.1:{_api}", "--token-file", Path.Combine(Data, "admin.token"), .. arguments]);
