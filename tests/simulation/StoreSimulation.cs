@@ -123,7 +123,8 @@ public sealed partial class StoreSimulation
         _loop.StopBeforeEvent = crashInRecovery ? n => n >= crashAt : null;
         bool isOpen = TryOpen(out IStore? store);
         _disk.Faults = quiet;
-        if (!isOpen)
+        // The crash may come in the very turn in which the opening ended: then nothing runs any more that could be judged.
+        if (!isOpen || _loop.IsStopped)
         {
             if (IsBroken || (!_loop.IsStopped && MayMiss)) return false;
             if (_loop.IsStopped) _counters[Did.CrashesInRecovery]++;
