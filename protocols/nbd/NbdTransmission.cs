@@ -17,10 +17,6 @@ public sealed partial class NbdTransmission
     // A write refused for its length is read away up to this; a client that announces more is not worth it.
     private const ulong DrainBytesMax = 64 << 20;
 
-    // With payloads of this size or more only so much is received ahead of a request: the payload then goes from the
-    // socket straight to where the device takes it, and is not copied on the way.
-    private const int LargePayloadBytes = 16 << 10, LargeAheadBytes = 512;
-
     // The rest of a payload of at least this is received where it belongs, a smaller one together with what follows it.
     private const int DirectBytesMin = 16 << 10;
 
@@ -51,7 +47,6 @@ public sealed partial class NbdTransmission
     private int _burstBytes; // taken without waiting
     private Slot? _freeSlots;
     private int _start, _end;
-    private int _typicalPayload; // moving average over requests, bytes
     private int _windowBytes;
     private ulong _sendSince, _halfSince;
     private bool _isSending, _isClosed, _stopping, _isLingerOver;
@@ -172,7 +167,6 @@ public sealed partial class NbdTransmission
     private async ValueTask<bool> TakeAsync(NbdRequest request)
     {
         ulong payload = request.PayloadBytes(_mode);
-        _typicalPayload += ((int)Math.Min(payload, 1 << 20) - _typicalPayload) >> 3;
         if (payload > DrainBytesMax)
         {
             Close("a payload is too large");
