@@ -1,0 +1,39 @@
+using BlockServer.Core;
+
+namespace BlockServer.Tests.Unit;
+
+/// <summary>Answers sends at once and receives when told; allocates nothing.</summary>
+internal sealed class ScriptedConnection : IConnection
+{
+    private readonly LoopOperation<int> _receive = new();
+    private Memory<byte> _target;
+
+    public string Peer => "script";
+
+    public void Deliver(ReadOnlySpan<byte> bytes)
+    {
+        while (!bytes.IsEmpty)
+        {
+            int count = Math.Min(bytes.Length, _target.Length);
+            bytes[..count].CopyTo(_target.Span);
+            bytes = bytes[count..];
+            _receive.Complete(count);
+        }
+    }
+
+    public ValueTask<int> ReceiveAsync(Memory<byte> target)
+    {
+        _target = target;
+        return _receive.Begin();
+    }
+
+    public ValueTask<int> SendAsync(SendBatch batch) => new(0);
+
+    public void ShutdownSend()
+    {
+    }
+
+    public void Close()
+    {
+    }
+}
