@@ -210,7 +210,8 @@ public sealed partial class Store
 
         Pending record = NewPending(RedoKind.BadBlock, null, slot.Value);
         record.Runs[0] = new BlockRun(0, 1, block);
-        RedoRecordWriter.BadBlock(Append(record, 20), slot.Value, block);
+        Span<byte> target = Append(record, RedoRecord.BadBlockLength);
+        RedoRecordWriter.BadBlock(target, slot.Value, record.Before, block);
         return record.Begin();
     }
 

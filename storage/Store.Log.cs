@@ -53,13 +53,15 @@ public sealed partial class Store
         _open ??= OpenLogPage();
     }
 
-    /// <summary>Room for a record of <paramref name="length"/> bytes; sets the record's page and LSN.</summary>
+    /// <summary>Room for a record of <paramref name="length"/> bytes; sets the record's page, its LSN and what was before it.
+    /// </summary>
     private Span<byte> Append(Pending record, int length)
     {
         Reserve(length);
         LogPage page = _open!;
         record.Page = page;
         record.Lsn = page.Number * Units.BlockBytes + (ulong)page.Used;
+        LinkToSlot(record);
         Span<byte> target = page.Buffer.Data.Span.Slice(page.Used, length);
         page.Used += length;
         page.Count++;
@@ -69,6 +71,18 @@ public sealed partial class Store
         _last = record;
         _loop.CallAtTurnEnd(_closeHook);
         return target;
+    }
+
+    /// <summary>The records of one slot are a chain backwards, so that recovery sees when the page that it has in hand is
+    /// older than the one that a record was made for.</summary>
+    private void LinkToSlot(Pending record)
+    {
+        record.Before = 0;
+        if (record.Kind is RedoKind.Note or RedoKind.Epoch) return;
+        ref Slot slot = ref _slots[record.Slot];
+        if (!record.IsNewPage && record.Kind is RedoKind.Write or RedoKind.Hole or RedoKind.VolumeDelete or RedoKind.BadBlock)
+            record.Before = slot.LastLsn;
+        slot.LastLsn = record.Lsn;
     }
 
     private LogPage OpenLogPage()
@@ -286,7 +300,7 @@ public sealed partial class Store
     private ValueTask<IoStatus> NoteAsync()
     {
         Pending record = NewPending(RedoKind.Note, null, 0);
-        RedoRecordWriter.Note(Append(record, 32), _durableVersion, _tailLsn);
+        RedoRecordWriter.Note(Append(record, RedoRecord.NoteLength), _durableVersion, _tailLsn);
         return record.Begin();
     }
 }

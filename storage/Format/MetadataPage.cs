@@ -6,7 +6,7 @@ namespace BlockServer.Storage;
 /// <summary>What a metadata slot's home holds. Numbers are on disk for ever.</summary>
 public enum MetadataKind : byte
 {
-    /// <summary>All zeros: never written.</summary>
+    /// <summary>Nothing: no page that counts says so.</summary>
     Empty = 0,
 
     /// <summary>A tombstone: the slot is free.</summary>
@@ -153,14 +153,13 @@ public static class MetadataPage
         BinaryPrimitives.WriteUInt32LittleEndian(at[4..], entry.Crc);
     }
 
-    /// <summary>Reads a home: all zeros is <see cref="MetadataKind.Empty"/>; else checksum over the address, store and
-    /// slot must match. Says why not, or null.</summary>
+    /// <summary>Reads a home: checksum over the address, store and slot must match. A slot that was never used holds
+    /// tombstones of LSN 0, so zeros are damage. Says why not, or null.</summary>
     public static string? TryReadPage(
         ReadOnlySpan<byte> page, ulong addressBytes, uint storeFold, uint slot, out MetadataPageHeader header)
     {
         header = default;
         if (page.Length != Units.BlockBytes) return "metadata page: not 4 KiB";
-        if (!page.ContainsAnyExcept((byte)0)) return null;
         if (!Seal.IsGood(page, addressBytes, storeFold)) return "metadata page: checksum does not match";
         string? fault = MetadataPageHeader.TryRead(page, out header);
         if (fault is not null) return fault;
