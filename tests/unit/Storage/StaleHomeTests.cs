@@ -51,7 +51,8 @@ public class StaleHomeTests
     [Fact]
     public void A_small_budget_does_not_hide_it()
     {
-        var world = new StoreWorld(2, 32 << 20, 16 << 20, Small);
+        StoreOptions calm = Small with { RingBytes = 1 << 20 }; // no checkpoint on the way
+        var world = new StoreWorld(2, 32 << 20, 16 << 20, calm);
         for (ulong round = 0; round < 3; round++)
         {
             for (ulong extent = 0; extent < 12; extent++) world.Write((extent << 20) + (round << 12), Block(extent + round));
@@ -63,7 +64,7 @@ public class StaleHomeTests
         world.Cut();
         world.File.Rot(world.Loop, NewerHome(world, 12));
         ulong spilled = LsnOf(world, 1, 0) + LsnOf(world, 1, 1);
-        world.Options = Small with { MetadataBudgetBytes = 1 };
+        world.Options = calm with { MetadataBudgetBytes = 1 };
         string? refusal = world.TryOpen().Refusal;
         Assert.Contains("slot 12 has a damaged home", refusal, StringComparison.Ordinal);
         Assert.NotEqual(spilled, LsnOf(world, 1, 0) + LsnOf(world, 1, 1));
@@ -160,6 +161,60 @@ public class StaleHomeTests
         world.Reopen(isClean: true);
         Assert.Equal(Block(0), world.Read(0, 4096));
         Assert.Equal(Block(1), world.Read(1 << 20, 4096));
+    }
+
+    /// <summary>Whatever home is damaged after whatever history: what is acknowledged is there, or the store is refused.</summary>
+    [Fact]
+    public void A_damaged_home_never_loses_anything_in_silence()
+    {
+        const int extents = 4;
+        int refused = 0, opened = 0;
+        for (ulong seed = 1; seed <= 250; seed++)
+        {
+            var random = new SeededRandom(seed);
+            StoreOptions options = Small with { MetadataBudgetBytes = random.NextChance(0.5) ? 1 : 64 * Units.MiB };
+            var world = new StoreWorld(seed, 16 << 20, extents << 20, options);
+            var model = new byte[extents << 20];
+            for (int step = 10 + random.NextBelow(40); step > 0; step--)
+            {
+                var running = new List<Task<IoStatus>>();
+                for (int i = 1 + random.NextBelow(3); i > 0; i--)
+                {
+                    // One block of each four, so that those of one turn do not meet.
+                    int at = (random.NextBelow(extents << 6) * 4 + i) << Units.BlockShift;
+                    byte[] data = random.NextChance(0.2) ? new byte[4096] : Block(random.NextUInt64());
+                    data.CopyTo(model, at);
+                    running.Add(data.AsSpan().ContainsAnyExcept((byte)0)
+                        ? world.Device.WriteAsync((ulong)at, data, WriteFlags.Fua).AsTask()
+                        : world.Device.WriteZeroesAsync((ulong)at, 4096, WriteFlags.Fua).AsTask());
+                }
+
+                Assert.True(world.Loop.RunUntil(() => running.TrueForAll(r => r.IsCompleted)));
+                Assert.All(running, r => Assert.Equal(IoStatus.Ok, r.Result));
+                if (random.NextChance(0.15)) world.Reopen(isClean: random.NextChance(0.5));
+            }
+
+            world.Cut();
+            ulong home = world.Geometry.HomeOffset((uint)random.NextBelow(extents + 2), random.NextBelow(2));
+            if (random.NextChance(0.3)) Put(world, home, new byte[4096]);
+            else if (random.NextChance(0.3)) world.File.ReadableWhenWritten.Add(home >> Units.BlockShift);
+            else world.File.Rot(world.Loop, home >> Units.BlockShift);
+            StoreOpenResult result = world.TryOpen();
+            if (result.Store is null)
+            {
+                Assert.Contains("a damaged home that the log does not explain", result.Refusal, StringComparison.Ordinal);
+                refused++;
+                continue;
+            }
+
+            opened++;
+            world.Use(result.Store);
+            Assert.True(model.AsSpan().SequenceEqual(world.Read(0, model.Length)), $"seed {seed}");
+            world.Reopen(isClean: true);
+            Assert.True(model.AsSpan().SequenceEqual(world.Read(0, model.Length)), $"seed {seed}, opened again");
+        }
+
+        Assert.True(refused > 20 && opened > 20, $"{refused} refused, {opened} opened");
     }
 
     [Fact]
