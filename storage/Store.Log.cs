@@ -9,6 +9,11 @@ public sealed partial class Store
     private readonly TurnEndHook _closeHook;
     private readonly Stack<Pending> _pendingPool = new();
     private readonly Stack<LogPage> _pagePool = new();
+
+    // Apart from the pool of requests, and never out of memory: nothing may be awaited between a record and its page, and a
+    // request that holds the last of its pool's memory waits for the log. A page in flight carries at least one record, so
+    // they are at most as many as the requests in flight, and never more than the ring has.
+    private readonly BufferPool _logBuffers = new(long.MaxValue);
     private readonly Stack<DataWrite> _dataPool = new();
     private readonly Queue<(ulong FirstLsn, ulong Durable, ulong Tail)> _claims = new();
     private readonly Queue<FlushWait> _ringWaiters = new();
@@ -89,7 +94,7 @@ public sealed partial class Store
     {
         // S5: a ring page is overwritten only when all of it lies below the claimed tail.
         Check.That(_nextPage < _geometry.RingPages || PageEnd(_nextPage - _geometry.RingPages) <= _claimedTail);
-        if (!_pagePool.TryPop(out LogPage? page)) page = new LogPage(this, _pool.TryRent(Units.BlockBytes)!);
+        if (!_pagePool.TryPop(out LogPage? page)) page = new LogPage(this, _logBuffers.TryRent(Units.BlockBytes)!);
         page.Number = _nextPage++;
         page.Used = RedoPageHeader.Size;
         page.Count = page.Left = 0;
