@@ -131,6 +131,9 @@ public static class MetadataPage
     /// <summary>Bytes of a page that mean something.</summary>
     public const int UsedBytes = EntriesOffset + EntriesBytes;
 
+    /// <summary>Most bad blocks that a page names.</summary>
+    public const int BadBlocksMax = EntriesBytes / sizeof(uint);
+
     /// <summary>Largest version.</summary>
     public const ulong VersionMax = (1UL << 56) - 1;
 
@@ -143,6 +146,10 @@ public static class MetadataPage
         return new BlockEntry(
             BinaryPrimitives.ReadUInt32LittleEndian(at), BinaryPrimitives.ReadUInt32LittleEndian(at[4..]), version);
     }
+
+    /// <summary>Reads number <paramref name="index"/> of a page of bad blocks, from what lies at <see cref="EntriesOffset"/>; 0:
+    /// none.</summary>
+    public static uint BadBlock(ReadOnlySpan<byte> body, int index) => BinaryPrimitives.ReadUInt32LittleEndian(body[(index * sizeof(uint))..]);
 
     /// <summary>Writes entry <paramref name="index"/>.</summary>
     public static void SetEntry(Span<byte> entries, int index, BlockEntry entry)

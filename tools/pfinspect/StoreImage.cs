@@ -26,6 +26,9 @@ public sealed class SlotPage
 
     /// <summary>The head of a volume.</summary>
     public VolumeHeadLayout Head { get; set; }
+
+    /// <summary>The numbers of a page of bad blocks.</summary>
+    public SortedSet<uint> BadBlocks { get; init; } = [];
 }
 
 /// <summary>Collects problems; keeps the first <see cref="KeptMax"/> and counts all.</summary>
@@ -177,6 +180,18 @@ public sealed class StoreImage
     /// <summary>The extents of a volume, in order.</summary>
     public IEnumerable<SlotPage> ExtentsOf(uint volumeId) =>
         Slots.Values.Where(p => p.Kind == MetadataKind.Extent && p.VolumeId == volumeId).OrderBy(p => p.Extent);
+
+    /// <summary>Blocks that are never used again, and the slot that says so, by block.</summary>
+    public SortedDictionary<uint, uint> BadBlocks()
+    {
+        var found = new SortedDictionary<uint, uint>();
+        foreach (SlotPage page in Slots.Values.Where(p => p.Kind == MetadataKind.BadBlocks))
+        {
+            foreach (uint block in page.BadBlocks) found.TryAdd(block, page.Slot);
+        }
+
+        return found;
+    }
 
     private static string? ReadCopy(StoreFile file, ulong offset, int copy, out Superblock block)
     {
@@ -330,6 +345,11 @@ public sealed class StoreImage
             taken.Head = head;
         }
 
+        for (int i = 0; header.Kind == MetadataKind.BadBlocks && i < MetadataPage.BadBlocksMax; i++)
+        {
+            if (MetadataPage.BadBlock(page[MetadataPage.EntriesOffset..], i) is not 0 and var bad) taken.BadBlocks.Add(bad);
+        }
+
         Slots[slot] = taken;
         if (header.Kind == MetadataKind.Extent) CheckVersions(where, header, taken.Entries);
     }
@@ -416,7 +436,7 @@ public sealed class StoreImage
     /// <summary>What becomes of a record: replay, home (a home has it already), drop (its data never arrived) or note.</summary>
     private string Apply(in RedoRecord record, ulong lsn, bool isGood)
     {
-        if (record.Kind is RedoKind.Note or RedoKind.BadBlock or RedoKind.Epoch) return "note";
+        if (record.Kind is RedoKind.Note or RedoKind.Epoch) return "note";
         string where = $"log record {lsn}";
         if (record.Slot >= Superblock.Geometry.SlotCount)
         {
@@ -444,6 +464,8 @@ public sealed class StoreImage
                 return ApplyHead(record, lsn, where);
             case RedoKind.VolumeDelete:
                 return ApplyDelete(record.VolumeId, lsn);
+            case RedoKind.BadBlock:
+                return ApplyBadBlock(record, lsn, page);
             case RedoKind.DropPage:
                 Slots.Remove(record.Slot);
                 _freedAt[record.Slot] = lsn;
@@ -474,6 +496,21 @@ public sealed class StoreImage
         if (head is null || lsn <= head.PageLsn) return "home";
         head.Head = head.Head with { IsDeleting = true };
         head.PageLsn = lsn;
+        return "replay";
+    }
+
+    private string ApplyBadBlock(in RedoRecord record, ulong lsn, SlotPage? page)
+    {
+        if (page is not { Kind: MetadataKind.BadBlocks } || record.Before == 0)
+        {
+            page = Slots[record.Slot] = new SlotPage
+            {
+                Slot = record.Slot, Kind = MetadataKind.BadBlocks, VolumeId = 0, Extent = 0, PageLsn = lsn,
+            };
+        }
+
+        page.BadBlocks.Add(record.BadBlock);
+        page.PageLsn = lsn;
         return "replay";
     }
 

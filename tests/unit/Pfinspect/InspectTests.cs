@@ -182,6 +182,36 @@ public class InspectTests
         Assert.Contains("error slot: slot 0: a home is damaged and the log does not explain it", store.Out, StringComparison.Ordinal);
     }
 
+    /// <summary>From a page of them and from the log; one of them still holds what it held before it was found bad.</summary>
+    [Fact]
+    public void Bad_blocks_are_listed_and_are_not_free()
+    {
+        using StoreBuilder store = Small(out uint first);
+        Assert.Equal(0, store.Run("badblocks"));
+        Assert.Equal("0 bad blocks\n", store.Out);
+        Assert.Equal(0, store.Run("check", "--json"));
+        ulong free = JsonDocument.Parse(store.Out).RootElement.GetProperty("blocksFree").GetUInt64();
+        store.PutBadBlocks(2, 0, 1200, first + 7, first);
+        store.LogBadBlock(2, first + 9);
+        store.LogBadBlock(3, first + 8); // the first of another slot
+        store.ClosePage();
+        Assert.Equal(0, store.Run("badblocks"));
+        Assert.Equal(
+            $"4 bad blocks\nblock {first} slot 2, volume 7 offset 0 still lies there\nblock {first + 7} slot 2\nblock {first + 8} slot 3\n"
+            + $"block {first + 9} slot 2\n", store.Out);
+        Assert.Equal(0, store.Run("check", "--json"));
+        JsonElement check = JsonDocument.Parse(store.Out).RootElement;
+        Assert.Equal(4u, check.GetProperty("blocksBad").GetUInt64());
+        Assert.Equal(free - 3, check.GetProperty("blocksFree").GetUInt64());
+        Assert.Equal(0, store.Run("badblocks", "--json"));
+        JsonElement held = JsonDocument.Parse(store.Out).RootElement.GetProperty("blocks")[0];
+        Assert.Equal((7u, 0UL), (held.GetProperty("volumeId").GetUInt32(), held.GetProperty("offsetBytes").GetUInt64()));
+        store.LogBadBlock(2, store.Geometry.DataEnd);
+        store.ClosePage();
+        Assert.Equal(1, store.Run("check"));
+        Assert.Contains("error S9: slot 2: names bad block", store.Out, StringComparison.Ordinal);
+    }
+
     [Fact]
     public void A_tombstone_outlives_older_records_of_its_slot()
     {

@@ -97,6 +97,17 @@ internal sealed class StoreBuilder : IDisposable
 
     public void LogVolume(uint slot, VolumeHeadLayout head) => Logged(slot, RedoRecordWriter.Volume(_page.AsSpan(_used), slot, head));
 
+    public void LogBadBlock(uint slot, uint block) =>
+        Logged(slot, RedoRecordWriter.BadBlock(_page.AsSpan(_used), slot, Before(slot), block));
+
+    public void PutBadBlocks(uint slot, int home, ulong lsn, params uint[] blocks)
+    {
+        Span<byte> page = Home(slot, home, lsn);
+        new MetadataPageHeader { Kind = MetadataKind.BadBlocks, Slot = slot, PageLsn = lsn }.WriteTo(page);
+        for (int i = 0; i < blocks.Length; i++) BitConverter.TryWriteBytes(page[(64 + 4 * i)..], blocks[i]);
+        Seal.Put(page, Geometry.HomeOffset(slot, home), _fold);
+    }
+
     public void LogDelete(uint slot, uint volume) =>
         Logged(slot, RedoRecordWriter.VolumeDelete(_page.AsSpan(_used), slot, volume, Before(slot)));
 
