@@ -102,10 +102,11 @@ public sealed partial class LogicalUnit
         }
     }
 
-    /// <summary>Body of B0: WSNZ is zero (WRITE SAME of zero blocks goes to the end), then limits in logical blocks (SBC-3, 6.5.3; offsets are of the page less 4).</summary>
+    /// <summary>Body of B0: one byte of WSNZ, then limits in logical blocks (SBC-3, 6.5.3; offsets are of the page less 4).</summary>
     private void WriteLimits(Span<byte> body)
     {
         uint physical = (uint)(Units.BlockBytes >> _blockShift);
+        body[0] = 0x01; // WSNZ: zero blocks of WRITE SAME do not mean all
         body[1] = _options.CompareAndWriteBlocksMax;
         BinaryPrimitives.WriteUInt16BigEndian(body[2..], (ushort)physical);
         BinaryPrimitives.WriteUInt32BigEndian(body[4..], TransferBlocksMax);

@@ -89,16 +89,11 @@ public sealed partial class LogicalUnit
         bool unmaps = (cdb[1] & 0x08) != 0;
         if ((cdb[1] & 0x10) != 0) return Sense.InCdb(1, 4); // ANCHOR
         if (unmaps && !_options.IsThin) return Sense.InCdb(1, 3);
-        if (range.Lba == CapacityBlocks) return Sense.OutOfRange;
-        return SameBlocksOf(range) > WriteSameBlocksMax ? Sense.InCdb(range.LengthAt) : null;
+        return range.Blocks == 0 || range.Blocks > WriteSameBlocksMax ? Sense.InCdb(range.LengthAt) : null; // WSNZ
     }
 
-    /// <summary>Zero blocks of WRITE SAME are all up to the end (SBC-3, 5.49, with WSNZ zero), within the same bound as any
-    /// other number.</summary>
-    private ulong SameBlocksOf(in BlockRange range) => range.Blocks == 0 ? CapacityBlocks - range.Lba : range.Blocks;
-
-    /// <summary>One block again and again. With UNMAP a block of zeros leaves holes, any other is written. NDOB, or UNMAP
-    /// without data: zeros.</summary>
+    /// <summary>One block again and again; zero blocks are refused (WSNZ). With UNMAP a block of zeros leaves holes, any other
+    /// is written. NDOB, or UNMAP without data: zeros.</summary>
     [AsyncMethodBuilder(typeof(LoopMethodBuilder<>))]
     private async ValueTask<ScsiResult> WriteSameAsync(ScsiCommand command)
     {
@@ -114,7 +109,7 @@ public sealed partial class LogicalUnit
         }
 
         ulong offset = OffsetOf(range);
-        ulong length = SameBlocksOf(range) << _blockShift;
+        ulong length = (ulong)range.Blocks << _blockShift;
         if (isZero && unmaps) return await DeallocateAsync(command, offset, length);
         return await FillAsync(command, offset, length, isZero);
     }

@@ -36,7 +36,7 @@ public class InquiryTests
     [InlineData("87", "00870004" + "3FFF0000")]
     [InlineData("B1", "00B1003C" + "00010040" + "00000000")]
     [InlineData("B2", "00B20004" + "0BE40200")]
-    [InlineData("B0", "00B0003C" + "00010008" + "00010000" + "00000800" + "00000000" + "00100000" + "00000100" + "00000008" + "80000000"
+    [InlineData("B0", "00B0003C" + "01010008" + "00010000" + "00000800" + "00000000" + "00100000" + "00000100" + "00000008" + "80000000"
         + "0000000000200000" + "00000800" + "00000000" + "00000000" + "00000000" + "00000000")]
     public void Pages_begin_with_these_bytes(string page, string expected)
     {
@@ -51,7 +51,7 @@ public class InquiryTests
     {
         var world = new ScsiWorld(o => o with { IsThin = false, BlockBytes = 4096, Durability = Durability.Ack });
         Assert.Equal("0000000A00808385868788" + "8FB0B1", world.Good(world.A, "120100010000").Text);
-        Assert.Equal("00B0003C" + "00010001" + "00002000" + "00000100" + "00000000" + "00000000" + "00000000" + "00000000" + "00000000"
+        Assert.Equal("00B0003C" + "01010001" + "00002000" + "00000100" + "00000000" + "00000000" + "00000000" + "00000000" + "00000000"
             + "0000000000008000" + "00000100", world.Good(world.A, "1201B0010000").Text[..96]);
         Assert.Equal("00B1003C" + "00010000", world.Good(world.A, "1201B1010000").Text[..16]);
         Assert.Equal("0086003C" + "00070001", world.Good(world.A, "120186010000").Text[..16]);
