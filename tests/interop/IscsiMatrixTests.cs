@@ -29,19 +29,23 @@ public sealed class IscsiMatrixTests(ITestOutputHelper output)
     // They write without the leave that -d is, and want GOOD; the other tests that write ask.
     private static readonly Dictionary<string, string> s_clientFaultsReadOnly = new()
     {
+        ["WriteVerify10.Dpo"] = "writes without being allowed to",
         ["WriteVerify12.Dpo"] = "writes without being allowed to",
         ["WriteVerify16.Dpo"] = "writes without being allowed to",
     };
 
+    // What changes no data wants -d all the same; on a read-only LUN that is what may be left to it.
+    private static readonly string[] s_harmless = ["ReadOnly.", "Prin", "ProutRegister.", "ProutClear.", "ProutPreempt.", "ProutReserve.Simple", "ProutReserve.Ownership"];
+
     // Sanitizing 3 TiB means writing 3 TiB.
     private static readonly Kind[] s_kinds =
     [
-        new("thin", "64m", [], s_everything, 215),
-        new("thick", "64m", ["--thick"], s_everything, 190),
-        new("4kn", "64m", ["--block-size", "4096"], s_everything, 190),
-        new("3tib", "3t", [], ["-d"], 180),
-        new("readonly", "64m", ["--read-only"], [], 70),
-        new("removable", "64m", ["--removable"], s_everything, 215),
+        new("thin", "64m", [], s_everything, 216),
+        new("thick", "64m", ["--thick"], s_everything, 200),
+        new("4kn", "64m", ["--block-size", "4096"], s_everything, 211),
+        new("3tib", "3t", [], ["-d"], 205),
+        new("readonly", "64m", ["--read-only"], [], 109),
+        new("removable", "64m", ["--removable"], s_everything, 225),
     ];
 
     [Fact]
@@ -70,7 +74,7 @@ public sealed class IscsiMatrixTests(ITestOutputHelper output)
         IReadOnlyList<string> tests = IscsiSuite.List();
         Assert.Equal(230, tests.Count);
         IEnumerable<SuiteJob> jobs = s_kinds.SelectMany(kind => tests.Select(
-            test => new SuiteJob(kind.Name, test, test.StartsWith("ReadOnly.", StringComparison.Ordinal) ? s_everything : kind.Leave)));
+            test => new SuiteJob(kind.Name, test, kind.Leave.Length == 0 && s_harmless.Any(h => test.StartsWith(h, StringComparison.Ordinal)) ? s_everything : kind.Leave)));
         long began = Stopwatch.GetTimestamp();
         IReadOnlyList<SuiteResult> results = IscsiSuite.Run(jobs, lanes, Path.Combine(blockd.Directory, "suite"));
         string report = $"{Stopwatch.GetElapsedTime(began).TotalSeconds.ToString("F0", CultureInfo.InvariantCulture)} s\n"

@@ -8,7 +8,7 @@ namespace BlockServer.Tests.Interop;
 internal sealed class Tgt : IDisposable
 {
     private const string Prefix = "iqn.2026-11.example.tgt";
-    private readonly string _control = Blockd.FreePort().ToString(CultureInfo.InvariantCulture);
+    // Numbers of the control socket go up to 32767.
     private readonly int[] _ports = [Blockd.FreePort(), Blockd.FreePort()];
     private readonly Process _process;
 
