@@ -14,12 +14,14 @@ internal sealed class AdminRoutes : IAdminRoutes
 
     private readonly Daemon _daemon;
     private readonly AdminTasks _tasks = new();
+    private readonly ThickVolumes _thick;
     private readonly Dictionary<string, Func<ApiCall, Task>> _handlers;
 
     /// <summary>Routes to <paramref name="daemon"/>.</summary>
     public AdminRoutes(Daemon daemon)
     {
         _daemon = daemon;
+        _thick = new ThickVolumes(daemon, _tasks);
         _handlers = new(StringComparer.Ordinal)
         {
             ["GET version"] = VersionAsync,
@@ -43,6 +45,9 @@ internal sealed class AdminRoutes : IAdminRoutes
         };
         Check.That(_handlers.Keys.ToHashSet().SetEquals(ApiRouteTable.All.Select(r => r.Key)));
     }
+
+    /// <summary>Takes up what the last run of the daemon left unfinished.</summary>
+    public Task ResumeAsync() => _thick.BeginAsync();
 
     /// <inheritdoc/>
     public Task HandleAsync(ApiCall call) => _handlers[ApiRouteTable.Find(call).Key](call);
@@ -75,6 +80,7 @@ internal sealed class AdminRoutes : IAdminRoutes
     {
         CreateVolume request = await call.ReadAsync(ApiJson.Default.CreateVolume);
         VolumeRecord created = Must(await _daemon.Directory.CreateAsync(request));
+        await _thick.BeginAsync();
         await call.AnswerAsync(await DescribeAsync(created), ApiJson.Default.VolumeInfo, 201);
     }
 
@@ -84,10 +90,17 @@ internal sealed class AdminRoutes : IAdminRoutes
         ChangeVolume change = await call.ReadAsync(ApiJson.Default.ChangeVolume);
         if (change.SizeBytes < volume.SizeBytes && _daemon.Sessions.CountOf(volume.Id) > 0)
             throw new ApiException(409, "volume-in-use", "clients are attached; detach them before the volume shrinks", "sizeBytes");
+        if (change.Export is { } export && !IsShownAlike(export, volume.Export) && _daemon.Sessions.CountOf(volume.Id) > 0)
+            throw new ApiException(409, "volume-in-use", "clients are attached; detach them before the volume is shown otherwise", "export");
         VolumeRecord changed = Must(await _daemon.Directory.ChangeAsync(volume.Name, change));
+        await _thick.BeginAsync();
         _daemon.OnResized(volume.Id);
         await call.AnswerAsync(await DescribeAsync(changed), ApiJson.Default.VolumeInfo);
     }
+
+    // What a client has learnt at its start and would not look at again.
+    private static bool IsShownAlike(ExportOptions one, ExportOptions other) =>
+        (one.BlockBytes, one.Removable, one.Thick) == (other.BlockBytes, other.Removable, other.Thick);
 
     private async Task DeleteAsync(ApiCall call)
     {
@@ -143,6 +156,7 @@ internal sealed class AdminRoutes : IAdminRoutes
         try
         {
             StoreHost host = await _daemon.Disks.AddAsync(request);
+            await _thick.BeginAsync();
             await call.AnswerAsync(await host.DescribeAsync(), ApiJson.Default.DiskInfo, 201);
         }
         catch (DiskException e)

@@ -90,7 +90,8 @@ internal sealed class Daemon
             daemon = new Daemon(settings, data, meta, threads, watch ?? new StartWatch(), layer);
             for (int i = 0; i < settings.Loops; i++)
             {
-                LoopThread thread = LoopFactory.Create(settings.Engine, $"loop-{i}");
+                LoopThread thread = LoopFactory.Create(
+                    settings.Engine, $"loop-{i}", busyPollNanos: (ulong)settings.BusyPollMicros * 1000);
                 thread.Failed += e => daemon.LoopFailed.TrySetResult(e);
                 threads.Add(thread);
             }

@@ -227,7 +227,7 @@ internal sealed class IscsiFrontEnd : IIscsiTargets
             if (_targets.TryGetValue(record.Id, out VolumeTarget? known))
             {
                 // Shown as it is exported now, unless somebody is attached to it as it was.
-                bool isSame = known.Unit.Options.IsReadOnly == record.Export.ReadOnly && known.Host == host;
+                bool isSame = known.Unit.Options == OptionsOf(record) && known.Host == host;
                 if (isSame) return known;
                 if (known.Host != host && known.Target.Sessions.Count > 0) return null; // of a disk that was taken away
                 if (known.Target.Sessions.Count > 0) return known;
@@ -238,16 +238,23 @@ internal sealed class IscsiFrontEnd : IIscsiTargets
 
         if (host.Store.OpenVolume(record.Id) is not { } device) return null;
         KernelLoop loop = host.Thread.Loop;
-        var unit = new LogicalUnit(loop, device, new LogicalUnitOptions
-        {
-            Uuid = record.Uuid, IsReadOnly = record.Export.ReadOnly, Durability = _settings.Durability,
-        });
+        var unit = new LogicalUnit(loop, record.Export.Thick ? new ThickDevice(device) : device, OptionsOf(record));
         var scsi = new ScsiTarget(loop, new ScsiTargetOptions { Name = NameOf(record) });
         scsi.SetLun(0, unit);
         var target = new VolumeTarget(host, unit, new IscsiTarget(loop, scsi, this, _options) { Meter = _meters.Of(record.Id) });
         lock (_lock) _targets[record.Id] = target;
         return target;
     }
+
+    private LogicalUnitOptions OptionsOf(VolumeRecord record) => new()
+    {
+        Uuid = record.Uuid,
+        IsReadOnly = record.Export.ReadOnly,
+        IsRemovable = record.Export.Removable,
+        IsThin = !record.Export.Thick,
+        BlockBytes = record.Export.BlockBytes,
+        Durability = _settings.Durability,
+    };
 
     private sealed record TargetTag(VolumeRecord Record, StoreHost Host);
 

@@ -72,7 +72,7 @@ internal sealed class NbdFrontEnd(
         {
             Name = record.Name,
             Description = record.Description ?? "",
-            Device = device,
+            Device = record.Export.Thick ? new ThickDevice(device) : device,
             SizeBytes = record.SizeBytes,
             IsReadOnly = record.Export.ReadOnly,
             Meter = meters.Of(record.Id),

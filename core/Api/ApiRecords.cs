@@ -44,7 +44,11 @@ public sealed record ListenerInfo(string Protocol, string Address, bool Tls, boo
 /// <param name="Nbd">Offered over NBD.</param>
 /// <param name="Iscsi">Offered over iSCSI.</param>
 /// <param name="ReadOnly">Every front end refuses changes.</param>
-public sealed record ExportOptions(bool Nbd = true, bool Iscsi = true, bool ReadOnly = false);
+/// <param name="Removable">Over iSCSI it is a medium that can be ejected.</param>
+/// <param name="Thick">All blocks are allocated (a task does that) and none is given back: trims change nothing.</param>
+/// <param name="BlockBytes">Logical block over iSCSI: 512 or 4096, of which the size must be a multiple.</param>
+public sealed record ExportOptions(
+    bool Nbd = true, bool Iscsi = true, bool ReadOnly = false, bool Removable = false, bool Thick = false, int BlockBytes = 512);
 
 /// <summary>A volume. Its status is <c>online</c>, or <c>unavailable</c> with the reason.</summary>
 public sealed record VolumeInfo(

@@ -81,6 +81,7 @@ public sealed class SettingsTests
     [InlineData("loops=0", "allowed: 1 to 64")]
     [InlineData("loops=65", "allowed: 1 to 64")]
     [InlineData("loops=two", "allowed: 1 to 64")]
+    [InlineData("busy-poll=1001", "allowed: 0 to 1000")]
     [InlineData("tls-cert=/nonexistent/c.pem", "no such file")]
     [InlineData("tls-key=/nonexistent/k.pem", "no such file")]
     [InlineData("tls-ca=/nonexistent/a.pem", "no such file")]

@@ -162,6 +162,24 @@ public class CommandTests
     }
 
     [Fact]
+    public async Task How_a_volume_looks_is_said_when_it_is_made_or_exported()
+    {
+        string[] looks = ["--thick", "--removable", "--block-size", "4096"];
+        StubDaemon made = new StubDaemon().Answer("POST /v1/volumes", Vol, ApiJson.Default.VolumeInfo, HttpStatusCode.Created);
+        Assert.Equal(0, await made.RunAsync(["create_volume", "-v", "v1", "-s", "1g", .. looks]));
+        Assert.Equal(
+            new ExportOptions(Removable: true, Thick: true, BlockBytes: 4096),
+            JsonSerializer.Deserialize(made.Bodies[0], ApiJson.Default.CreateVolume)!.Export);
+        StubDaemon changed = WithChange(Vol with { Export = new ExportOptions(ReadOnly: true, Removable: true, BlockBytes: 4096) });
+        Assert.Equal(0, await changed.RunAsync("export_volume", "-v", "v1", "--thick", "--removable=false"));
+        Assert.Equal(new ExportOptions(ReadOnly: true, Thick: true, BlockBytes: 4096), Change(changed).Export);
+        Assert.Equal(2, await changed.RunAsync("export_volume", "-v", "v1", "--block-size", "1024"));
+        StubDaemon shown = WithVolume(Vol with { Export = new ExportOptions(true, true, true, true, true, 4096) });
+        Assert.Equal(0, await shown.RunAsync("show_volume", "-v", "v1"));
+        Assert.Contains("nbd, iscsi, read-only, thick, removable, blocks of 4096 bytes\n", shown.Out, StringComparison.Ordinal);
+    }
+
+    [Fact]
     public async Task Disks_are_listed_added_and_removed()
     {
         StubDaemon daemon = new StubDaemon()
