@@ -10,6 +10,7 @@ namespace BlockServer.Tests.Unit.Storage;
 /// </summary>
 public class StaleHomeTests
 {
+    private const int Extents = 4;
     private static readonly StoreOptions Small = new() { RingBytes = 128 << 10 };
     private static readonly StoreOptions Accepting = Small with { AcceptDataLoss = true };
 
@@ -167,35 +168,15 @@ public class StaleHomeTests
     [Fact]
     public void A_damaged_home_never_loses_anything_in_silence()
     {
-        const int extents = 4;
         int refused = 0, opened = 0;
         for (ulong seed = 1; seed <= 250; seed++)
         {
             var random = new SeededRandom(seed);
             StoreOptions options = Small with { MetadataBudgetBytes = random.NextChance(0.5) ? 1 : 64 * Units.MiB };
-            var world = new StoreWorld(seed, 16 << 20, extents << 20, options);
-            var model = new byte[extents << 20];
-            for (int step = 10 + random.NextBelow(40); step > 0; step--)
-            {
-                var running = new List<Task<IoStatus>>();
-                for (int i = 1 + random.NextBelow(3); i > 0; i--)
-                {
-                    // One block of each four, so that those of one turn do not meet.
-                    int at = (random.NextBelow(extents << 6) * 4 + i) << Units.BlockShift;
-                    byte[] data = random.NextChance(0.2) ? new byte[4096] : Block(random.NextUInt64());
-                    data.CopyTo(model, at);
-                    running.Add(data.AsSpan().ContainsAnyExcept((byte)0)
-                        ? world.Device.WriteAsync((ulong)at, data, WriteFlags.Fua).AsTask()
-                        : world.Device.WriteZeroesAsync((ulong)at, 4096, WriteFlags.Fua).AsTask());
-                }
-
-                Assert.True(world.Loop.RunUntil(() => running.TrueForAll(r => r.IsCompleted)));
-                Assert.All(running, r => Assert.Equal(IoStatus.Ok, r.Result));
-                if (random.NextChance(0.15)) world.Reopen(isClean: random.NextChance(0.5));
-            }
-
+            var world = new StoreWorld(seed, 16 << 20, Extents << 20, options);
+            byte[] model = Churn(world, random);
             world.Cut();
-            ulong home = world.Geometry.HomeOffset((uint)random.NextBelow(extents + 2), random.NextBelow(2));
+            ulong home = world.Geometry.HomeOffset((uint)random.NextBelow(Extents + 2), random.NextBelow(2));
             if (random.NextChance(0.3)) Put(world, home, new byte[4096]);
             else if (random.NextChance(0.3)) world.File.ReadableWhenWritten.Add(home >> Units.BlockShift);
             else world.File.Rot(world.Loop, home >> Units.BlockShift);
@@ -217,6 +198,25 @@ public class StaleHomeTests
         Assert.True(refused > 20 && opened > 20, $"{refused} refused, {opened} opened");
     }
 
+    /// <summary>A request that is said again, because a block did not take it, names its first record as the one before.</summary>
+    [Fact]
+    public void A_store_whose_blocks_go_bad_opens_again_after_whatever_history()
+    {
+        for (ulong seed = 1; seed <= 60; seed++)
+        {
+            var random = new SeededRandom(seed);
+            var world = new StoreWorld(seed, 16 << 20, Extents << 20, Small);
+            for (ulong block = world.Geometry.DataStart; block < world.Geometry.DataEnd; block += 5) world.File.BadWrites.Add(block);
+            byte[] model = Churn(world, random);
+            world.Cut();
+            StoreOpenResult result = world.TryOpen();
+            Assert.True(result.Store is not null, $"seed {seed}: {result.Refusal}");
+            world.Use(result.Store);
+            Assert.True(world.Store.GetStats().BlocksBad > 0);
+            Assert.True(model.AsSpan().SequenceEqual(world.Read(0, model.Length)), $"seed {seed}");
+        }
+    }
+
     [Fact]
     public void A_store_of_an_earlier_format_is_refused_by_its_version()
     {
@@ -233,6 +233,35 @@ public class StaleHomeTests
         }
 
         Assert.Contains("format version 1, this program reads 2", world.TryOpen().Refusal, StringComparison.Ordinal);
+    }
+
+    /// <summary>Durable changes, several at a time, with crashes and clean restarts in between; what they leave.</summary>
+    private static byte[] Churn(StoreWorld world, SeededRandom random)
+    {
+        var model = new byte[Extents << 20];
+        for (int step = 10 + random.NextBelow(40); step > 0; step--)
+        {
+            var running = new List<Task<IoStatus>>();
+            for (int i = 1 + random.NextBelow(3); i > 0; i--)
+            {
+                // One block of each four, so that those of one turn do not meet.
+                int at = (random.NextBelow(Extents << 6) * 4 + i) << Units.BlockShift;
+                byte[] data = random.NextChance(0.2) ? new byte[4096] : Block(random.NextUInt64());
+                data.CopyTo(model, at);
+                running.Add(data.AsSpan().ContainsAnyExcept((byte)0)
+                    ? world.Device.WriteAsync((ulong)at, data, WriteFlags.Fua).AsTask()
+                    : world.Device.WriteZeroesAsync((ulong)at, 4096, WriteFlags.Fua).AsTask());
+            }
+
+            Assert.True(world.Loop.RunUntil(() => running.TrueForAll(r => r.IsCompleted)));
+            Assert.All(running, r => Assert.Equal(IoStatus.Ok, r.Result));
+            if (!random.NextChance(0.15)) continue;
+            HashSet<ulong> bad = world.File.BadWrites;
+            world.Reopen(isClean: random.NextChance(0.5));
+            world.File.BadWrites.UnionWith(bad);
+        }
+
+        return model;
     }
 
     /// <summary>Blocks 0, 1 and 2 of slot 1, each at home in an image of its own; and what its homes held before the last.</summary>
