@@ -112,7 +112,7 @@ public sealed partial class Store
         bool isHere = known.Kind == MetadataKind.Extent && known.VolumeId == record.VolumeId && known.Extent == record.Extent;
         if (own <= known.PageLsn) return judges && isHere; // only to see what an earlier recovery made of it
         // When it is judged, what came before it is not replayed yet; when it is replayed, a page that lacks that is lost.
-        begins = record.IsNewPage || record.Kind == RedoKind.PageImage || !isHere || (!judges && record.Before > known.PageLsn);
+        begins = record.IsNewPage || record.Kind == RedoKind.PageImage || !isHere || (!judges && IsOlder(known, record));
         return true;
     }
 

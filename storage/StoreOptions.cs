@@ -101,6 +101,9 @@ public enum BrokenRules
 
     /// <summary>A replaced block is free although an earlier read is still under way on it (B1.5, 4b).</summary>
     ReuseUnderRead = 32768,
+
+    /// <summary>Recovery goes on from a page that is older than the log behind it needs (B1.7, step 3).</summary>
+    OlderPage = 1 << 30,
 }
 
 /// <summary>What became of opening a store.</summary>

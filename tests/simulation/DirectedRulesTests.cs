@@ -93,6 +93,43 @@ public sealed class DirectedRulesTests
     }
 
     /// <summary>
+    /// OlderPage (B1.7, step 3). The newer home of a page rots, and the log holds a later record of it. On the older home that
+    /// record makes a page that looks sound and has lost what the checkpoint between the two took out of the log.
+    /// </summary>
+    [Theory]
+    [InlineData(BrokenRules.OlderPage)]
+    [InlineData(BrokenRules.None)]
+    public void A_record_is_not_replayed_on_an_older_page(BrokenRules broken)
+    {
+        for (ulong block = 0; block < 3; block++)
+        {
+            Write(block, block + 1, WriteFlags.Fua);
+            if (block == 2) break;
+            Assert.Equal(IoStatus.Ok, _loop.Run(_store!.CloseAsync()));
+            Kill();
+            Open(Honest);
+        }
+
+        _disk.CutPower(); // all of it is durable
+        _loop = new SimLoop(2);
+        _disk.Attach(_loop);
+        ulong[] homes = [Geometry.HomeOffset(1, 0) >> Units.BlockShift, Geometry.HomeOffset(1, 1) >> Units.BlockShift];
+        Assert.True(_disk.Rot(homes.MaxBy(page => MetadataPageHeader.TryRead(_disk.PageNow(page), out MetadataPageHeader header) is null ? header.PageLsn : 0), 999));
+        StoreOpenResult opened = _loop.Run(Store.OpenAsync(_loop, _disk, null, Honest with { BrokenRules = broken }));
+        if (broken == BrokenRules.None)
+        {
+            Assert.Contains("a damaged home that the log does not explain", opened.Refusal, StringComparison.Ordinal);
+            return;
+        }
+
+        _store = opened.Store!;
+        Assert.Equal((1UL, 3UL), (Read(0), Read(2)));
+        var lost = new byte[Units.BlockBytes];
+        Assert.Equal(IoStatus.Ok, _loop.Run(Device.ReadAsync(Units.BlockBytes, lost)).Status);
+        Assert.False(lost.AsSpan().ContainsAnyExcept((byte)0)); // acknowledged, durable, and zeros without a word
+    }
+
+    /// <summary>
     /// RetryFlush (B1.5). The kernel drops what a failed flush did not get out, and says so once: the next flush answers Ok over
     /// content that is gone. Believed, it loses what a client was told to be durable, or the log behind a claim, and then the
     /// store is refused.
