@@ -21,7 +21,7 @@ internal static class ExportCommands
             (false, true) => "iscsi",
             _ => "none",
         };
-        return fronts + (export.ReadOnly ? ", read-only" : "");
+        return fronts + (export.ReadOnly ? ", read-only" : "") + (export.NbdIgnoresReservations ? ", NBD ignores reservations" : "");
     }
 
     private static void AddExport(CommandSet commands)
@@ -30,14 +30,19 @@ internal static class ExportCommands
         var nbd = new Option<bool>("--nbd") { Description = "Offer it over NBD (with neither: over both)" };
         var iscsi = new Option<bool>("--iscsi") { Description = "Offer it over iSCSI" };
         var readOnly = new Option<bool>("--read-only") { Description = "Refuse writes; --read-only=false allows them again" };
-        commands.Add("export_volume", "Offers a volume to clients", [name, nbd, iscsi, readOnly], async (context, cancel) =>
+        var ignores = new Option<bool>("--nbd-ignores-reservations")
+        {
+            Description = "NBD clients need not heed what is reserved over iSCSI (for backups); =false: they must again",
+        };
+        commands.Add("export_volume", "Offers a volume to clients", [name, nbd, iscsi, readOnly, ignores], async (context, cancel) =>
         {
             VolumeInfo volume = await Inputs.VolumeAsync(context, context.Get(name)!, cancel);
             bool both = !context.Get(nbd) && !context.Get(iscsi);
             ExportOptions export = new(
                 volume.Export.Nbd || both || context.Get(nbd),
                 volume.Export.Iscsi || both || context.Get(iscsi),
-                context.IsGiven(readOnly) ? context.Get(readOnly) : volume.Export.ReadOnly);
+                context.IsGiven(readOnly) ? context.Get(readOnly) : volume.Export.ReadOnly,
+                context.IsGiven(ignores) ? context.Get(ignores) : volume.Export.NbdIgnoresReservations);
             return await ApplyAsync(context, volume, export, cancel);
         });
     }
