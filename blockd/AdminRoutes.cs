@@ -196,7 +196,7 @@ internal sealed class AdminRoutes : IAdminRoutes
     }
 
     private DiskInfo Describe(AbsentDisk disk) => new(
-        disk.Id, disk.Name, disk.Path, "absent", disk.State, 0, 0, 0, 0, 0, 0, 0, _daemon.Directory.CountOn(disk.Id), 0, 0, 0, disk.Reason);
+        disk.Id, disk.Name, disk.Path, "absent", disk.State, 0, 0, 0, 0, 0, 0, 0, _daemon.Directory.CountOn(disk.Id), 0, 0, 0, 0, disk.Reason);
 
     // The counters of a session belong to its loop: they are read there, in one visit to each loop.
     private async Task SessionsAsync(ApiCall call)

@@ -77,6 +77,9 @@ internal sealed record Settings
     /// <summary>Connections of one address at once.</summary>
     public required int ConnectionsPerAddress { get; init; }
 
+    /// <summary>Seconds after which a stop gives up a disk that answers nothing.</summary>
+    public required int StopWaitSeconds { get; init; }
+
     public required bool Insecure { get; init; }
 
     public required IReadOnlyList<WantedVolume> CreateVolumes { get; init; }
@@ -144,6 +147,7 @@ internal static class SettingsReader
         ("insecure", "", false, "Permit addresses beyond loopback without TLS, client certificates and CHAP. Everybody who reaches them can read and write the volumes."),
         ("connections", "COUNT", false, "Most connections of clients at once, NBD and iSCSI together, 1 to 65536. Default: 256."),
         ("connections-per-address", "COUNT", false, "Most of them from one address, 1 to 65536; unix sockets have no such limit. Default: 32."),
+        ("stop-wait", "SECONDS", false, "How long a stop waits for a disk that answers nothing, 1 to 3600; then blockd names it and ends with code 4. Default: 30."),
         ("create-volume", "NAME:SIZE", true, "Create this volume at start unless it exists, for instance demo:1g; repeatable."),
         ("stdio", "EXPORT", false, "Serve one client, whose default export is EXPORT, on the socket that is standard input and output (or on an inherited listening socket, as nbdcopy -- [ blockd ... ] makes one); nothing else is served."),
     ];
@@ -217,6 +221,7 @@ internal static class SettingsReader
             BusyPollMicros = Number("busy-poll", loops < Environment.ProcessorCount ? 50 : 0, 0, 1000),
             Connections = Number("connections", 256, 1, 65536),
             ConnectionsPerAddress = Number("connections-per-address", 32, 1, 65536),
+            StopWaitSeconds = Number("stop-wait", 30, 1, 3600),
             TlsCert = cert,
             TlsKey = key,
             TlsCa = ca,

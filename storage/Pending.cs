@@ -19,6 +19,9 @@ internal sealed class Pending(Stack<Pending> home) : LoopOperation<IoStatus>
     public int BlockCount;
     public ulong Version;
     public ulong Lsn;
+
+    /// <summary>LSN of the record before it that names its slot; 0 when it says all that the slot holds.</summary>
+    public ulong Before;
     public int DataPending;
     public Volume? Volume;
     public VolumeHeadLayout Head;

@@ -23,6 +23,9 @@ internal struct Slot
     /// <summary>Reasons to keep the entries in RAM: records in flight, dirt, an image on its way home.</summary>
     public int Pins;
     public ulong PageLsn;
+
+    /// <summary>LSN of the last record in the log that names it, applied or not; 0 when it began anew since.</summary>
+    public ulong LastLsn;
     public ulong RecLsn;
     public ulong MaxVersion;
 }
@@ -188,6 +191,7 @@ internal sealed class SlotTable
         s.VolumeId = volumeId;
         s.Extent = extent;
         s.MaxVersion = 0;
+        s.LastLsn = 0;
         s.Mapped = 0;
         if (kind != MetadataKind.Extent) return true;
         Check.That(TryAttach(slot));

@@ -298,7 +298,9 @@ public sealed partial class Store
         _slots.Reach(record.Slot);
         ref Slot slot = ref _slots[record.Slot];
         bool isStale = lsn <= slot.PageLsn;
-        if (!_unread.Contains(record.Slot) || (!isStale && SaysAll(record))) suspects.Remove(record.Slot);
+        if (!isStale && record.Before > slot.PageLsn && LoseBase(record) is { } lost) return lost;
+        // All that came after the page in hand is in the log, whatever the other home held.
+        suspects.Remove(record.Slot);
         if (isStale) return null;
         switch (record.Kind)
         {
@@ -321,6 +323,7 @@ public sealed partial class Store
             case RedoKind.Volume:
                 fault = VolumeHeadLayout.TryRead(record.HeadBytesOf, out VolumeHeadLayout head);
                 if (fault is not null) return fault;
+                _slots.Detach(record.Slot);
                 (slot.Kind, slot.VolumeId, slot.Extent) = (MetadataKind.VolumeHead, head.Head.Id, 0);
                 _recoveredHeads[record.Slot] = head;
                 break;
@@ -335,6 +338,13 @@ public sealed partial class Store
                 _recoveredHeads[record.Slot] = dying with { IsDeleting = true };
                 break;
             case RedoKind.BadBlock:
+                if (slot.Kind != MetadataKind.BadBlocks || record.Before == 0)
+                {
+                    _slots.Detach(record.Slot);
+                    _recoveredHeads.Remove(record.Slot);
+                    _badSlots.Remove(record.Slot);
+                }
+
                 (slot.Kind, slot.VolumeId, slot.Extent) = (MetadataKind.BadBlocks, 0, 0);
                 AddBadBlock(record.Slot, record.BadBlock);
                 break;
@@ -348,11 +358,6 @@ public sealed partial class Store
         Touch(record.Slot, lsn);
         return null;
     }
-
-    /// <summary>Whether the record makes the slot anew. A home that was torn is of a checkpoint that the log still explains in
-    /// full, but one that cannot be read may be of an earlier one: then only such a record makes up for it.</summary>
-    private static bool SaysAll(RedoRecord record) =>
-        record.IsNewPage || record.Kind is RedoKind.PageImage or RedoKind.Volume or RedoKind.DropPage;
 
     private void ReplayBlocks(RedoRecord record, ref Slot slot)
     {

@@ -312,18 +312,19 @@ public sealed partial class Store
         uint volume = record.Volume!.Head.Id;
         if (record.Kind == RedoKind.DropPage)
         {
-            RedoRecordWriter.Plain(target, RedoKind.DropPage, record.Slot, volume, record.Extent);
+            RedoRecordWriter.DropPage(target, record.Slot, volume, record.Extent);
             return;
         }
 
         if (record.Kind == RedoKind.Hole)
         {
-            RedoRecordWriter.Hole(target, record.Slot, volume, record.Extent, record.Version, runs, record.IsContinued);
+            RedoRecordWriter.Hole(
+                target, record.Slot, volume, record.Extent, record.Before, record.Version, runs, record.IsContinued);
             return;
         }
 
         RedoRecordWriter.Write(
-            target, record.Slot, volume, record.Extent, record.IsNewPage, record.Version, runs,
+            target, record.Slot, volume, record.Extent, record.Before, record.IsNewPage, record.Version, runs,
             record.Crcs.AsSpan(0, record.BlockCount), record.IsContinued);
     }
 
@@ -433,6 +434,7 @@ public sealed partial class Store
     {
         ref Slot slot = ref _slots[slotNumber];
         slot.PageLsn = lsn;
+        slot.LastLsn = Math.Max(slot.LastLsn, lsn); // recovery appends nothing
         if (slot.IsDirty) return;
         slot.IsDirty = true;
         slot.RecLsn = lsn;

@@ -91,6 +91,7 @@ public sealed class SettingsTests
     [InlineData("insecure=perhaps", "allowed: false, true")]
     [InlineData("connections=0", "allowed: 1 to 65536")]
     [InlineData("connections-per-address=65537", "allowed: 1 to 65536")]
+    [InlineData("stop-wait=0", "allowed: 1 to 3600")]
     [InlineData("create-volume=demo", "NAME:SIZE")]
     [InlineData("create-volume=Demo:1g", "must begin with")]
     [InlineData("create-volume=demo:1k", "1 MiB to 64 TiB")]
