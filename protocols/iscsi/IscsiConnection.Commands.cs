@@ -190,7 +190,7 @@ public sealed partial class IscsiConnection
         }
 
         if (TransferFaultOf(task, pdu) is { } stray) return Broken(stray);
-        if (task.IsSpoiled || pdu.DataSn != task.DataSn)
+        if (task.IsSpoiled || (pdu.DataSn != task.DataSn && !_options.Breaks(IscsiBrokenRules.IgnoreDataSn)))
         {
             // A PDU is missing or came twice. What is left of the sequence is read away, then the command fails
             // (RFC 7143, 7.9): the disk sees none of it, and the session goes on.

@@ -32,7 +32,8 @@ public sealed partial class IscsiSession
 
     /// <summary>True when a command of this number may be taken: it is in the window and did not come yet.</summary>
     internal bool IsNew(uint cmdSn) =>
-        !IscsiWire.IsBefore(cmdSn, ExpCmdSn) && !IscsiWire.IsBefore(MaxCmdSn, cmdSn) && _ring[SlotOf(cmdSn)] is null;
+        (!IscsiWire.IsBefore(cmdSn, ExpCmdSn) && !IscsiWire.IsBefore(MaxCmdSn, cmdSn) && _ring[SlotOf(cmdSn)] is null)
+        || _options.Breaks(IscsiBrokenRules.TakeRepeatedCommands);
 
     internal bool MayTakeImmediate => _immediates < _options.ImmediateCommandsMax;
 

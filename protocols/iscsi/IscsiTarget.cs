@@ -82,6 +82,7 @@ public sealed class IscsiTarget(ILoop loop, IScsiTarget? scsi, IIscsiTargets tar
         while (!login.IsDiscovery && Find(login) is { } old)
         {
             old.Drop("the session was reinstated");
+            if (options.Breaks(IscsiBrokenRules.ReinstateAtOnce)) break;
             await old.WaitEndedAsync();
         }
 
