@@ -26,7 +26,7 @@ if (to < from)
 }
 
 double hours = Value("--hours") is { } limit ? double.Parse(limit, CultureInfo.InvariantCulture) : double.PositiveInfinity;
-if (args.Contains("--sessions")) return SessionProgram.Run(from, to, Value("--broken"), hours, args.Contains("--keep-going"));
+if (args.Contains("--sessions")) return SessionProgram.Run(from, to, Value("--broken"), hours, args.Contains("--keep-going"), args.Contains("--trace"));
 
 StoreDriver driver = Value("--store") == "log" ? new LogStoreDriver()
     : Value("--broken") is { } broken ? Drivers.Broken(broken) : Drivers.Default();

@@ -167,6 +167,7 @@ internal sealed partial class Initiator(SessionSimulation world, int number)
         if (response != IscsiLogoutResponse.Success) world.Violate(ViolationKind.WrongProtocol, $"logout of a connection was answered {response}");
         gone.Die();
         world.Settle(session, gone);
+        await session.PlugAsync(gone);
         world.Counters[SessionDid.ConnectionLogouts]++;
     }
 

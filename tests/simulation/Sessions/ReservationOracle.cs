@@ -63,7 +63,12 @@ internal sealed class ReservationOracle
     /// <summary>What is left after a restart without persistence.</summary>
     public void Forget(ulong now)
     {
-        foreach (Reservation reservation in _all) reservation.GoneFrom = Math.Min(reservation.GoneFrom, now);
+        foreach (Reservation reservation in _all)
+        {
+            reservation.EndingFrom = Math.Min(reservation.EndingFrom, now);
+            reservation.GoneFrom = Math.Min(reservation.GoneFrom, now);
+        }
+
         Registered.Clear();
     }
 }

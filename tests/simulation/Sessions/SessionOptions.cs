@@ -60,6 +60,9 @@ public sealed record SessionOptions
     /// <summary>Initiators and NBD clients of one life at most.</summary>
     public int ClientsMax { get; init; } = 4;
 
+    /// <summary>Told about every PDU that an initiator sends or receives, for people; null for none.</summary>
+    public Action<string>? Trace { get; init; }
+
     /// <summary>Requests of one life at most.</summary>
     public int RequestsPerLife { get; init; } = 250;
 }

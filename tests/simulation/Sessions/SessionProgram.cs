@@ -6,9 +6,13 @@ namespace BlockServer.Tests.Simulation.Sessions;
 internal static class SessionProgram
 {
     /// <summary>Runs the seeds and prints what they did; the exit code.</summary>
-    public static int Run(ulong from, ulong to, string? broken, double hours, bool keepGoing)
+    public static int Run(ulong from, ulong to, string? broken, double hours, bool keepGoing, bool traces)
     {
-        var options = new SessionOptions { Breakage = broken is null ? SessionBreakage.None : Enum.Parse<SessionBreakage>(broken) };
+        var options = new SessionOptions
+        {
+            Breakage = broken is null ? SessionBreakage.None : Enum.Parse<SessionBreakage>(broken),
+            Trace = traces ? Console.WriteLine : null,
+        };
         var watch = Stopwatch.StartNew();
         TimeSpan told = TimeSpan.Zero;
         SessionSweep sweep = SessionSweep.Run(from, to, options, twice: from == to, keepGoing, soFar =>

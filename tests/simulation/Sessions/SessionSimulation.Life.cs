@@ -69,6 +69,7 @@ public sealed partial class SessionSimulation : IIscsiTargets, INbdExports
     internal (SimConnection Wire, Func<bool> HasEnded) ConnectNbd()
     {
         (SimConnection client, SimConnection server) = Wire();
+        server.HearsNoBreak = false; // NBD has no pings: the kernel's keepalive is what ends such a connection
         var session = new NbdSession(Loop, server, this, new NbdOptions());
         _nbdServers.Add(session);
         if (_isStopping) session.RequestStop();
@@ -306,7 +307,12 @@ public sealed partial class SessionSimulation : IIscsiTargets, INbdExports
     {
         CountCuts();
         if (!Loop.RunUntil(() => (_target.Sessions.Count == 0 && _serversRunning == 0) || IsBroken, EventsPerLifeMax))
-            Violate(ViolationKind.Hang, $"{_target.Sessions.Count} sessions and {_serversRunning} connections never end");
+        {
+            string sessions = string.Join("; ", _target.Sessions.Values.Select(s =>
+                $"{s.InitiatorName} {s.Tsih}: {s.ConnectionCount} connections, {s.Counters.InFlight} in flight, dropped {s.IsDropped} ({s.EndReason})"));
+            Violate(ViolationKind.Hang, $"{_serversRunning} connections never end; {_units.Sum(u => u.Unit!.TaskCount)} tasks; {sessions}");
+        }
+
         if (IsBroken) return;
         ulong now = Tick();
         foreach ((VolumeModel volume, ModelWrite write) in _inFlight) volume.End(write, isOk: false, isDurable: false, now);

@@ -1,4 +1,5 @@
 using BlockServer.Core;
+using BlockServer.Protocols.Iscsi;
 using BlockServer.Tests.Simulated;
 using BlockServer.Tests.Simulated.Disk;
 
@@ -103,6 +104,15 @@ public sealed partial class SessionSimulation
 
         session.Unsettled.RemoveAll(left => link is null || left.Link == link);
         Tick();
+    }
+
+    internal void Trace(SimSession session, SimLink link, string way, ReadOnlySpan<byte> bhs)
+    {
+        if (_options.Trace is null) return;
+        IscsiHeader header = IscsiHeader.Read(bhs);
+        _options.Trace(
+            $"{Loop.NowNanos / 1000,10} {session.InitiatorName[^1]}:{session.Tsih}.{link.Cid} {way} {header.Opcode} {Convert.ToHexString(bhs[..4])}"
+                + $" tag {header.InitiatorTaskTag:X} +{header.DataBytes} 20: {Convert.ToHexString(bhs[20..24])} {Convert.ToHexString(bhs[24..36])} {Convert.ToHexString(bhs[36..48])}");
     }
 
     internal void Violate(ViolationKind kind, string what) => Violate(new Violation(kind, what));

@@ -88,6 +88,7 @@ internal sealed class SimLink(SessionSimulation world, SimSession session, SimCo
     {
         while (await ReadAsync() is { } pdu)
         {
+            world.Trace(session, this, "<", pdu.Bhs);
             Count(pdu.Bhs);
             session.Take(this, pdu.Bhs, pdu.Data);
         }
@@ -111,6 +112,7 @@ internal sealed class SimLink(SessionSimulation world, SimSession session, SimCo
         var pdu = new byte[IscsiWire.BhsSize + headDigest + data.Length + pad + dataDigest];
         write(pdu.AsSpan(0, IscsiWire.BhsSize));
         IscsiHeader.SetDataBytes(pdu, data.Length);
+        world.Trace(session, this, ">", pdu.AsSpan(0, IscsiWire.BhsSize));
         int at = IscsiWire.BhsSize;
         if (headDigest > 0) BinaryPrimitives.WriteUInt32LittleEndian(pdu.AsSpan(at), Crc32C.Compute(pdu.AsSpan(0, at)));
         at += headDigest;

@@ -14,7 +14,8 @@ internal sealed class SimSession(SessionSimulation world, string initiatorName, 
 
     private readonly List<SimLink> _links = [];
     private readonly Dictionary<uint, SimTask> _tasks = [];
-    private readonly HashSet<uint> _aborted = [];
+    private readonly List<SimTask> _lost = []; // with a connection that the session outlived
+    private readonly Dictionary<uint, string> _abortedBy = [];
     private readonly Dictionary<uint, LoopEvent<byte[]?>> _requests = []; // task management, logout
     private readonly Queue<LoopEvent<bool>> _windowWaiters = new();
     private uint _cmdSn, _expCmdSn, _maxCmdSn;
@@ -77,6 +78,7 @@ internal sealed class SimSession(SessionSimulation world, string initiatorName, 
             // The target answers when the commands of the old one have ended.
             instead.Die();
             world.Settle(this, instead);
+            world.Spawn(() => PlugAsync(instead));
             world.Counters[SessionDid.ConnectionReinstatements]++;
         }
 
@@ -120,6 +122,11 @@ internal sealed class SimSession(SessionSimulation world, string initiatorName, 
         bool isTarget = function is TaskFunction.TargetWarmReset or TaskFunction.TargetColdReset;
         SimTask[] hit =
             [.. _tasks.Values.Where(t => isSet ? (isTarget || t.Lun == lun) && IscsiWire.IsBefore(t.CmdSn, cmdSn) : t == task)];
+        if (isSet)
+        {
+            foreach (SimTask one in hit) one.MayVanish = true; // another function may find them gone already
+        }
+
         var pdu = new TaskManagementRequestPdu(
             true, function, lun, tag, task?.Tag ?? IscsiWire.NoTag, cmdSn, link.ExpStatSn, task?.CmdSn ?? 0);
         var answered = new LoopEvent<byte[]?>();
@@ -130,13 +137,13 @@ internal sealed class SimSession(SessionSimulation world, string initiatorName, 
         TaskFunctionResponse response = TaskManagementResponsePdu.Read(bhs).Response;
         if (response == TaskFunctionResponse.Complete)
         {
-            foreach (SimTask gone in hit) Abort(gone);
+            foreach (SimTask gone in hit) Abort(gone, $"{function} on connection {link.Cid}");
         }
         else if (response == TaskFunctionResponse.NoTask && task is { IsFinished: false })
         {
             // Nothing is known of it there, and its answer would have come first on this connection.
             if (!task.MayVanish) world.Violate(ViolationKind.Hang, $"{InitiatorName}: task {task.Tag} was never answered and is gone");
-            Abort(task);
+            Abort(task, $"{function}, NoTask");
         }
 
         return response;
@@ -154,6 +161,26 @@ internal sealed class SimSession(SessionSimulation world, string initiatorName, 
         on.Send(b => pdu.WriteTo(b));
         byte[]? bhs = await answered.WaitAsync();
         return bhs is null ? null : LogoutResponsePdu.Read(bhs).Response;
+    }
+
+    /// <summary>Gives up the numbers of commands that went down with a connection, or those behind would wait for them.</summary>
+    public async Task PlugAsync(SimLink gone)
+    {
+        foreach (SimTask task in _lost.Where(t => t.Link == gone).ToArray())
+        {
+            if (IsDead || PickLink(null) is not { } link) return;
+            _lost.Remove(task);
+            if (IscsiWire.IsBefore(task.CmdSn, _expCmdSn)) continue;
+            uint tag = _tag++;
+            var answered = new LoopEvent<byte[]?>();
+            _requests.Add(tag, answered);
+            var pdu = new TaskManagementRequestPdu(
+                true, TaskFunction.AbortTask, task.Lun, tag, task.Tag, _cmdSn, link.ExpStatSn, task.CmdSn);
+            link.Send(b => pdu.WriteTo(b));
+            if (await answered.WaitAsync() is not { } bhs) return;
+            TaskFunctionResponse response = TaskManagementResponsePdu.Read(bhs).Response;
+            if (response is not (TaskFunctionResponse.Complete or TaskFunctionResponse.NoTask)) Wrong($"giving up a number was answered {response}");
+        }
     }
 
     /// <summary>Leaves without a word.</summary>
@@ -196,10 +223,11 @@ internal sealed class SimSession(SessionSimulation world, string initiatorName, 
 
         if (!_tasks.TryGetValue(tag, out SimTask? task))
         {
-            bool isAborted = _aborted.Contains(tag);
+            bool isAborted = _abortedBy.ContainsKey(tag);
             world.Violate(
                 isAborted ? ViolationKind.AnswerAfterAbort : ViolationKind.WrongProtocol,
-                $"{InitiatorName}: {opcode} for task {tag}, {(isAborted ? "after the answer to its abort" : "which has none")}");
+                $"{InitiatorName}: {opcode} for task {tag} on connection {link.Cid} of {_nextCid - 1}, "
+                    + (isAborted ? $"after the answer to its abort by {_abortedBy[tag]}" : "which has none"));
             return;
         }
 
@@ -228,6 +256,7 @@ internal sealed class SimSession(SessionSimulation world, string initiatorName, 
         foreach (SimTask task in _tasks.Values.Where(t => t.Link == link).ToArray())
         {
             _tasks.Remove(task.Tag);
+            _lost.Add(task);
             task.Finish(Lost);
         }
 
@@ -294,7 +323,7 @@ internal sealed class SimSession(SessionSimulation world, string initiatorName, 
             uint dataSn = 0;
             for (int at = burst.From; at < burst.To && !task.Link.IsDead;)
             {
-                if (task.IsFinished && _aborted.Contains(task.Tag)) return; // nothing more after the answer to an abort
+                if (task.IsFinished && _abortedBy.ContainsKey(task.Tag)) return; // nothing more after the answer to an abort
                 if (hole-- == 0 || (isSpoiled && hole >= 0 && burst.To - at <= 512))
                 {
                     (hole, isSpoiled) = (-1, false);
@@ -364,11 +393,11 @@ internal sealed class SimSession(SessionSimulation world, string initiatorName, 
         task.Finish(answer);
     }
 
-    private void Abort(SimTask task)
+    private void Abort(SimTask task, string by)
     {
         if (task.IsFinished) return;
         _tasks.Remove(task.Tag);
-        _aborted.Add(task.Tag);
+        _abortedBy.Add(task.Tag, by);
         task.Finish(new TaskAnswer(TaskEnd.Aborted, ScsiStatus.Good, [], []));
     }
 
