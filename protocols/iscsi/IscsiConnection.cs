@@ -190,7 +190,8 @@ public sealed partial class IscsiConnection
     /// answers a ping in its turn.</summary>
     internal async ValueTask WaitTakenAsync()
     {
-        if (IsClosed || _isLoggingOut || _stopping) return;
+        if (_isLoggingOut || _stopping) await WaitEndedAsync(); // it sends what it has and closes, soon
+        if (IsClosed) return;
         Ping(_loop.NowNanos);
         var taken = new LoopEvent<bool>();
         _whenTaken.Enqueue((_pingTag, taken));

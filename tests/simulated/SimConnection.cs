@@ -11,7 +11,8 @@ public sealed class SimConnection : IConnection
 {
     private readonly SimLoop _loop;
     private readonly int _windowBytes;
-    private readonly Queue<byte> _inbox = new();
+    private byte[] _inbox = [];
+    private int _inboxStart, _inboxCount;
     private SimConnection _other = null!;
     private LoopEvent<int>? _receive;
     private Memory<byte> _target;
@@ -85,9 +86,9 @@ public sealed class SimConnection : IConnection
     {
         Check.That(_receive is null && !target.IsEmpty);
         if (_closed) return -9;
-        if (_inbox.Count == 0) return _isBroken ? -104 : _finReceived ? 0 : -11;
-        int count = Math.Min(Piece(_inbox.Count), target.Length);
-        for (int i = 0; i < count; i++) target.Span[i] = _inbox.Dequeue();
+        if (_inboxCount == 0) return _isBroken ? -104 : _finReceived ? 0 : -11;
+        int count = Math.Min(Piece(_inboxCount), target.Length);
+        Take(target.Span[..count]);
         _other.Pump();
         return count;
     }
@@ -154,7 +155,7 @@ public sealed class SimConnection : IConnection
 
     private void Pump()
     {
-        if (_send is null || _pumping || _isDeaf || (_other._inbox.Count >= _windowBytes && !_other._closed)) return;
+        if (_send is null || _pumping || _isDeaf || (_other._inboxCount >= _windowBytes && !_other._closed)) return;
         _pumping = true;
         _loop.Schedule(100 + _loop.Random.NextBelow(DelayNanosMax), () =>
         {
@@ -172,9 +173,10 @@ public sealed class SimConnection : IConnection
                 return;
             }
 
-            int room = Math.Min(_outgoing.Length - _sent, _windowBytes - _other._inbox.Count);
+            int room = Math.Min(_outgoing.Length - _sent, _windowBytes - _other._inboxCount);
             int piece = (int)Math.Min(Piece(room), _other.BreaksAfterBytes - _other.ArrivedBytes);
-            for (int i = 0; i < piece; i++) _other.Arrive(_outgoing[_sent++]);
+            _other.Arrive(_outgoing.AsSpan(_sent, piece));
+            _sent += piece;
             _other.Deliver();
             if (_other.ArrivedBytes == _other.BreaksAfterBytes) Break();
             else if (_sent == _outgoing.Length) Finish(ref _send, 0);
@@ -182,28 +184,46 @@ public sealed class SimConnection : IConnection
         });
     }
 
-    private void Arrive(byte value)
+    private void Arrive(ReadOnlySpan<byte> bytes)
     {
-        _inbox.Enqueue(ArrivedBytes == FlipsByte ? (byte)(value ^ 0x10) : value);
-        ArrivedBytes++;
+        if (_inboxStart + _inboxCount + bytes.Length > _inbox.Length)
+        {
+            var larger = new byte[Math.Max(2 * (_inboxCount + bytes.Length), 4096)];
+            _inbox.AsSpan(_inboxStart, _inboxCount).CopyTo(larger);
+            (_inbox, _inboxStart) = (larger, 0);
+        }
+
+        Span<byte> target = _inbox.AsSpan(_inboxStart + _inboxCount, bytes.Length);
+        bytes.CopyTo(target);
+        if (FlipsByte >= ArrivedBytes && FlipsByte < ArrivedBytes + bytes.Length) target[(int)(FlipsByte - ArrivedBytes)] ^= 0x10;
+        _inboxCount += bytes.Length;
+        ArrivedBytes += bytes.Length;
+    }
+
+    private void Take(Span<byte> target)
+    {
+        _inbox.AsSpan(_inboxStart, target.Length).CopyTo(target);
+        _inboxStart += target.Length;
+        _inboxCount -= target.Length;
+        if (_inboxCount == 0) _inboxStart = 0;
     }
 
     private void Deliver()
     {
-        if (_receive is null || _delivering || (_inbox.Count == 0 && !_finReceived && !_isBroken)) return;
+        if (_receive is null || _delivering || (_inboxCount == 0 && !_finReceived && !_isBroken)) return;
         _delivering = true;
         _loop.Schedule(100 + _loop.Random.NextBelow(DelayNanosMax), () =>
         {
             _delivering = false;
             if (_receive is null) return;
-            if (_inbox.Count == 0 && _isBroken)
+            if (_inboxCount == 0 && _isBroken)
             {
                 Finish(ref _receive, -104);
                 return;
             }
 
-            int count = Math.Min(Piece(_inbox.Count), _target.Length);
-            for (int i = 0; i < count; i++) _target.Span[i] = _inbox.Dequeue();
+            int count = Math.Min(Piece(_inboxCount), _target.Length);
+            Take(_target.Span[..count]);
             _other.Pump();
             Finish(ref _receive, count);
         });

@@ -90,7 +90,7 @@ internal sealed partial class Initiator
         return true;
     }
 
-    private Task<TaskAnswer> ChangeReservationAsync(SimSession session, SimUnit unit, int action, int type, ulong key, ulong other)
+    private async Task<TaskAnswer> ChangeReservationAsync(SimSession session, SimUnit unit, int action, int type, ulong key, ulong other)
     {
         var cdb = new byte[16];
         (cdb[0], cdb[1], cdb[2], cdb[8]) = (0x5F, (byte)action, (byte)type, 24);
@@ -98,14 +98,19 @@ internal sealed partial class Initiator
         BinaryPrimitives.WriteUInt64BigEndian(list, key);
         BinaryPrimitives.WriteUInt64BigEndian(list.AsSpan(8), other);
         if (action == RegisterAnyway && world.KeepsReservations) list[20] = 1; // APTPL
-        if (action is Release or Clear or Preempt)
+        ushort[] causes = action is Release or Clear or Preempt ? [0x2A03, 0x2A04, 0x2A05] : [];
+        foreach (ushort code in causes)
         {
-            foreach (SimSession one in world.Sessions)
-            {
-                foreach (ushort code in new ushort[] { 0x2A03, 0x2A04, 0x2A05 }) one.Attentions[unit.LunField].Allow(code);
-            }
+            unit.Causes.Add(code);
+            foreach (SimSession one in world.Sessions) one.Attentions[unit.LunField].Allow(code);
         }
 
-        return AskAsync(session, unit, cdb, 0, list);
+        TaskAnswer answer = await AskAsync(session, unit, cdb, 0, list);
+        foreach (ushort code in causes)
+        {
+            if (answer.End == TaskEnd.Answered) unit.Causes.Remove(code);
+        }
+
+        return answer;
     }
 }

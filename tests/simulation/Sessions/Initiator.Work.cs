@@ -364,6 +364,7 @@ internal sealed partial class Initiator
         {
             foreach (SimUnit one in units)
             {
+                one.Causes.Add(code);
                 foreach (SimSession other in world.Sessions)
                 {
                     AttentionOracle attentions = other.Attentions[one.LunField];
@@ -379,6 +380,7 @@ internal sealed partial class Initiator
         {
             if (isOwn) continue;
             if (response is null) one.HasStrayAborts = true; // it may still be done, whenever
+            else one.Causes.Remove(code);
             foreach (SimSession other in world.Sessions)
             {
                 if (other != session) other.OnForeignAbort(one.LunField);

@@ -85,7 +85,12 @@ public sealed partial class SessionSimulation : IIscsiTargets, INbdExports
     internal void Enlist(SimSession session)
     {
         _sessions.Add(session);
-        foreach (SimUnit unit in _units) session.Attentions[unit.LunField] = new AttentionOracle();
+        foreach (SimUnit unit in _units)
+        {
+            var attentions = new AttentionOracle();
+            session.Attentions[unit.LunField] = attentions;
+            foreach (ushort code in unit.Causes) attentions.Allow(code);
+        }
     }
 
     internal ModelWrite BeginWrite(SimUnit unit, ulong first, ulong sectors, bool isZero, ulong id)
@@ -220,6 +225,7 @@ public sealed partial class SessionSimulation : IIscsiTargets, INbdExports
             var options = new LogicalUnitOptions { Uuid = unit.Model.Head.Uuid, BlockBytes = unit.BlockBytes, Durability = _durability };
             IReservationStore kept = unit.Kept.On(Loop, _options.Breakage == SessionBreakage.ReservationsForgotten);
             unit.HasStrayAborts = false;
+            unit.Causes.Clear();
             unit.Unit = new LogicalUnit(Loop, DeviceOf(unit), options, kept);
             if (Loop.Run(unit.Unit.LoadAsync()) != IoStatus.Ok) Violate(ViolationKind.Refused, "reservations could not be loaded");
             scsi.SetLun(unit.Lun, unit.Unit);
@@ -343,6 +349,11 @@ public sealed partial class SessionSimulation : IIscsiTargets, INbdExports
         _powerWasCut = cutsPower;
         if (cutsPower) _disk.CutPower();
         else _disk.Kill();
+        foreach (SimUnit unit in _units)
+        {
+            if (cutsPower) unit.OnPowerCut();
+        }
+
         ulong now = Tick();
         foreach ((VolumeModel volume, ModelWrite write) in _inFlight) volume.End(write, isOk: false, isDurable: false, now);
         _inFlight.Clear();

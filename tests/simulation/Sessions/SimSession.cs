@@ -16,7 +16,7 @@ internal sealed class SimSession(SessionSimulation world, string initiatorName, 
     private readonly Dictionary<uint, SimTask> _tasks = [];
     private readonly List<SimTask> _lost = []; // with a connection that the session outlived
     private readonly Dictionary<uint, string> _abortedBy = [];
-    private readonly Dictionary<uint, LoopEvent<byte[]?>> _requests = []; // task management, logout
+    private readonly Dictionary<uint, (SimLink Link, LoopEvent<byte[]?> Answered)> _requests = []; // task management, logout
     private readonly Queue<LoopEvent<bool>> _windowWaiters = new();
     private uint _cmdSn, _expCmdSn, _maxCmdSn;
     private uint _tag = 1;
@@ -130,7 +130,7 @@ internal sealed class SimSession(SessionSimulation world, string initiatorName, 
         var pdu = new TaskManagementRequestPdu(
             true, function, lun, tag, task?.Tag ?? IscsiWire.NoTag, cmdSn, link.ExpStatSn, task?.CmdSn ?? 0);
         var answered = new LoopEvent<byte[]?>();
-        _requests.Add(tag, answered);
+        _requests.Add(tag, (link, answered));
         link.Send(b => pdu.WriteTo(b));
         byte[]? bhs = await answered.WaitAsync();
         if (bhs is null) return null;
@@ -154,7 +154,7 @@ internal sealed class SimSession(SessionSimulation world, string initiatorName, 
     {
         uint tag = _tag++;
         var answered = new LoopEvent<byte[]?>();
-        _requests.Add(tag, answered);
+        _requests.Add(tag, (on, answered));
         bool isWhole = reason == IscsiLogoutReason.CloseSession;
         foreach (SimLink link in _links) link.IsLeaving |= isWhole || link.Cid == cid;
         var pdu = new LogoutRequestPdu(true, reason, tag, cid, _cmdSn, on.ExpStatSn);
@@ -173,7 +173,7 @@ internal sealed class SimSession(SessionSimulation world, string initiatorName, 
             if (IscsiWire.IsBefore(task.CmdSn, _expCmdSn)) continue;
             uint tag = _tag++;
             var answered = new LoopEvent<byte[]?>();
-            _requests.Add(tag, answered);
+            _requests.Add(tag, (link, answered));
             var pdu = new TaskManagementRequestPdu(
                 true, TaskFunction.AbortTask, task.Lun, tag, task.Tag, _cmdSn, link.ExpStatSn, task.CmdSn);
             link.Send(b => pdu.WriteTo(b));
@@ -208,11 +208,13 @@ internal sealed class SimSession(SessionSimulation world, string initiatorName, 
                 if (transferTag != IscsiWire.NoTag) link.Send(b => answer.WriteTo(b, 0));
                 return;
             case IscsiOpcode.TaskManagementResponse or IscsiOpcode.LogoutResponse:
-                if (_requests.Remove(tag, out LoopEvent<byte[]?>? waiter)) waiter.Set(bhs);
+                if (_requests.Remove(tag, out (SimLink Link, LoopEvent<byte[]?> Answered) waiter)) waiter.Answered.Set(bhs);
                 else Wrong($"{opcode} for tag {tag}, which nobody sent");
                 return;
             case IscsiOpcode.AsyncMessage:
+                // The target leaves: what it has not begun it drops.
                 foreach (SimLink one in _links) one.IsLeaving = true;
+                foreach (SimTask left in _tasks.Values) left.MayVanish = true;
                 return;
             case IscsiOpcode.R2T or IscsiOpcode.DataIn or IscsiOpcode.ScsiResponse:
                 break;
@@ -223,6 +225,7 @@ internal sealed class SimSession(SessionSimulation world, string initiatorName, 
 
         if (!_tasks.TryGetValue(tag, out SimTask? task))
         {
+            if (link.IsLeaving) return; // a logout does not wait for what the network still carries on other connections
             bool isAborted = _abortedBy.ContainsKey(tag);
             world.Violate(
                 isAborted ? ViolationKind.AnswerAfterAbort : ViolationKind.WrongProtocol,
@@ -260,15 +263,15 @@ internal sealed class SimSession(SessionSimulation world, string initiatorName, 
             task.Finish(Lost);
         }
 
+        foreach (uint tag in _requests.Where(r => r.Value.Link == link).Select(r => r.Key).ToArray())
+        {
+            if (_requests.Remove(tag, out (SimLink Link, LoopEvent<byte[]?> Answered) request)) request.Answered.Set(null);
+        }
+
         if (link.IsLeaving && _links.Count > 0) return;
         IsDead = true;
         Abandon();
         if (_links.Count > 0) return;
-        foreach (uint tag in _requests.Keys.ToArray())
-        {
-            if (_requests.Remove(tag, out LoopEvent<byte[]?>? request)) request.Set(null);
-        }
-
         while (_windowWaiters.TryDequeue(out LoopEvent<bool>? waiter)) waiter.Set(false);
     }
 

@@ -40,6 +40,12 @@ internal sealed class SimUnit(ushort lun, int blockBytes, VolumeModel model)
 
     public ulong TicketSector(int index) => FreeSectors + (ulong)index * SectorsPerBlock;
 
+    /// <summary>Unit attentions whose cause is under way: a session that logs in now may be told.</summary>
+    public List<ushort> Causes { get; } = [];
+
+    /// <summary>A power cut may bring back what was replaced.</summary>
+    public void OnPowerCut() => _replaced.Clear();
+
     /// <summary>The content named by <paramref name="id"/> was replaced; false when it was before.</summary>
     public bool Replace(ulong sector, ulong id) => _replaced.Add((sector, id));
 }
