@@ -43,7 +43,14 @@ public sealed class IscsiTarget(ILoop loop, IScsiTarget? scsi, IIscsiTargets tar
         if (session is not null) admitted?.Invoke(session);
         var batch = new SendBatch();
         batch.Add(output.WrittenMemory);
+        LoopTimer deadline = loop.CreateTimer(() =>
+        {
+            if (served is null) connection.Close();
+            else served.Close("the initiator did not take the login response");
+        });
+        deadline.Start(options.LoginNanos);
         int sent = await connection.SendAsync(batch);
+        deadline.Stop();
         if (served is not null) return await served.RunAsync(sent >= 0);
         connection.ShutdownSend();
         connection.Close();
@@ -95,6 +102,7 @@ public sealed class IscsiTarget(ILoop loop, IScsiTarget? scsi, IIscsiTargets tar
         while (!login.IsDiscovery && Find(login) is { } old)
         {
             old.Drop("the session was reinstated");
+            if (options.Breaks(IscsiBrokenRules.ReinstateAtOnce)) break;
             await old.WaitEndedAsync();
         }
 
