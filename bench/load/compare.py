@@ -170,19 +170,22 @@ class Comparison:
         """The lines of the table with ratios and verdicts, ready for JSON."""
         lines = []
         known = {w.name: w for w in self.workloads}
-        for (backing, transport, name), servers in self.medians().items():
+        medians = self.medians()
+        for (backing, transport, name), servers in medians.items():
             workload = known[name]
             verdicts = []
             for target in workload.targets.get(backing, []):
-                result = judge(target, servers.get("blockd"), self.other(backing, transport, target, servers))
+                results = []
+                for way in (target, target.other):
+                    if way:
+                        beside = medians.get((backing, transport, way.line or name), {})
+                        results.append(judge(way, servers.get("blockd"), beside.get(way.peer)))
+                # The one that is met, else the first that was measured.
+                result = next((r for r in results if r and r[1]), next((r for r in results if r), None))
                 verdicts.append({"target": target.text(), "ratio": result and result[0], "met": result and result[1]})
             lines.append({"backing": backing, "transport": transport, "workload": name, "what": workload.what, "metric": workload.metric,
                           "servers": servers, "targets": verdicts})
         return lines
-
-    def other(self, backing, transport, target, servers):
-        """What a target compares with: a peer in the same line."""
-        return servers.get(target.peer)
 
     def run(self):
         backings = ["shm", "disk"] if self.options.backing == "both" else [self.options.backing]
@@ -237,7 +240,7 @@ def show(about, notes, lines):
     verdicts = [v for line in lines for v in line["targets"] if v["met"] is not None]
     rounds = [f["rounds"] for line in lines for f in line["servers"].values()]
     print(f"\n{sum(v['met'] for v in verdicts)} of {len(verdicts)} targets met; medians of {min(rounds)} to {max(rounds)} rounds. "
-          "'noise': cores that neither server nor fio used; compare only within this run.")
+          "'noise': cores that neither server nor client used; compare only within this run.")
 
 
 def main(make, versions):
