@@ -99,19 +99,20 @@ class IscsiComparison(compare.Comparison):
                     self.measure(0, transport, line, server)
 
     def measure(self, number, transport, workload, server):
-        if workload.client == "iscsi-perf":
-            return iscsi_clients.perf(server, workload.sessions, workload.block, workload.depth, self.options.seconds)
         key = (server.name, workload.name)
-        if key not in self.rates:
-            first = self.bench(server, workload, FIRST_COUNT[workload.block] // (1 if workload.depth > 1 else 4))
+        if key not in self.rates and workload.client == "qemu-img":
+            first = bench(server, workload, self.options.seconds, FIRST_COUNT[workload.block] // (1 if workload.depth > 1 else 4))
             self.rates[key] = first["iops"]
-        figures = self.bench(server, workload, max(100, int(self.rates[key] * self.options.seconds / workload.sessions)))
+        figures = bench(server, workload, self.options.seconds, int(self.rates.get(key, 0) * self.options.seconds))
         self.rates[key] = figures["iops"]
         return figures
 
-    @staticmethod
-    def bench(server, line, count):
-        return iscsi_clients.qemu(server, line.sessions, line.rw, line.block, line.depth, count, line.header_digest)
+
+def bench(server, line, seconds, count):
+    """One run of a line: of that many seconds, or that many requests, whichever its client understands."""
+    if line.client == "iscsi-perf":
+        return iscsi_clients.perf(server, line.sessions, line.block, line.depth, seconds)
+    return iscsi_clients.qemu(server, line.sessions, line.rw, line.block, line.depth, max(100, count // line.sessions), line.header_digest)
 
 
 def make():
