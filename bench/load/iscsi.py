@@ -22,7 +22,7 @@ class Line:
     block: int
     depth: int
     sessions: int = 1
-    header_digest: bool = False
+    digests: bool = False  # headers only with qemu-img, headers and data with the own initiator
     metric: str = "iops"
     many_peers: bool = False
     targets: dict = field(default_factory=dict)
@@ -37,8 +37,8 @@ READ = {"shm": [aio("iops", 2.0), CPU], "disk": [Target("tgt-aio", "iops", 1.8, 
 WRITE = {"shm": [aio("iops", 2.0), CPU], "disk": [aio("iops", 1.8)]}
 
 
-def unlike(line):
-    return [Target("blockd", "iops", 0.85, line=line)]
+def unlike(line, metric="iops"):
+    return [Target("blockd", metric, 0.85, line=line)]
 
 
 LINES = [
@@ -51,10 +51,21 @@ LINES = [
          targets={"shm": [aio("mb_per_s", 1.5)]}),
     Line("write-128k-qd16", "qemu-img bench, 128k writes in order, QD16", "qemu-img", "write", 131072, 16, metric="mb_per_s",
          targets={"shm": [aio("mb_per_s", 1.5)]}),
-    Line("read-4k-qd32-header", "the same with header digests", "qemu-img", "read", 4096, 32, header_digest=True,
+    Line("read-4k-qd32-header", "the same with header digests", "qemu-img", "read", 4096, 32, digests=True,
          targets={"shm": unlike("read-4k-qd32"), "disk": unlike("read-4k-qd32")}),
-    Line("write-4k-qd32-header", "the same with header digests", "qemu-img", "write", 4096, 32, header_digest=True,
+    Line("write-4k-qd32-header", "the same with header digests", "qemu-img", "write", 4096, 32, digests=True,
          targets={"shm": unlike("write-4k-qd32"), "disk": unlike("write-4k-qd32")}),
+    Line("own-read-4k-qd32", "own initiator, random 4k reads, QD32", "own", "read", 4096, 32, many_peers=True, targets=READ),
+    Line("own-write-4k-qd32", "own initiator, random 4k writes, QD32", "own", "write", 4096, 32, many_peers=True, targets=WRITE),
+    Line("own-read-4k-qd1", "own initiator, random 4k reads, QD1", "own", "read", 4096, 1, targets={"shm": [aio("iops", 1.1)]}),
+    Line("own-write-4k-qd1", "own initiator, random 4k writes, QD1", "own", "write", 4096, 1, targets={"shm": [aio("iops", 1.1)]}),
+    Line("own-read-128k-qd16", "own initiator, 128k reads in order, QD16", "own", "read", 131072, 16, metric="mb_per_s",
+         targets={"shm": [aio("mb_per_s", 1.5)]}),
+    Line("own-write-128k-qd16", "own initiator, 128k writes in order, QD16", "own", "write", 131072, 16, metric="mb_per_s",
+         targets={"shm": [aio("mb_per_s", 1.5)]}),
+    *(Line(f"own-{rw}-{size}-digests", "the same with header and data digests", "own", rw, block, depth, digests=True, metric=metric,
+           targets={backing: unlike(f"own-{rw}-{size}", metric) for backing in ("shm", "disk")})
+      for size, block, depth, metric in (("4k-qd32", 4096, 32, "iops"), ("128k-qd16", 131072, 16, "mb_per_s")) for rw in ("read", "write")),
     Line("perf-read-4k-4x32", f"iscsi-perf, {LUNS} sessions on {LUNS} LUNs, QD32 each", "iscsi-perf", "read", 4096, 32, sessions=LUNS),
     Line("write-4k-4x32", f"qemu-img bench, {LUNS} sessions on {LUNS} LUNs, QD32 each", "qemu-img", "write", 4096, 32, sessions=LUNS),
 ]
@@ -89,7 +100,7 @@ class IscsiComparison(compare.Comparison):
 
     def measures(self, server, workload):
         if server.name == "raw":
-            return workload.client == "qemu-img" and workload.sessions == 1 and not workload.header_digest
+            return workload.client == "qemu-img" and workload.sessions == 1 and not workload.digests
         return not self.options.quick or self.options.servers is not None or workload.many_peers or server.name in ("blockd", "tgt-aio")
 
     def warm(self, transport, server):
@@ -103,16 +114,18 @@ class IscsiComparison(compare.Comparison):
         if key not in self.rates and workload.client == "qemu-img":
             first = bench(server, workload, self.options.seconds, FIRST_COUNT[workload.block] // (1 if workload.depth > 1 else 4))
             self.rates[key] = first["iops"]
-        figures = bench(server, workload, self.options.seconds, int(self.rates.get(key, 0) * self.options.seconds))
+        figures = bench(server, workload, self.options.seconds, int(self.rates.get(key, 0) * self.options.seconds), number)
         self.rates[key] = figures["iops"]
         return figures
 
 
-def bench(server, line, seconds, count):
+def bench(server, line, seconds, count, seed=1):
     """One run of a line: of that many seconds, or that many requests, whichever its client understands."""
     if line.client == "iscsi-perf":
         return iscsi_clients.perf(server, line.sessions, line.block, line.depth, seconds)
-    return iscsi_clients.qemu(server, line.sessions, line.rw, line.block, line.depth, max(100, count // line.sessions), line.header_digest)
+    if line.client == "own":
+        return iscsi_clients.own(server, line.rw, line.block, line.depth, seconds, line.digests, seed)
+    return iscsi_clients.qemu(server, line.sessions, line.rw, line.block, line.depth, max(100, count // line.sessions), line.digests)
 
 
 def make():

@@ -1,12 +1,16 @@
-"""Initiators: one run of iscsi-perf or of qemu-img bench, or of several at once, and what it measured."""
+"""Initiators: one run of iscsi-perf, of qemu-img bench or of the project's own, and what it measured."""
 
+import json
 import re
 import subprocess
+import threading
 
 from machine import BenchError, Watch
 
 # Requests of qemu-img bench go this many blocks apart, a prime: every block is met once before one is met again.
 STRIDE_BLOCKS = 5077
+
+INITIATOR = "bench/initiator/bin/Release/net10.0/BlockServer.Bench.Initiator"
 
 
 def perf(server, luns, block, depth, seconds):
@@ -39,6 +43,29 @@ def qemu(server, luns, rw, block, depth, count, header_digest=False):
             raise BenchError(f"{' '.join(command)} said:\n{text[-2000:]}")
         times.append(float(found.group(1)))
     return figures(count * luns, max(times), block, watch)
+
+
+def own(server, rw, block, depth, seconds, digests, seed):
+    """The project's own initiator: random places when requests are small. It tells latencies and knows data digests."""
+    name, lun = server.target(0)
+    command = [INITIATOR, "127.0.0.1", str(server.port), name, str(lun), rw, str(block), str(depth), f"{seconds:g}", str(seed),
+               "crc32c" if digests else "none"]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        timer = threading.Timer(seconds + 60, process.kill)
+        timer.start()
+        try:
+            first = process.stdout.readline()
+            with Watch(server.pid) as watch:
+                text = process.stdout.readline()
+            rest = process.stdout.read()
+        finally:
+            timer.cancel()
+    if process.returncode != 0 or not text.startswith("{"):
+        raise BenchError(f"{' '.join(command)} ended with {process.returncode}:\n{first}{text}{rest}")
+    told = json.loads(text)
+    watch.other_cores -= told["client_cpu_s"] / told["seconds"]
+    watch.client_seconds = told["client_cpu_s"]
+    return {**figures(told["ios"], told["seconds"], block, watch), "p50_us": told["p50_us"], "p99_us": told["p99_us"]}
 
 
 def image(server, lun, header_digest):
@@ -75,7 +102,7 @@ def figures(ios, seconds, block, watch):
     return {
         "iops": ios / seconds,
         "mb_per_s": ios / seconds * block / 1e6,
-        # These clients tell no latency.
+        # Debian's clients tell no latency.
         "p50_us": None,
         "p99_us": None,
         "ios": ios,
