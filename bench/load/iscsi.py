@@ -99,8 +99,10 @@ class IscsiComparison(compare.Comparison):
         return list(PEERS)
 
     def measures(self, server, workload):
+        if workload.digests:
+            return server.name == "blockd"  # compared with itself; tgt must be told to take digests
         if server.name == "raw":
-            return workload.client == "qemu-img" and workload.sessions == 1 and not workload.digests
+            return workload.client == "qemu-img" and workload.sessions == 1
         return not self.options.quick or self.options.servers is not None or workload.many_peers or server.name in ("blockd", "tgt-aio")
 
     def warm(self, transport, server):
