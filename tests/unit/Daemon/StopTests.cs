@@ -34,7 +34,9 @@ public sealed class StopTests
         Assert.DoesNotContain("store-0", line, StringComparison.Ordinal);
 
         // This process still holds the file of the disk; what lies on it is as after a kill.
-        File.Copy(test.PathOf("two.blk"), test.PathOf("copy.blk"));
+        await using (var held = new FileStream(test.PathOf("two.blk"), FileMode.Open, FileAccess.Read, FileShare.ReadWrite))
+        await using (FileStream copy = File.Create(test.PathOf("copy.blk")))
+            await held.CopyToAsync(copy);
         await test.StartAgainAsync();
         Assert.Equal(data, await ReadAsync(test, "good"));
         Assert.Equal("refused", Assert.Single(test.Daemon.Disks.Absent).State);
