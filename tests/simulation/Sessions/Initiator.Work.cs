@@ -100,7 +100,12 @@ internal sealed partial class Initiator
                 }),
                 attribute);
             ulong end = world.Tick();
-            if (answer.End != TaskEnd.Answered) return answer;
+            if (answer.End != TaskEnd.Answered)
+            {
+                session.Attentions[unit.LunField].OnLostAnswer();
+                return answer;
+            }
+
             JudgeReservation(session, unit, cdb[0], answer, start, end);
             bool goesOn = i < RetriesMax && !session.IsDead;
             if (answer.IsAttention)

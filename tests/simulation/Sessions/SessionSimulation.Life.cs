@@ -117,6 +117,12 @@ public sealed partial class SessionSimulation : IIscsiTargets, INbdExports
     {
         ulong[] delays = [1_000, 10_000, 10_000, 200_000, 2_000_000];
         (SimConnection client, SimConnection server) = SimConnection.Pair(Loop, 1 << (12 + Dice.NextBelow(7)));
+        if (_isWalking)
+        {
+            (_cutsTarget ? server : client).BreaksAfterBytes = _cutAt!.Value;
+            return (client, server);
+        }
+
         client.DelayNanosMax = delays[Dice.NextBelow(delays.Length)];
         server.DelayNanosMax = delays[Dice.NextBelow(delays.Length)];
         if (HasCuts && Dice.NextChance(0.3))

@@ -33,6 +33,21 @@ public sealed class SessionSimulationTests(ITestOutputHelper output)
         if (Settings.SessionSeeds >= Settings.SessionSeedsDefault) Assert.Empty(sweep.Counters.Missing);
     }
 
+    /// <summary>One session, cut one byte later each time, both ways: whatever was acknowledged stays, whatever was under way
+    /// has happened or not when the next login is answered, and at the end nothing is kept.</summary>
+    [Theory]
+    [InlineData(true, false)]
+    [InlineData(true, true)]
+    [InlineData(false, false)]
+    [InlineData(false, true)]
+    public void A_session_may_be_cut_at_every_byte(bool cutsTarget, bool isPlain)
+    {
+        (IReadOnlyList<Violation> violations, int cuts) = SessionSimulation.RunWalk(5, cutsTarget, isPlain);
+        output.WriteLine($"{cuts} cuts");
+        Assert.Empty(violations);
+        Assert.InRange(cuts, 2_000, 10_000);
+    }
+
     /// <summary>Trust in the tests (trust C.6): what is broken on purpose is found, by a symptom that it explains, in a world
     /// in which the same seed finds nothing wrong with the product.</summary>
     [Theory]
