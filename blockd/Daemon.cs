@@ -35,6 +35,7 @@ internal sealed class Daemon
         _meta = meta;
         _threads = threads;
         Directory = new VolumeDirectory(meta, SystemClock.Instance, new SystemRandom());
+        Volumes = new SharedVolumes(meta, settings, Warn);
         Disks = new Disks(settings, data, meta, Directory, threads, Warn, watch, layer);
         StartedAt = SystemClock.Instance.UtcNow;
     }
@@ -47,6 +48,9 @@ internal sealed class Daemon
 
     /// <summary>The disks in service.</summary>
     public StoreSet Stores => Disks.Stores;
+
+    /// <summary>What the front ends share of the volumes.</summary>
+    public SharedVolumes Volumes { get; }
 
     public Sessions Sessions { get; }
 
@@ -133,8 +137,12 @@ internal sealed class Daemon
         return stuck.Count == 0;
     }
 
-    /// <summary>Tells who is attached over iSCSI that a volume has another size.</summary>
-    public void OnResized(uint volumeId) => _iscsi?.OnResized(volumeId);
+    /// <summary>A volume has another size or other export options: whoever is attached is told.</summary>
+    public void OnChanged(VolumeRecord record)
+    {
+        Volumes.OnChanged(record);
+        _iscsi?.OnResized(record.Id);
+    }
 
     /// <summary>Takes a disk out of service; its file stays. Throws <see cref="DiskException"/>.</summary>
     public Task RemoveDiskAsync(Guid id, bool isForced) => Disks.RemoveAsync(id, isForced, store =>
@@ -184,8 +192,10 @@ internal sealed class Daemon
                 throw new StartException($"the metadata database {_data.MetadataPath} cannot be written; free space or mend its disk");
         }
 
+        await Volumes.LoadAsync();
         await Disks.OpenAllAsync();
         foreach (string note in await Directory.ReconcileAsync(Stores.All)) Warn(note);
+        await Volumes.OpenReservedAsync(Directory, Stores);
         foreach (WantedVolume wanted in Settings.CreateVolumes)
         {
             if (Directory.Find(wanted.Name) is not null) continue;
@@ -203,7 +213,7 @@ internal sealed class Daemon
         LoopThread first = _threads[0];
         var options = new NbdOptions { TlsMode = Settings.Tls, Tls = tls is null ? null : new TlsUpgrade(first.Loop, tls) };
         bool isProven = tls is { Clients: TlsClients.Required };
-        _nbd = new NbdFrontEnd(first, Directory, Stores, Sessions, Meters, options, isProven, Settings.Insecure, Settings.Stdio, log);
+        _nbd = new NbdFrontEnd(first, Directory, Stores, Volumes, Sessions, Meters, options, isProven, Settings.Insecure, Settings.Stdio, log);
         string?[] secrets = [tls is null ? null : Settings.TlsKey, Settings.IscsiChap];
         foreach (string file in secrets.OfType<string>())
         {
@@ -218,7 +228,7 @@ internal sealed class Daemon
         }
 
         IscsiAuthentication? chap = Settings.IscsiChap is null ? null : ChapFile.Load(Settings.IscsiChap);
-        _iscsi = new IscsiFrontEnd(first, Directory, Stores, Sessions, Meters, Settings, chap, log);
+        _iscsi = new IscsiFrontEnd(first, Directory, Stores, Volumes, Sessions, Meters, Settings, chap, log);
         foreach (ListenAddress address in Settings.Iscsi)
         {
             try

@@ -14,6 +14,9 @@ internal sealed class Pending(Stack<Pending> home) : LoopOperation<IoStatus>
     public uint Extent;
     public bool IsNewPage;
     public bool IsContinued;
+
+    /// <summary>A Write of content that was there already: every block keeps its version.</summary>
+    public bool IsRelaid;
     public ReadOnlyMemory<byte> Source;
     public int RunCount;
     public int BlockCount;

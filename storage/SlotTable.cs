@@ -14,6 +14,12 @@ internal struct Slot
 
     /// <summary>Entries of an extent that are no holes.</summary>
     public ushort Mapped;
+
+    /// <summary>Neighbours of an extent that both hold data and do not lie together on the store.</summary>
+    public byte Cuts;
+
+    /// <summary>So many cuts that it is to be laid out anew.</summary>
+    public bool IsScattered;
     public uint VolumeId;
     public uint Extent;
 
@@ -193,6 +199,7 @@ internal sealed class SlotTable
         s.MaxVersion = 0;
         s.LastLsn = 0;
         s.Mapped = 0;
+        s.Cuts = 0;
         if (kind != MetadataKind.Extent) return true;
         Check.That(TryAttach(slot));
         Entries(slot).Clear();

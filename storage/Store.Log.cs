@@ -40,7 +40,7 @@ public sealed partial class Store
         record.Slot = slot;
         if (volume is not null) _slots.Pin(slot); // until it is applied
         record.RunCount = record.BlockCount = record.DataPending = 0;
-        record.IsNewPage = record.IsContinued = false;
+        record.IsNewPage = record.IsContinued = record.IsRelaid = false;
         record.Source = default;
         record.Version = 0;
         record.Moved = record.Origin = null;

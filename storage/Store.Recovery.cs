@@ -114,6 +114,7 @@ public sealed partial class Store
         }
 
         _isRecovering = false;
+        WakeRelayout();
         return await ResumeAsync();
     }
 

@@ -169,6 +169,8 @@ public sealed partial class Store
             _used++;
         }
 
+        NoteCuts(number, CutsIn(entries));
+        if (slot.IsScattered) _relayCredit += slot.Mapped;
         return null;
     }
 

@@ -269,7 +269,8 @@ public sealed partial class Store
             ulong lsn = header.PageNumber * Units.BlockBytes + (ulong)at;
             at += record.Length;
             if (PageLsnOf(record) < lsn) isPast = false;
-            if (record.Kind is not (RedoKind.Write or RedoKind.Hole) || PageLsnOf(record) < lsn) continue;
+            // A relaid one is alone: where its home has it, nothing of it matters.
+            if (record.Kind is not (RedoKind.Write or RedoKind.Hole) || record.IsRelaid || PageLsnOf(record) < lsn) continue;
             Slot slot = _slots[record.Slot];
             if (slot.Kind != MetadataKind.Extent || slot.VolumeId != record.VolumeId || slot.Extent != record.Extent) continue;
             ReadOnlySpan<byte> entries = _slots.Entries(record.Slot);
@@ -372,8 +373,9 @@ public sealed partial class Store
             for (int i = 0; i < run.Count; i++)
             {
                 bool hole = record.Kind == RedoKind.Hole;
+                ulong version = record.IsRelaid ? RelaidVersion(entries, run.First + i, record.Version) : record.Version;
                 MetadataPage.SetEntry(entries, run.First + i, new BlockEntry(
-                    hole ? 0 : run.Block + (uint)i, hole ? 0 : record.CrcOf(crc++), record.Version));
+                    hole ? 0 : run.Block + (uint)i, hole ? 0 : record.CrcOf(crc++), version));
             }
         }
 

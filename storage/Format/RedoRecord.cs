@@ -58,7 +58,9 @@ public readonly record struct BlockRun(int First, int Count, uint Block);
 /// all that the slot holds (a new page, an image, a head, a drop, the first bad block of a slot) or names none.
 /// Flag 1 (NewPage) of a Write: the slot begins as the empty page of this extent; structural, applied even when the
 /// data part is not. Flag 2 (Continued) of a Write or Hole: the next record of the page belongs to the same request; such
-/// a chain lies in one page, has one version, and its data parts count all or none.
+/// a chain lies in one page, has one version, and its data parts count all or none. Flag 4 (Relaid) of a Write, alone: the
+/// blocks lie at other places now and hold what they held, so each keeps the version that its page says; the record's
+/// version is the highest of the page.
 /// </summary>
 public readonly ref struct RedoRecord
 {
@@ -88,6 +90,9 @@ public readonly ref struct RedoRecord
 
     /// <summary>The bit of <see cref="Flags"/> that links a record to the next one.</summary>
     public const byte ContinuedFlag = 2;
+
+    /// <summary>The bit of <see cref="Flags"/> that leaves every block its version.</summary>
+    public const byte RelaidFlag = 4;
 
     private readonly ReadOnlySpan<byte> _bytes;
 
@@ -119,6 +124,9 @@ public readonly ref struct RedoRecord
 
     /// <summary>The next record of the page belongs to the same request.</summary>
     public bool IsContinued => (Flags & ContinuedFlag) != 0;
+
+    /// <summary>The blocks were laid out anew: same content, same versions, other places.</summary>
+    public bool IsRelaid => (Flags & RelaidFlag) != 0;
 
     /// <summary>Block version; Write and Hole.</summary>
     public ulong Version => U64(24);
@@ -197,7 +205,8 @@ public readonly ref struct RedoRecord
         };
         if (least == int.MaxValue) return $"record: unknown kind {(byte)Kind}";
         if (_bytes.Length < least) return $"record: too short for {Kind}";
-        int flags = Kind == RedoKind.Write ? NewPageFlag | ContinuedFlag : Kind == RedoKind.Hole ? ContinuedFlag : 0;
+        int flags = Kind == RedoKind.Write ? IsRelaid ? RelaidFlag : NewPageFlag | ContinuedFlag
+            : Kind == RedoKind.Hole ? ContinuedFlag : 0;
         if ((Flags & ~flags) != 0) return $"record: flags 0x{Flags:x2} mean nothing for {Kind}";
         bool changes = Kind is RedoKind.Write or RedoKind.Hole or RedoKind.VolumeDelete && !IsNewPage;
         if (Kind != RedoKind.BadBlock && changes != (Before != 0))
@@ -230,10 +239,11 @@ public static class RedoRecordWriter
     /// <summary>A Write; <paramref name="crcs"/> holds one CRC per block, through all runs.</summary>
     public static int Write(
         Span<byte> target, uint slot, uint volumeId, uint extent, ulong before, bool isNewPage, ulong version,
-        ReadOnlySpan<BlockRun> runs, ReadOnlySpan<uint> crcs, bool isContinued = false)
+        ReadOnlySpan<BlockRun> runs, ReadOnlySpan<uint> crcs, bool isContinued = false, bool isRelaid = false)
     {
         int length = RedoRecord.WriteLength(runs.Length, crcs.Length);
-        int flags = (isNewPage ? RedoRecord.NewPageFlag : 0) | (isContinued ? RedoRecord.ContinuedFlag : 0);
+        int flags = (isNewPage ? RedoRecord.NewPageFlag : 0) | (isContinued ? RedoRecord.ContinuedFlag : 0)
+            | (isRelaid ? RedoRecord.RelaidFlag : 0);
         Head(target, RedoKind.Write, (byte)flags, length, slot, volumeId, extent, before);
         BlocksHead(target, version, runs.Length, crcs.Length);
         int at = RedoRecord.RunsOffset;

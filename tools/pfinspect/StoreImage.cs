@@ -534,9 +534,10 @@ public sealed class StoreImage
             BlockRun run = record.Run(i);
             for (int n = 0; n < run.Count; n++)
             {
+                ulong version = record.IsRelaid ? MetadataPage.Entry(page.Entries, run.First + n).Version : record.Version;
                 BlockEntry entry = record.Kind == RedoKind.Hole
-                    ? new BlockEntry(0, 0, record.Version)
-                    : new BlockEntry(run.Block + (uint)n, record.CrcOf(named++), record.Version);
+                    ? new BlockEntry(0, 0, version)
+                    : new BlockEntry(run.Block + (uint)n, record.CrcOf(named++), version);
                 MetadataPage.SetEntry(page.Entries, run.First + n, entry);
             }
         }
@@ -591,7 +592,7 @@ public sealed class StoreImage
                     runs.Add(record.Kind == RedoKind.Hole ? span : $"{span}@{run.Block}");
                 }
 
-                string more = (record.IsNewPage ? ", new page" : "") + (record.IsContinued ? ", continued" : "");
+                string more = (record.IsNewPage ? ", new page" : "") + (record.IsContinued ? ", continued" : "") + (record.IsRelaid ? ", relaid" : "");
                 return $"version {record.Version}{more}, blocks {string.Join(' ', runs)}";
             case RedoKind.Volume:
                 return VolumeHeadLayout.TryRead(record.HeadBytesOf, out VolumeHeadLayout head)

@@ -37,7 +37,7 @@ public class GoldenBytesTests
     }
 
     [Theory]
-    [InlineData(RedoKind.Write, 4)]
+    [InlineData(RedoKind.Write, 8)]
     [InlineData(RedoKind.Hole, 1)]
     [InlineData(RedoKind.DropPage, 2)]
     public void A_flag_that_means_nothing_is_refused(RedoKind kind, byte flags)
