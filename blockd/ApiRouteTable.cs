@@ -77,6 +77,8 @@ internal static class ApiRouteTable
                 (412, "id-differs"), (412, "revision-differs"), (503, "disk-unavailable"), (503, "delete-unfinished")]),
         new("POST", "volumes/{name}/scrub", "Begins to read a volume and to verify every checksum.", 202, typeof(TaskInfo), typeof(ScrubRequest), [],
             [s_badName, s_noVolume, (503, "disk-unavailable")]),
+        new("DELETE", "volumes/{name}/reservations", "Ends every reservation and registration that initiators hold on a volume, damaged ones too.", 204,
+            null, null, [], [s_badName, s_noVolume, (503, "disk-unavailable")]),
         new("GET", "disks", "All disks of the node, also those that are not in service.", 200, typeof(DiskList), null, [], []),
         new("POST", "disks", "Puts a file or device into service.", 201, typeof(DiskInfo), typeof(AddDisk), [],
             [(400, "invalid-path"), s_badName, (400, "invalid-size"), (409, "disk-in-service"), (409, "disk-is-a-copy"), (409, "disk-refused"),

@@ -74,4 +74,9 @@ public sealed record IscsiOptions
 
     /// <summary>Size of a connection's receive buffer after login.</summary>
     public int ReceiveBytes { get; init; } = 256 << 10;
+
+    /// <summary>For the simulation only: see <see cref="IscsiBrokenRules"/>.</summary>
+    public IscsiBrokenRules BrokenRules { get; init; }
+
+    internal bool Breaks(IscsiBrokenRules rule) => (BrokenRules & rule) != 0;
 }

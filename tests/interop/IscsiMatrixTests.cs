@@ -52,7 +52,7 @@ public sealed class IscsiMatrixTests(ITestOutputHelper output)
     public void Nothing_of_the_suite_fails_on_any_kind_of_LUN()
     {
         int second = Blockd.FreePort();
-        using var blockd = new Blockd("none", "1m", "--store-size", "3g", "--nbd-connections-per-address", "256", "--iscsi", $"127.0.0.1:{second}");
+        using var blockd = new Blockd("none", "1m", "--store-size", "3g", "--connections-per-address", "256", "--iscsi", $"127.0.0.1:{second}");
         var pfcli = new Pfcli(blockd);
         var lanes = new List<SuiteLane>();
         foreach (Kind kind in s_kinds)

@@ -23,7 +23,8 @@ internal static class ExportCommands
             _ => "none",
         };
         string block = export.BlockBytes == 512 ? "" : $", blocks of {export.BlockBytes.ToString(CultureInfo.InvariantCulture)} bytes";
-        return fronts + (export.ReadOnly ? ", read-only" : "") + (export.Thick ? ", thick" : "") + (export.Removable ? ", removable" : "") + block;
+        return fronts + (export.ReadOnly ? ", read-only" : "") + (export.Thick ? ", thick" : "") + (export.Removable ? ", removable" : "") + block
+            + (export.NbdIgnoresReservations ? ", NBD ignores reservations" : "");
     }
 
     /// <summary>How a volume looks, whoever offers it: options of making it and of exporting it.</summary>
@@ -61,7 +62,11 @@ internal static class ExportCommands
         var nbd = new Option<bool>("--nbd") { Description = "Offer it over NBD (with neither: over both)" };
         var iscsi = new Option<bool>("--iscsi") { Description = "Offer it over iSCSI" };
         var looks = new Looks();
-        commands.Add("export_volume", "Offers a volume to clients", [name, nbd, iscsi, .. looks.Options], async (context, cancel) =>
+        var ignores = new Option<bool>("--nbd-ignores-reservations")
+        {
+            Description = "NBD clients need not heed what is reserved over iSCSI (for backups); =false: they must again",
+        };
+        commands.Add("export_volume", "Offers a volume to clients", [name, nbd, iscsi, ignores, .. looks.Options], async (context, cancel) =>
         {
             VolumeInfo volume = await Inputs.VolumeAsync(context, context.Get(name)!, cancel);
             bool both = !context.Get(nbd) && !context.Get(iscsi);
@@ -69,6 +74,7 @@ internal static class ExportCommands
             {
                 Nbd = volume.Export.Nbd || both || context.Get(nbd),
                 Iscsi = volume.Export.Iscsi || both || context.Get(iscsi),
+                NbdIgnoresReservations = context.IsGiven(ignores) ? context.Get(ignores) : volume.Export.NbdIgnoresReservations,
             };
             return await ApplyAsync(context, volume, export, cancel);
         });

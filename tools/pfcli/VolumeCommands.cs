@@ -142,6 +142,7 @@ internal static class VolumeCommands
                 ("RepCount", v.RepCount.ToString(CultureInfo.InvariantCulture)),
                 ("Status", v.FailReason is null ? v.Status : $"{v.Status}: {v.FailReason}"),
                 ("Exports", ExportCommands.Describe(v.Export)),
+                ("Reservation", ReservationCommands.Describe(v.Reservation)),
                 ("Sessions", v.Sessions.ToString(CultureInfo.InvariantCulture)),
                 ("Disk", v.StoreId.ToString()),
                 ("Revision", v.Revision.ToString(CultureInfo.InvariantCulture)),

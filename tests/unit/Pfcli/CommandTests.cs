@@ -14,7 +14,7 @@ public class CommandTests
         new ExportOptions(), "mail", Guid.Parse("aaaaaaaa-2222-3333-4444-555555555555"), 0, 42, Then);
 
     private static readonly DiskInfo Disk = new(
-        Vol.StoreId, "d1", "/data/d1", "file", "ok", Units.TiB, Units.TiB, Units.GiB, Units.TiB - Units.GiB, 100, 1, 4096, 1, 0, 0, 0.1, null);
+        Vol.StoreId, "d1", "/data/d1", "file", "ok", Units.TiB, Units.TiB, Units.GiB, Units.TiB - Units.GiB, 100, 1, 4096, 1, 0, 0, 321, 0.1, null);
 
     private static readonly SessionInfo Session = new("s-1", "nbd", "v1", "127.0.0.1:5000", "127.0.0.1:10809", false, null, Then, 1, 4096, 2, 8192, 3);
     private static readonly TaskInfo Running = new(5, "scrub", "v1", "running", 0.5, Then, null, null);
@@ -188,6 +188,8 @@ public class CommandTests
             .AnswerText($"DELETE /v1/disks/{Disk.Id}", "", HttpStatusCode.NoContent);
         Assert.Equal(0, await daemon.RunAsync("list_disk"));
         Assert.Contains("/data/d1", daemon.Out, StringComparison.Ordinal);
+        Assert.Contains("Bad blocks", daemon.Out, StringComparison.Ordinal);
+        Assert.Contains("321", daemon.Out, StringComparison.Ordinal);
         Assert.Equal(0, await daemon.RunAsync("add_disk", "/data/d1", "-s", "1t", "-n", "d1"));
         Assert.Equal(new AddDisk("/data/d1", "d1", Units.TiB), JsonSerializer.Deserialize(daemon.Bodies[0], ApiJson.Default.AddDisk));
         Assert.Equal(1, await daemon.RunAsync("add_disk", "/data/d1", "--force"));
