@@ -53,8 +53,7 @@ public sealed partial class Store
         if (!_volumes.TryGetValue(volumeId, out Volume? volume) || volume.IsDeleting) return IoStatus.NotFound;
         volume.IsDeleting = true;
         Pending record = NewPending(RedoKind.VolumeDelete, volume, volume.Slot);
-        RedoRecordWriter.Plain(
-            Append(record, RedoRecord.HeadBytes), RedoKind.VolumeDelete, volume.Slot, volumeId, 0);
+        RedoRecordWriter.VolumeDelete(Append(record, RedoRecord.HeadBytes), volume.Slot, volumeId, record.Before);
         IoStatus status = await record.Begin();
         if (status == IoStatus.Ok) status = await EnsureDurable(_appliedLsn);
         if (status == IoStatus.Ok) _loop.Post(() => _ = FreeVolumeAsync(volume));
@@ -138,7 +137,7 @@ public sealed partial class Store
         if (State != StoreState.Online) return IoStatus.Unavailable;
         Pending record = NewPending(RedoKind.Volume, volume, volume.Slot);
         record.Head = new VolumeHeadLayout { Head = head, IsDoubtful = volume.IsDoubtful };
-        RedoRecordWriter.Volume(Append(record, 16 + VolumeHeadLayout.Size), volume.Slot, record.Head);
+        RedoRecordWriter.Volume(Append(record, RedoRecord.VolumeLength), volume.Slot, record.Head);
         IoStatus status = await record.Begin();
         return status == IoStatus.Ok ? await EnsureDurable(_appliedLsn) : status;
     }
@@ -193,8 +192,7 @@ public sealed partial class Store
     private ValueTask<IoStatus> DropSlotAsync(Volume volume, uint slot, uint extent)
     {
         Pending record = NewPending(RedoKind.DropPage, volume, slot);
-        RedoRecordWriter.Plain(
-            Append(record, RedoRecord.HeadBytes), RedoKind.DropPage, slot, volume.Head.Id, extent);
+        RedoRecordWriter.DropPage(Append(record, RedoRecord.HeadBytes), slot, volume.Head.Id, extent);
         return record.Begin();
     }
 

@@ -40,6 +40,20 @@ public sealed record StoreOptions
     /// <summary>Most bytes that stay volatile without a flush by the client.</summary>
     public ulong FlushBytes { get; init; } = 64 * Units.MiB;
 
+    /// <summary>Scattered extents are laid out anew in the background, at no more than this many bytes a second; 0: never.
+    /// </summary>
+    public ulong RelayoutBytesPerSecond { get; init; }
+
+    /// <summary>How long an extent is left alone after its last change before it is laid out anew, at least (and at most
+    /// twice as long).</summary>
+    public ulong RelayoutColdNanos { get; init; } = 10_000_000_000;
+
+    /// <summary>Fewer cuts than this do not make an extent a scattered one.</summary>
+    public int RelayoutCutsMin { get; init; } = 16;
+
+    /// <summary>A scattered extent has at least one cut for this many blocks that hold data.</summary>
+    public int RelayoutBlocksPerCut { get; init; } = 4;
+
     /// <summary>Tests only: blocks that come back are given out first, so that one that comes back too early is noticed.</summary>
     public bool ReusesSoon { get; init; }
 
@@ -101,6 +115,16 @@ public enum BrokenRules
 
     /// <summary>A replaced block is free although an earlier read is still under way on it (B1.5, 4b).</summary>
     ReuseUnderRead = 32768,
+
+    /// <summary>The places that a relaid extent left are free at once, not when its record is claimed (S3).</summary>
+    FreeRelaidEarly = 1 << 20,
+
+    /// <summary>An extent is laid out anew although it was written meanwhile.</summary>
+    RelayOverWrite = 1 << 21,
+
+    /// <summary>An extent is laid out anew although its last changes are not claimed, so that a power cut may take them and
+    /// leave the new layout (P3).</summary>
+    RelayUnclaimed = 1 << 22,
 }
 
 /// <summary>What became of opening a store.</summary>

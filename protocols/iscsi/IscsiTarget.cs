@@ -57,6 +57,19 @@ public sealed class IscsiTarget(ILoop loop, IScsiTarget? scsi, IIscsiTargets tar
         return $"login refused: {status}";
     }
 
+    /// <summary>Refuses a login that had agreed on everything, and closes the connection.</summary>
+    public static async ValueTask RefuseAsync(IscsiNegotiated negotiated, IscsiLoginStatus status)
+    {
+        LoginMachine login = negotiated.Login;
+        var output = new ArrayBufferWriter<byte>();
+        login.Finish(status, login.Tsih, login.CmdSn, login.CmdSn, output);
+        var batch = new SendBatch();
+        batch.Add(output.WrittenMemory);
+        await negotiated.Connection.SendAsync(batch);
+        negotiated.Connection.ShutdownSend();
+        negotiated.Connection.Close();
+    }
+
     /// <summary>Finishes what is in flight, tells the initiators and closes.</summary>
     public void RequestStop()
     {
