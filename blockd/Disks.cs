@@ -386,6 +386,7 @@ internal sealed class Disks(
         // In equal shares; a disk that is added later gets one more until the next start.
         MetadataBudgetBytes = settings.MetadataRamBytes / (ulong)_storesAtStart,
         ClusterUuid = ClusterId,
+        RelayoutBytesPerSecond = settings.RelayoutBytesPerSecond,
     };
 
     private async Task<StoreHost> OpenAsync(string path, string name)
