@@ -147,6 +147,27 @@ public sealed partial class IscsiSession
         {
             if (!task.IsDispatched && task.Connection == connection) DropTask(task);
         }
+
+        ReleaseDropped();
+    }
+
+    /// <summary>Dropped tasks do not wait for the window: who holds it may wait for them, as a logout waits for the other
+    /// connections and reads no data meanwhile.</summary>
+    private void ReleaseDropped()
+    {
+        List<IscsiTask> gone = [];
+        for (int i = _waiting.Count; i > 0; i--)
+        {
+            IscsiTask task = _waiting.Dequeue();
+            if (task.IsDropped) gone.Add(task);
+            else _waiting.Enqueue(task);
+        }
+
+        foreach (IscsiTask task in gone)
+        {
+            task.IsQueued = false;
+            if (!task.IsFilling) Release(task);
+        }
     }
 
     /// <summary>Drops what the SCSI target has not seen of one logical unit, or of all.</summary>

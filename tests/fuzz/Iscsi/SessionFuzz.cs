@@ -11,7 +11,7 @@ namespace BlockServer.Tests.Fuzz.Iscsi;
 /// <summary>
 /// Whole sessions, stateful: a right login, then right PDUs in a right order of which some are damaged, on one or two
 /// connections, against the SCSI target with a unit behind it. Never an exception or a hang, nothing kept, and another
-/// session on the same unit lives on and is answered. Seeded; sessions: a 250th of BLOCKSERVER_FUZZ_INPUTS;
+/// session on the same unit lives on and is answered. Seeded; sessions: a 2500th of BLOCKSERVER_FUZZ_INPUTS;
 /// BLOCKSERVER_FUZZ_SEED runs one seed.
 /// </summary>
 public sealed class SessionFuzz : IIscsiTargets
@@ -20,7 +20,7 @@ public sealed class SessionFuzz : IIscsiTargets
 
     private static readonly int Sessions =
         (int.TryParse(Environment.GetEnvironmentVariable("BLOCKSERVER_FUZZ_INPUTS"), CultureInfo.InvariantCulture, out int inputs)
-            ? inputs : 500_000) / 250;
+            ? inputs : 500_000) / 2500;
 
     public IscsiAuthentication? Discovery => null;
 

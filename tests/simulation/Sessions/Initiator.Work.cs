@@ -72,7 +72,7 @@ internal sealed partial class Initiator
 
     private static Action<SimTask> MarkStray(SimUnit unit, Action<SimTask>? also = null) => task =>
     {
-        task.MayVanish |= unit.HasStrayAborts;
+        task.MayVanish |= unit.HasStrayAborts || unit.AbortsUnderWay > 0;
         also?.Invoke(task);
     };
 
@@ -188,9 +188,14 @@ internal sealed partial class Initiator
     }
 
     /// <summary>ABORT TASK on a write, and mostly the same range once more: the old data must not come back.</summary>
-    private async Task WriteAndAbortAsync(SimSession session, SimUnit unit)
+    private Task WriteAndAbortAsync(SimSession session, SimUnit unit)
     {
         (ulong first, ulong count) = DrawRange(session, unit);
+        return WriteAndAbortAsync(session, unit, first, count);
+    }
+
+    private async Task WriteAndAbortAsync(SimSession session, SimUnit unit, ulong first, ulong count)
+    {
         bool isTaken = false;
         TaskAnswer answer = await WriteAsync(session, unit, first, count, task =>
         {
@@ -382,6 +387,7 @@ internal sealed partial class Initiator
             foreach (SimUnit one in units)
             {
                 one.Causes.Add(code);
+                one.AbortsUnderWay++;
                 foreach (SimSession other in world.Sessions)
                 {
                     AttentionOracle attentions = other.Attentions[one.LunField];
@@ -396,6 +402,7 @@ internal sealed partial class Initiator
         foreach (SimUnit one in units)
         {
             if (isOwn) continue;
+            one.AbortsUnderWay--;
             if (response is null) one.HasStrayAborts = true; // it may still be done, whenever
             else one.Causes.Remove(code);
             foreach (SimSession other in world.Sessions)

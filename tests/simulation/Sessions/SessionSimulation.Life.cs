@@ -232,6 +232,7 @@ public sealed partial class SessionSimulation : IIscsiTargets, INbdExports
             var options = new LogicalUnitOptions { Uuid = unit.Model.Head.Uuid, BlockBytes = unit.BlockBytes, Durability = _durability };
             IReservationStore kept = unit.Kept.On(Loop, _options.Breakage == SessionBreakage.ReservationsForgotten);
             unit.HasStrayAborts = false;
+            unit.AbortsUnderWay = 0;
             unit.Causes.Clear();
             unit.Unit = new LogicalUnit(Loop, DeviceOf(unit), options, kept);
             if (Loop.Run(unit.Unit.LoadAsync()) != IoStatus.Ok) Violate(ViolationKind.Refused, "reservations could not be loaded");
