@@ -9,6 +9,7 @@ internal sealed class Tgt : IDisposable
 {
     private const string Prefix = "iqn.2026-11.example.tgt";
     // Numbers of the control socket go up to 32767.
+    private readonly string _control = (20_000 + Environment.ProcessId % 10_000).ToString(CultureInfo.InvariantCulture);
     private readonly int[] _ports = [Blockd.FreePort(), Blockd.FreePort()];
     private readonly Process _process;
 

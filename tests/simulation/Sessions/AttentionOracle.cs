@@ -22,6 +22,13 @@ internal sealed class AttentionOracle
     /// <summary>A reset is over; <paramref name="toldBefore"/>: <see cref="ResetsTold"/> when it began.</summary>
     public void OnReset(int toldBefore) => OwesReset |= ResetsTold == toldBefore;
 
+    /// <summary>A command ended without an answer here: it may have been told.</summary>
+    public void OnLostAnswer()
+    {
+        OwesReset = false;
+        ResetsTold++;
+    }
+
     /// <summary>It was told; false when there is no cause for it (any more).</summary>
     public bool Take(ushort code)
     {

@@ -33,6 +33,22 @@ public sealed class SessionSimulationTests(ITestOutputHelper output)
         if (Settings.SessionSeeds >= Settings.SessionSeedsDefault) Assert.Empty(sweep.Counters.Missing);
     }
 
+    /// <summary>One session, cut one byte later each time, both ways: whatever was acknowledged stays, whatever was under way
+    /// has happened or not when the next login is answered, and at the end nothing is kept.</summary>
+    [Fact]
+    public void A_session_may_be_cut_at_every_byte()
+    {
+        (bool CutsTarget, bool IsPlain)[] ways = [(true, false), (true, true), (false, false), (false, true)];
+        var done = new (IReadOnlyList<Violation> Violations, int Cuts)[ways.Length];
+        Parallel.For(0, ways.Length, i => done[i] = SessionSimulation.RunWalk(5, ways[i].CutsTarget, ways[i].IsPlain));
+        foreach ((IReadOnlyList<Violation> violations, int cuts) in done)
+        {
+            output.WriteLine($"{cuts} cuts");
+            Assert.True(violations.Count == 0, string.Join('\n', violations));
+            Assert.InRange(cuts, 1_500, 20_000);
+        }
+    }
+
     /// <summary>Trust in the tests (trust C.6): what is broken on purpose is found, by a symptom that it explains, in a world
     /// in which the same seed finds nothing wrong with the product.</summary>
     [Theory]

@@ -204,6 +204,7 @@ public sealed class IscsiSessionTests
         one.Command(TestUnitReady);
         Assert.Equal(IscsiOpcode.ScsiResponse, one.Receive()!.Opcode);
         Assert.Equal(ScsiStatus.Good, two.Finish(late).Status);
+        one.AnswerPing();
         Assert.Equal(held, TaskManagementResponsePdu.Read(two.Receive()!.Bhs).Tag);
         Assert.Equal([0x00, 0x28], world.Scsi.Executed);
 
