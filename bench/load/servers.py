@@ -175,7 +175,7 @@ class Blockd(Server):
 
     def call(self, path, body=None):
         """A POST to the admin API, or a GET when there is no body."""
-        token = machine.read(os.path.join(self.data, "admin.token")).strip()
+        token = read(os.path.join(self.data, "admin.token")).strip()
         request = urllib.request.Request(f"http://127.0.0.1:{self.api}{path}", body and json.dumps(body).encode(),
                                          {"Authorization": f"Bearer {token}", "Content-Type": "application/json"})
         try:
