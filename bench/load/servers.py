@@ -175,7 +175,7 @@ class Blockd(Server):
 
     def call(self, path, body=None):
         """A POST to the admin API, or a GET when there is no body."""
-        token = machine.read(os.path.join(self.data, "admin.token")).strip()
+        token = read(os.path.join(self.data, "admin.token")).strip()
         request = urllib.request.Request(f"http://127.0.0.1:{self.api}{path}", body and json.dumps(body).encode(),
                                          {"Authorization": f"Bearer {token}", "Content-Type": "application/json"})
         try:
@@ -187,15 +187,21 @@ class Blockd(Server):
     def disk(self):
         return self.call("/v1/disks")["disks"][0]
 
+    def left_scattered(self):
+        try:
+            return self.disk()["scatteredExtents"]
+        except urllib.error.URLError:
+            return 1  # the API is not there yet
+
     def lay_out(self, transport, limit=900):
         """Starts anew with relayout and waits until it has nothing left to do; seconds that took."""
         self.stop()
         self.relayout, self.api = "on", free_port()
         self.start(transport)
         began = time.monotonic()
-        while self.disk()["scatteredExtents"] > 0:
+        while self.left_scattered() > 0:
             if time.monotonic() - began > limit:
-                raise BenchError(f"relayout is not done after {limit} s: {self.disk()}")
+                raise BenchError(f"relayout is not done after {limit} s:\n{self.said()}")
             time.sleep(0.5)
         return time.monotonic() - began
 
