@@ -109,7 +109,7 @@ public sealed partial class IscsiSession
         if (hasFailed) Counters.Errors++;
         ulong bytes = (uint)Math.Max(command.InLength, command.OutLength);
         _target.Meter?.OnCommand(command.Cdb[0], bytes, _loop.NowNanos - task.BeganNanos, hasFailed);
-        task.Connection.Enqueue(task);
+        task.Connection.EnqueueAnswer(task);
     }
 
     /// <summary>Its status is about to be sent: the tag is free and the window moves.</summary>
