@@ -10,7 +10,8 @@ namespace BlockServer.Blockd;
 /// <summary>An address to listen at.</summary>
 /// <param name="Tcp">Address and port, or null.</param>
 /// <param name="UnixPath">Absolute path of a unix socket, or null.</param>
-internal sealed record ListenAddress(IPEndPoint? Tcp, string? UnixPath)
+/// <param name="Group">Tag of the portal group, for iSCSI.</param>
+internal sealed record ListenAddress(IPEndPoint? Tcp, string? UnixPath, ushort Group = 1)
 {
     public bool IsLocal => Tcp is null || IPAddress.IsLoopback(Tcp.Address);
 
@@ -122,6 +123,8 @@ internal static class SettingsReader
 
     private const string AddressHelp = "write ADDRESS:PORT (for instance 127.0.0.1:10809 or [::1]:10809), unix:/PATH or none";
 
+    private const string PortalHelp = "write ADDRESS:PORT or ADDRESS:PORT,GROUP (for instance 127.0.0.1:3260,2; groups are 1 to 63) or none";
+
     /// <summary>What an address beyond loopback needs.</summary>
     public const string BeyondHelp =
         "an address beyond loopback needs --tls-cert, --tls-key, --tls-ca and --tls-clients required, or --insecure";
@@ -132,9 +135,9 @@ internal static class SettingsReader
     [
         ("data-dir", "DIR", false, "Where everything is kept: stores, metadata, admin token. Default: $XDG_DATA_HOME/blockd or ~/.local/share/blockd."),
         ("nbd", "ADDRESS", true, "Where NBD is served: ADDRESS:PORT, unix:PATH or none; repeatable. Default: 127.0.0.1:10809 and unix:DIR/nbd.sock."),
-        ("iscsi", "ADDRESS", true, "Where iSCSI is served: ADDRESS:PORT or none; repeatable, every address is a portal. Default: 127.0.0.1:3260 if it is free."),
+        ("iscsi", "ADDRESS", true, "Where iSCSI is served: ADDRESS:PORT[,GROUP] or none; repeatable, every address is a portal of portal group GROUP, 1 to 63 (default 1). Default: 127.0.0.1:3260 if it is free."),
         ("iscsi-prefix", "IQN", false, "Name of the target of volume NAME is IQN:NAME. Default: iqn.2026-11.org.blockserver."),
-        ("iscsi-chap", "FILE", false, "CHAP users of all targets and of discovery: a line 'user NAME SECRET' each, and at most one 'mutual NAME SECRET' by which the target proves itself."),
+        ("iscsi-chap", "FILE", false, "CHAP users of discovery and of targets that have none of their own: a line 'user NAME SECRET' each, and at most one 'mutual NAME SECRET' by which the target proves itself."),
         ("api", "ADDRESS", true, "Where the admin API is served: ADDRESS:PORT, unix:PATH or none; repeatable. Default: 127.0.0.1:49180."),
         ("store-size", "SIZE", false, "Size of the first store file DIR/store-0.blk, for instance 20g. Default: half of the free disk, at most 64g."),
         ("durability", "MODE", false, "flush: like a disk with a cache, FLUSH and FUA make writes durable (default). ack: every write is durable when answered."),
@@ -149,7 +152,7 @@ internal static class SettingsReader
         ("tls-key", "FILE", false, "Private key (PEM, no passphrase) of --tls-cert."),
         ("tls-ca", "FILE", false, "Authorities (PEM) that sign client certificates."),
         ("tls-clients", "MODE", false, "Client certificates: none (default), optional or required."),
-        ("insecure", "", false, "Permit addresses beyond loopback without TLS, client certificates and CHAP. Everybody who reaches them can read and write the volumes."),
+        ("insecure", "", false, "Permit addresses beyond loopback without TLS and client certificates, and targets without CHAP there. Everybody who reaches them can read and write the volumes."),
         ("connections", "COUNT", false, "Most connections of clients at once, NBD and iSCSI together, 1 to 65536. Default: 256."),
         ("connections-per-address", "COUNT", false, "Most of them from one address, 1 to 65536; unix sockets have no such limit. Default: 32."),
         ("stop-wait", "SECONDS", false, "How long a stop waits for a disk that answers nothing, 1 to 3600; then blockd names it and ends with code 4. Default: 30."),
@@ -190,9 +193,8 @@ internal static class SettingsReader
         int loops = Number("loops", 1, 1, 64);
 
         IReadOnlyList<ListenAddress> nbd = Addresses("nbd", ["127.0.0.1:10809", "unix:" + Path.Combine(dataDir, "nbd.sock")]);
-        IReadOnlyList<ListenAddress> iscsi = Addresses("iscsi", ["127.0.0.1:3260"]);
-        if (iscsi.FirstOrDefault(a => a.Tcp is null) is { } notTcp)
-            throw new SettingException("--iscsi", notTcp.ToString(), "write ADDRESS:PORT (for instance 127.0.0.1:3260) or none");
+        IReadOnlyList<ListenAddress> iscsi = Addresses("iscsi", ["127.0.0.1:3260"], Portal);
+        if (iscsi.FirstOrDefault(a => a.Tcp is null) is { } notTcp) throw new SettingException("--iscsi", notTcp.ToString(), PortalHelp);
         string? chap = ExistingFile("iscsi-chap");
         string prefix = One("iscsi-prefix") ?? "iqn.2026-11.org.blockserver";
         if (!IscsiName.TryNormalize(prefix, out string normal) || normal != prefix || prefix.Length > 150)
@@ -202,8 +204,6 @@ internal static class SettingsReader
         {
             if (clients != TlsClients.Required && nbd.FirstOrDefault(a => !a.IsLocal) is { } open)
                 throw new SettingException("--nbd", open.ToString(), BeyondHelp);
-            if (chap is null && iscsi.FirstOrDefault(a => !a.IsLocal) is { } openIscsi)
-                throw new SettingException("--iscsi", openIscsi.ToString(), "an address beyond loopback needs --iscsi-chap, or --insecure");
             if (api.FirstOrDefault(a => !a.IsLocal) is { } openApi)
                 throw new SettingException("--api", openApi.ToString(), "the API speaks plain HTTP: bind it to loopback behind a TLS proxy, or say --insecure");
         }
@@ -299,12 +299,21 @@ internal static class SettingsReader
             return path is null || File.Exists(path) ? path : throw new SettingException("--" + name, path, "there is no such file");
         }
 
-        IReadOnlyList<ListenAddress> Addresses(string name, string[] defaults)
+        IReadOnlyList<ListenAddress> Addresses(string name, string[] defaults, Func<string, string, ListenAddress>? read = null)
         {
             IReadOnlyList<string> texts = Many(name) ?? defaults;
-            if (!texts.Contains("none")) return [.. texts.Select(t => Address(name, t))];
+            if (!texts.Contains("none")) return [.. texts.Select(t => (read ?? Address)(name, t))];
             return texts.Count == 1 ? [] : throw new SettingException("--" + name, string.Join(' ', texts), "none excludes every other address");
         }
+    }
+
+    private static ListenAddress Portal(string name, string text)
+    {
+        int comma = text.LastIndexOf(',');
+        if (comma < 0) return Address(name, text);
+        bool isGroup = ushort.TryParse(text.AsSpan(comma + 1), NumberStyles.None, CultureInfo.InvariantCulture, out ushort group)
+            && group is >= 1 and <= Cluster.TargetDirectory.PortalGroupMax;
+        return isGroup ? Address(name, text[..comma]) with { Group = group } : throw new SettingException("--" + name, text, PortalHelp);
     }
 
     private static ListenAddress Address(string name, string text)

@@ -109,10 +109,15 @@ internal sealed class SharedVolumes(IMetaStore meta, Settings settings, Action<s
         return volume;
     }
 
-    /// <summary>The export options of a volume have changed: they hold at once. Any thread.</summary>
+    /// <summary>The size or the export options of a volume have changed: that holds at once. Any thread.</summary>
     public void OnChanged(VolumeRecord record)
     {
-        if (Find(record.Id) is { } volume) volume.Host.Thread.Post(() => Apply(volume, record));
+        if (Find(record.Id) is not { } volume) return;
+        volume.Host.Thread.Post(() =>
+        {
+            Apply(volume, record);
+            volume.Unit?.OnResized();
+        });
     }
 
     /// <summary>The volume is gone. Any thread.</summary>

@@ -63,26 +63,9 @@ public sealed partial class VolumeDirectory
         return record with { Revision = entry.ModRevision };
     }
 
-    /// <summary>
-    /// A transaction whose unknown outcome is found out by reading back: nobody else changes these keys while the change
-    /// lock is held. Committed, Failed (a compare did not hold), or Unknown when it certainly did not happen because the
-    /// store failed. Throws <see cref="MetaException"/> when it cannot be found out: the volume stays unsettled.
-    /// </summary>
-    private async Task<MetaResult> CommitAsync(IReadOnlyList<MetaCompare> compares, IReadOnlyList<MetaChange> changes)
-    {
-        MetaResult result = await meta.TransactAsync(compares, changes);
-        if (result.Outcome != MetaOutcome.Unknown) return result;
-        long revision = 0;
-        foreach (MetaChange change in changes)
-        {
-            MetaEntry? now = await meta.GetAsync(change.Key);
-            bool isThere = change.Value is { } value ? now is not null && now.Value.Span.SequenceEqual(value.Span) : now is null;
-            if (!isThere) return result;
-            revision = Math.Max(revision, now?.ModRevision ?? 0);
-        }
-
-        return new MetaResult(MetaOutcome.Committed, revision);
-    }
+    /// <summary>As <see cref="MetaCommit.CommitAsync"/>; when it throws, the volume stays unsettled.</summary>
+    private Task<MetaResult> CommitAsync(IReadOnlyList<MetaCompare> compares, IReadOnlyList<MetaChange> changes) =>
+        MetaCommit.CommitAsync(meta, compares, changes);
 
     /// <summary>Writes a record over that of its revision and, on a rename, moves the name's key from
     /// <paramref name="oldName"/>.</summary>

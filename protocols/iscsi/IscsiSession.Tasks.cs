@@ -108,7 +108,7 @@ public sealed partial class IscsiSession
         Counters.WrittenBytes += (uint)command.OutLength;
         if (hasFailed) Counters.Errors++;
         ulong bytes = (uint)Math.Max(command.InLength, command.OutLength);
-        _target.Meter?.OnCommand(command.Cdb[0], bytes, _loop.NowNanos - task.BeganNanos, hasFailed);
+        _target.Meter?.OnCommand(command.Lun, command.Cdb[0], bytes, _loop.NowNanos - task.BeganNanos, hasFailed);
         task.Connection.EnqueueAnswer(task);
     }
 

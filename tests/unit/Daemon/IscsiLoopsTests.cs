@@ -43,7 +43,7 @@ public sealed class IscsiLoopsTests
         {
             // What came through the session is what lies in the store of that loop.
             StoreHost host = hosts[i % Loops];
-            Assert.Equal(host.Thread, sessions.Single(s => s.VolumeId == clients[i].Volume.Id).Thread);
+            Assert.Equal(host.Thread, sessions.Single(s => s.Volumes.Contains(clients[i].Volume.Id)).Thread);
             var data = new byte[Units.BlockBytes];
             IBlockDevice device = await host.Thread.InvokeAsync(() => new ValueTask<IBlockDevice>(host.Store.OpenVolume(clients[i].Volume.Id)!));
             Assert.Equal(IoStatus.Ok, (await host.Thread.InvokeAsync(() => device.ReadAsync(0, data))).Status);
