@@ -53,6 +53,9 @@ internal sealed record Settings
     /// <summary>RAM for metadata pages, bytes, shared by all stores.</summary>
     public required ulong MetadataRamBytes { get; init; }
 
+    /// <summary>Bytes a second that each store may write anew to lay scattered extents out in order; 0: never.</summary>
+    public required ulong RelayoutBytesPerSecond { get; init; }
+
     public required int Loops { get; init; }
 
     /// <summary>How long a loop looks for the next request before it sleeps, in microseconds; 0: never.</summary>
@@ -137,6 +140,8 @@ internal static class SettingsReader
         ("durability", "MODE", false, "flush: like a disk with a cache, FLUSH and FUA make writes durable (default). ack: every write is durable when answered."),
         ("engine", "ENGINE", false, "How the disk is driven: auto (default: io_uring, else aio), io_uring or aio."),
         ("metadata-ram", "SIZE", false, "RAM for metadata pages. Default: an eighth of the RAM."),
+        ("relayout", "MODE", false, "on (default): what was overwritten at random is laid out in order again while the disk has nothing else to do. off: never."),
+        ("relayout-rate", "SIZE", false, "Most that --relayout writes to a disk in a second. Default: 64m."),
         ("loops", "COUNT", false, "Threads that serve, 1 to 64. Default: 1. Stores are spread over them."),
         ("busy-poll", "MICROSECONDS", false, "How long a thread that serves looks for the next request before it sleeps, while requests come faster than that; 0 to 1000. Default: 50, and 0 unless there is a processor more than --loops. 0 saves processor time, a sleep costs a client that waits for each answer some latency. io_uring only."),
         ("tls", "MODE", false, "off, optional or required: whether NBD clients use TLS. Default: off without --tls-cert, else optional, but required when an address is beyond loopback or --tls-clients is required. Beyond loopback optional means required unless --insecure."),
@@ -217,6 +222,7 @@ internal static class SettingsReader
             Durability = Choice("durability", "flush", "ack") == "ack" ? Durability.Ack : Durability.Flush,
             Engine = Choice("engine", "auto", "io_uring", "aio"),
             MetadataRamBytes = Size("metadata-ram", Units.MiB, Units.VolumeBytesMax) ?? Math.Max(ramBytes / 8, 16 * Units.MiB),
+            RelayoutBytesPerSecond = RelayoutRate(),
             Loops = loops,
             BusyPollMicros = Number("busy-poll", loops < Environment.ProcessorCount ? 50 : 0, 0, 1000),
             Connections = Number("connections", 256, 1, 65536),
@@ -254,6 +260,13 @@ internal static class SettingsReader
             if (!SizeText.TryParse(text, out ulong bytes, out string reason)) throw new SettingException("--" + name, text, reason);
             return bytes >= least && bytes <= most ? bytes
                 : throw new SettingException("--" + name, text, $"allowed: {SizeText.Format(least)} to {SizeText.Format(most)}");
+        }
+
+        ulong RelayoutRate()
+        {
+            ulong rate = Size("relayout-rate", Units.MiB, Units.TiB) ?? 64 * Units.MiB;
+            if (Choice("relayout", "on", "off") == "on") return rate;
+            return One("relayout-rate") is not { } text ? 0UL : throw new SettingException("--relayout-rate", text, "it contradicts --relayout off");
         }
 
         NbdTlsMode TlsMode()

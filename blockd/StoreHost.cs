@@ -124,7 +124,7 @@ internal sealed class StoreHost : IVolumeHost
             StoreId, Name, DiskPath, _file.IsBlockDevice ? "device" : "file", StateWord(state), _file.SizeBytes,
             stats.BlocksTotal * Units.BlockBytes, stats.BlocksUsed * Units.BlockBytes, FreeBytes(stats), stats.SlotsTotal,
             stats.SlotsUsed, stats.MetadataResidentBytes, volumes, stats.ChecksumErrors, stats.IoErrors, stats.BlocksBad, stats.RingOccupancy,
-            stats.FailReason);
+            stats.FailReason, stats.ExtentsScattered, stats.BlocksRelaid * Units.BlockBytes);
     }
 
     /// <summary>Closes store and file; the sentence that went wrong, or null.</summary>

@@ -96,11 +96,14 @@ public sealed record ChangeVolume(
 
 /// <summary>A disk, that is one store. Its status is <c>online</c>, <c>failed</c> (stopped by an error), <c>missing</c> (not where
 /// it was) or <c>refused</c> (there, and not fit to be served); all but the first come with a reason. The figures of a disk
-/// that is not open are 0. Bad blocks are those of 4 KiB that the disk did not take or keep, and that are never used again.</summary>
+/// that is not open are 0. Bad blocks are those of 4 KiB that the disk did not take or keep, and that are never used again.
+/// Scattered extents are the MiB of volumes that are to be laid out anew; relaid bytes were written for that since the disk was
+/// opened.</summary>
 public sealed record DiskInfo(
     Guid Id, string Name, string Path, string Kind, string Status, ulong SizeBytes, ulong DataBytes, ulong UsedBytes,
     ulong FreeBytes, ulong MetadataSlots, ulong MetadataSlotsUsed, ulong MetadataResidentBytes, int Volumes,
-    ulong ChecksumErrors, ulong IoErrors, ulong BlocksBad, double RingOccupancy, string? FailReason);
+    ulong ChecksumErrors, ulong IoErrors, ulong BlocksBad, double RingOccupancy, string? FailReason,
+    ulong ScatteredExtents = 0, ulong RelaidBytes = 0);
 
 /// <summary>All disks.</summary>
 public sealed record DiskList(IReadOnlyList<DiskInfo> Disks);

@@ -203,7 +203,18 @@ internal sealed partial class Initiator
             });
         });
         if (answer.End == TaskEnd.Aborted) world.Counters[SessionDid.Aborts]++;
-        if (!session.IsDead && _dice.NextChance(0.8)) await WriteAsync(session, unit, first, count, null);
+        if (!session.IsDead && _dice.NextChance(0.5)) await WriteAsync(session, unit, first, count, null);
+        else await LookTwiceAsync(session, unit, first, count);
+    }
+
+    /// <summary>What is settled stays as it is: two looks, the second a while later.</summary>
+    private async Task LookTwiceAsync(SimSession session, SimUnit unit, ulong first, ulong count)
+    {
+        for (int i = 0; i < 2 && !session.IsDead; i++)
+        {
+            await ReadAsync(session, unit, first, count);
+            await world.Loop.DelayAsync(1 + _dice.NextBelow(8_000_000UL));
+        }
     }
 
     /// <summary>UNMAP of one to three ranges, or WRITE SAME of zeros.</summary>
@@ -297,6 +308,7 @@ internal sealed partial class Initiator
             world.Counters[SessionDid.ReadsJudged]++;
             if (answer.DataIn.Length != length) world.Violate(ViolationKind.WrongData, $"{answer.DataIn.Length} bytes of a read of {length}");
             else if (unit.Model.EndRead(first, answer.DataIn, start) is { } fault) world.Violate(fault);
+            else if (unit.Model.JudgeSettled(first, answer.DataIn, start, world.Tick()) is { } late) world.Violate(late);
         }
 
         unit.Model.ReadDone();

@@ -32,6 +32,7 @@ public sealed class SettingsTests
         Assert.Equal(["127.0.0.1:49180"], s.Api.Select(a => a.ToString()));
         Assert.Null(s.StoreSizeBytes);
         Assert.Equal((Durability.Flush, "auto", 1UL << 30, 1), (s.Durability, s.Engine, s.MetadataRamBytes, s.Loops));
+        Assert.Equal(64UL << 20, s.RelayoutBytesPerSecond);
         Assert.Equal((256, 32), (s.Connections, s.ConnectionsPerAddress));
         Assert.False(s.Insecure);
         Assert.Empty(s.CreateVolumes);
@@ -47,6 +48,14 @@ public sealed class SettingsTests
         Settings s = sources.Read("/d", 1 << 30);
         Assert.Equal((4, "io_uring", Durability.Ack, true), (s.Loops, s.Engine, s.Durability, s.Insecure));
         Assert.Equal(["127.0.0.1:3", "127.0.0.1:4"], s.Nbd.Select(a => a.ToString())); // replaced, not lengthened
+    }
+
+    [Fact]
+    public void Relayout_has_a_rate_unless_it_is_off()
+    {
+        Assert.Equal(0UL, Read("relayout=off").RelayoutBytesPerSecond);
+        Assert.Equal(10UL << 20, Read("relayout=on", "relayout-rate=10m").RelayoutBytesPerSecond);
+        Assert.Contains("contradicts", Assert.Throws<SettingException>(() => Read("relayout=off", "relayout-rate=10m")).Message, StringComparison.Ordinal);
     }
 
     [Theory]
@@ -78,6 +87,8 @@ public sealed class SettingsTests
     [InlineData("durability=always", "allowed: flush, ack")]
     [InlineData("engine=spdk", "allowed: auto, io_uring, aio")]
     [InlineData("metadata-ram=1k", "1 MiB to")]
+    [InlineData("relayout=maybe", "allowed: on, off")]
+    [InlineData("relayout-rate=1k", "1 MiB to")]
     [InlineData("loops=0", "allowed: 1 to 64")]
     [InlineData("loops=65", "allowed: 1 to 64")]
     [InlineData("loops=two", "allowed: 1 to 64")]

@@ -134,6 +134,18 @@ public sealed class IscsiOrderTests
         world.CheckClean();
     }
 
+    [Fact]
+    public void A_peer_that_has_not_logged_in_costs_at_most_16_KiB()
+    {
+        const int peers = 64;
+        var world = new IscsiWorld();
+        new IscsiLogin(world.Loop, new ScriptedConnection(), world, world.Options).RunAsync().AsTask(); // types are made once
+        long before = GC.GetAllocatedBytesForCurrentThread();
+        for (int i = 0; i < peers; i++) _ = new IscsiLogin(world.Loop, new ScriptedConnection(), world, world.Options).RunAsync();
+        Assert.InRange((GC.GetAllocatedBytesForCurrentThread() - before) / peers, 1, 16 << 10);
+        Assert.Equal(0, world.Loop.Buffers.LentBytes);
+    }
+
     private static (IscsiClient One, IscsiClient Two) Pair(IscsiWorld world, params string[] keys)
     {
         IscsiClient one = world.Connect().Login(["MaxConnections=4", .. keys]);
