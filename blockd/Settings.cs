@@ -75,6 +75,9 @@ internal sealed record Settings
     /// <summary>Connections of one address at once.</summary>
     public required int ConnectionsPerAddress { get; init; }
 
+    /// <summary>A disk with less than this part free runs low, percent; 0: never.</summary>
+    public required int LowSpacePercent { get; init; }
+
     public required bool Insecure { get; init; }
 
     public required IReadOnlyList<WantedVolume> CreateVolumes { get; init; }
@@ -143,6 +146,7 @@ internal static class SettingsReader
         ("insecure", "", false, "Permit addresses beyond loopback without TLS and client certificates, and targets without CHAP there. Everybody who reaches them can read and write the volumes."),
         ("connections", "COUNT", false, "Most connections of clients at once, NBD and iSCSI together, 1 to 65536. Default: 256."),
         ("connections-per-address", "COUNT", false, "Most of them from one address, 1 to 65536; unix sockets have no such limit. Default: 32."),
+        ("low-space", "PERCENT", false, "A disk with less than this part free runs low: initiators and the log are told, 0 (never) to 50. Default: 10."),
         ("create-volume", "NAME:SIZE", true, "Create this volume at start unless it exists, for instance demo:1g; repeatable."),
         ("stdio", "EXPORT", false, "Serve one client, whose default export is EXPORT, on the socket that is standard input and output (or on an inherited listening socket, as nbdcopy -- [ blockd ... ] makes one); nothing else is served."),
     ];
@@ -211,6 +215,7 @@ internal static class SettingsReader
             Loops = Number("loops", 1, 1, 64),
             Connections = Number("connections", 256, 1, 65536),
             ConnectionsPerAddress = Number("connections-per-address", 32, 1, 65536),
+            LowSpacePercent = Number("low-space", 10, 0, 50),
             TlsCert = cert,
             TlsKey = key,
             TlsCa = ca,
