@@ -84,6 +84,9 @@ internal sealed record Settings
     /// <summary>Seconds after which a stop gives up a disk that answers nothing.</summary>
     public required int StopWaitSeconds { get; init; }
 
+    /// <summary>A disk with less than this part free runs low, percent; 0: never.</summary>
+    public required int LowSpacePercent { get; init; }
+
     public required bool Insecure { get; init; }
 
     public required IReadOnlyList<WantedVolume> CreateVolumes { get; init; }
@@ -156,6 +159,7 @@ internal static class SettingsReader
         ("connections", "COUNT", false, "Most connections of clients at once, NBD and iSCSI together, 1 to 65536. Default: 256."),
         ("connections-per-address", "COUNT", false, "Most of them from one address, 1 to 65536; unix sockets have no such limit. Default: 32."),
         ("stop-wait", "SECONDS", false, "How long a stop waits for a disk that answers nothing, 1 to 3600; then blockd names it and ends with code 4. Default: 30."),
+        ("low-space", "PERCENT", false, "A disk with less than this part free runs low: initiators and the log are told, 0 (never) to 50. Default: 10."),
         ("create-volume", "NAME:SIZE", true, "Create this volume at start unless it exists, for instance demo:1g; repeatable."),
         ("stdio", "EXPORT", false, "Serve one client, whose default export is EXPORT, on the socket that is standard input and output (or on an inherited listening socket, as nbdcopy -- [ blockd ... ] makes one); nothing else is served."),
     ];
@@ -228,6 +232,7 @@ internal static class SettingsReader
             Connections = Number("connections", 256, 1, 65536),
             ConnectionsPerAddress = Number("connections-per-address", 32, 1, 65536),
             StopWaitSeconds = Number("stop-wait", 30, 1, 3600),
+            LowSpacePercent = Number("low-space", 10, 0, 50),
             TlsCert = cert,
             TlsKey = key,
             TlsCa = ca,

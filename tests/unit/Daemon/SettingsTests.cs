@@ -103,6 +103,7 @@ public sealed class SettingsTests
     [InlineData("tls-clients=maybe", "allowed: none, optional, required")]
     [InlineData("tls-clients=required", "it needs --tls-cert")]
     [InlineData("insecure=perhaps", "allowed: false, true")]
+    [InlineData("low-space=51", "allowed: 0 to 50")]
     [InlineData("connections=0", "allowed: 1 to 65536")]
     [InlineData("connections-per-address=65537", "allowed: 1 to 65536")]
     [InlineData("stop-wait=0", "allowed: 1 to 3600")]
