@@ -125,7 +125,6 @@ public sealed partial class IscsiSession
     /// <summary>Fails a command whose Data-Out is not all there; the SCSI target never sees it.</summary>
     internal void FailForLostData(IscsiTask task)
     {
-        if (task.IsDone) return; // it failed with the data of an earlier R2T, and its answer has not left yet
         GiveUpPlace(task);
         task.FailUnexecuted();
         task.Connection.Enqueue(task);
