@@ -35,7 +35,7 @@ public sealed class GuestIscsiTests(ITestOutputHelper output)
     public void Multipath_survives_the_loss_of_either_portal()
     {
         Guest.Require();
-        int second = Blockd.FreePort();
+        int second = FreePort.Find();
         using var blockd = new Blockd("demo", "96m", "--iscsi", $"127.0.0.1:{second}");
         using var left = new Cable(blockd.IscsiPort);
         using var right = new Cable(second);
