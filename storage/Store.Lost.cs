@@ -77,7 +77,7 @@ public sealed partial class Store
         _adopted.Add(number);
         ref Slot slot = ref _slots[number];
         (slot.Kind, slot.VolumeId, slot.Extent) = (MetadataKind.VolumeHead, volumeId, 0);
-        volume = new Volume(new VolumeHead(volumeId, _loop.Random.NextGuid(), $"lost-{volumeId}", Units.VolumeBytesMin, 1), number);
+        volume = new Volume(new VolumeHead(volumeId, _loop.Random.NextGuid(), $"lost-{volumeId}", Units.VolumeBytesMin, 1), number, _slots);
         _volumes.Add(volumeId, volume);
         return true;
     }
@@ -135,7 +135,7 @@ public sealed partial class Store
         for (ulong block = first; block < first + (ulong)count;)
         {
             ulong next = Math.Min(first + (ulong)count, (block / Units.BlocksPerExtent + 1) * Units.BlocksPerExtent);
-            if (next - block < Units.BlocksPerExtent && !volume.TryGetSlot(ExtentOf(block), out _)) return true;
+            if (next - block < Units.BlocksPerExtent && !volume.Line.TryGetSlot(ExtentOf(block), out _)) return true;
             block = next;
         }
 

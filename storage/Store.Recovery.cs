@@ -153,8 +153,17 @@ public sealed partial class Store
     {
         foreach (Volume volume in _volumes.Values.ToArray())
         {
-            if (volume.IsDeleting) _loop.Post(() => _ = FreeVolumeAsync(volume));
-            else if (await DropBeyondAsync(volume) != IoStatus.Ok) return "dropping what lies behind a shrunk volume failed";
+            if (volume.IsDeleting)
+            {
+                _loop.Post(() => _ = FreeVolumeAsync(volume));
+                continue;
+            }
+
+            // Over a snapshot this takes slots; without any it is done again before the volume grows.
+            if (await DropBeyondAsync(volume) is not (IoStatus.Ok or IoStatus.NoSpace))
+                return "dropping what lies behind a shrunk volume failed";
+            if (volume.IsFlattening) _loop.Post(() => _ = FlattenAllAsync(volume));
+            foreach (Layer layer in volume.Layers.Values.Where(layer => layer.IsDeleting)) _loop.Post(() => _ = FreeLayerAsync(layer));
         }
 
         return null;

@@ -17,7 +17,7 @@ public sealed partial class Store
         ulong total = volumes.Aggregate(0UL, (sum, v) => sum + v.UsedBlocks);
         foreach (Volume volume in volumes)
         {
-            for (uint extent = volume.Skip(0); extent < volume.ExtentEnd; extent = volume.Skip(extent + 1))
+            for (uint extent = volume.Line.Skip(0); extent < volume.Line.ExtentEnd; extent = volume.Line.Skip(extent + 1))
             {
                 if (cancel.IsCancellationRequested || State != StoreState.Online || _isClosing)
                     return new ScrubReport(read, total, bad, Finished: false);
@@ -38,13 +38,13 @@ public sealed partial class Store
 
     private async ValueTask<ulong> ScrubExtentAsync(Volume volume, uint extent, List<BadBlock> bad)
     {
-        if (!volume.TryGetSlot(extent, out uint slot)) return 0;
+        if (!volume.Line.TryGetSlot(extent, out uint slot)) return 0;
         IoBuffer buffer = await _pool.RentAsync(Units.BlockBytes);
         ulong read = 0;
         for (int i = 0; i < Units.BlocksPerExtent; i++)
         {
             IoStatus ready = await ReadyAsync(volume, extent);
-            if (!volume.TryGetSlot(extent, out uint now) || now != slot) break;
+            if (!volume.Line.TryGetSlot(extent, out uint now) || now != slot) break;
             if (ready is IoStatus.Corrupt or IoStatus.IoError)
             {
                 // Its page: none of its blocks can be found.

@@ -32,6 +32,15 @@ public enum RedoKind : byte
 
     /// <summary>A leader's epoch.</summary>
     Epoch = 9,
+
+    /// <summary>A snapshot's head, new or changed.</summary>
+    Snapshot = 10,
+
+    /// <summary>The slot begins as the empty page of an extent in a layer.</summary>
+    BeginPage = 11,
+
+    /// <summary>A metadata page belongs to another layer of its volume from now on.</summary>
+    Rekey = 12,
 }
 
 /// <summary>Consecutive blocks of an extent that lie consecutively on the store.</summary>
@@ -46,12 +55,14 @@ public readonly record struct BlockRun(int First, int Count, uint Block);
 /// <code>
 /// Write       16 u64 version, 24 u16 runs, 26 u16 blocks, 28: per run u8 first, u8 count-1, u32 block; then u32 CRC per block
 /// Hole        16 u64 version, 24 u16 runs, 26 u16 0,      28: per run u8 first, u8 count-1
-/// PageImage   16 u64 0; 24: 256 entries of 15 bytes
-/// Volume      16: volume head, 104 bytes (VolumeHeadLayout)
+/// PageImage   16 u32 layer, 20 u32 0; 24: 256 entries of 15 bytes
+/// Volume      16: volume head, 104 bytes, with layers 120 (VolumeHeadLayout)
 /// VolumeDelete, DropPage: nothing more
 /// BadBlock    16 u32 block
 /// Note        16 u64 F, 24 u64 tailLsn
 /// Epoch       16 u64 epoch, 24 16 B leader
+/// Snapshot    16: snapshot head, 128 bytes (SnapshotLayout)
+/// BeginPage, Rekey  16 u32 layer
 /// </code>
 /// Flag 1 (NewPage) of a Write: the slot begins as the empty page of this extent; structural, applied even when the
 /// data part is not. Flag 2 (Continued) of a Write or Hole: the next record of the page belongs to the same request; such
@@ -96,6 +107,13 @@ public readonly ref struct RedoRecord
     /// <summary>The next record of the page belongs to the same request.</summary>
     public bool IsContinued => (Flags & ContinuedFlag) != 0;
 
+    /// <summary>It changes or begins an extent's page.</summary>
+    public bool IsOfPage =>
+        Kind is RedoKind.Write or RedoKind.Hole or RedoKind.PageImage or RedoKind.BeginPage or RedoKind.Rekey;
+
+    /// <summary>The page is what this record says, whatever the slot held before.</summary>
+    public bool BeginsPage => IsNewPage || Kind is RedoKind.PageImage or RedoKind.BeginPage;
+
     /// <summary>Block version; Write and Hole.</summary>
     public ulong Version => U64(16);
 
@@ -123,8 +141,21 @@ public readonly ref struct RedoRecord
     /// <summary>Leader of an Epoch.</summary>
     public Guid Leader => new(_bytes.Slice(24, 16), bigEndian: true);
 
-    /// <summary>Bytes of the head of a Volume.</summary>
-    public ReadOnlySpan<byte> HeadBytesOf => _bytes.Slice(16, VolumeHeadLayout.Size);
+    /// <summary>The layer of a PageImage, BeginPage or Rekey.</summary>
+    public uint Layer => U32(16);
+
+    /// <summary>Reads the head of a Volume; says why it is none, or null.</summary>
+    public string? TryReadHead(out VolumeHeadLayout head)
+    {
+        // A record without layers is shorter: what is not there is zero.
+        Span<byte> whole = stackalloc byte[VolumeHeadLayout.Size];
+        whole.Clear();
+        _bytes[16..].CopyTo(whole);
+        return VolumeHeadLayout.TryRead(whole, out head);
+    }
+
+    /// <summary>Reads the head of a Snapshot; says why it is none, or null.</summary>
+    public string? TryReadSnapshot(out SnapshotLayout head) => SnapshotLayout.TryRead(_bytes[16..], out head);
 
     /// <summary>Run <paramref name="index"/> of a Write or Hole.</summary>
     public BlockRun Run(int index)
@@ -164,7 +195,9 @@ public readonly ref struct RedoRecord
         {
             RedoKind.Write or RedoKind.Hole => 28,
             RedoKind.PageImage => 24 + MetadataPage.EntriesBytes,
-            RedoKind.Volume => 16 + VolumeHeadLayout.Size,
+            RedoKind.Volume => 16 + VolumeHeadLayout.PlainSize,
+            RedoKind.Snapshot => 16 + SnapshotLayout.Size,
+            RedoKind.BeginPage or RedoKind.Rekey => 20,
             RedoKind.VolumeDelete or RedoKind.DropPage => HeadBytes,
             RedoKind.BadBlock => 20,
             RedoKind.Note => 32,
@@ -175,6 +208,8 @@ public readonly ref struct RedoRecord
         if (_bytes.Length < least) return $"record: too short for {Kind}";
         int flags = Kind == RedoKind.Write ? NewPageFlag | ContinuedFlag : Kind == RedoKind.Hole ? ContinuedFlag : 0;
         if ((Flags & ~flags) != 0) return $"record: flags 0x{Flags:x2} mean nothing for {Kind}";
+        if (Kind == RedoKind.Volume && _bytes.Length == 16 + VolumeHeadLayout.Size) return null;
+        if (Kind == RedoKind.PageImage && U32(20) != 0) return "record: reserved bytes are not zero";
         if (Kind is not (RedoKind.Write or RedoKind.Hole)) return _bytes.Length == least ? null : $"record: too long for {Kind}";
         int expected = Kind == RedoKind.Hole ? HoleLength(RunCount) : WriteLength(RunCount, BlockCount);
         if (_bytes.Length != expected) return $"record: length of {Kind} does not fit its runs";
@@ -248,11 +283,12 @@ public static class RedoRecordWriter
     }
 
     /// <summary>A PageImage.</summary>
-    public static int PageImage(Span<byte> target, uint slot, uint volumeId, uint extent, ReadOnlySpan<byte> entries)
+    public static int PageImage(
+        Span<byte> target, uint slot, uint volumeId, uint extent, ReadOnlySpan<byte> entries, uint layer = 0)
     {
         int length = 24 + MetadataPage.EntriesBytes;
         Head(target, RedoKind.PageImage, 0, length, slot, volumeId, extent);
-        BinaryPrimitives.WriteUInt64LittleEndian(target[16..], 0);
+        BinaryPrimitives.WriteUInt64LittleEndian(target[16..], layer);
         entries[..MetadataPage.EntriesBytes].CopyTo(target[24..]);
         return length;
     }
@@ -260,10 +296,29 @@ public static class RedoRecordWriter
     /// <summary>A Volume.</summary>
     public static int Volume(Span<byte> target, uint slot, VolumeHeadLayout head)
     {
-        int length = 16 + VolumeHeadLayout.Size;
+        int length = 16 + head.UsedSize;
         Head(target, RedoKind.Volume, 0, length, slot, head.Head.Id, 0);
+        Span<byte> whole = stackalloc byte[VolumeHeadLayout.Size];
+        head.WriteTo(whole);
+        whole[..head.UsedSize].CopyTo(target[16..]);
+        return length;
+    }
+
+    /// <summary>A Snapshot.</summary>
+    public static int Snapshot(Span<byte> target, uint slot, SnapshotLayout head)
+    {
+        int length = 16 + SnapshotLayout.Size;
+        Head(target, RedoKind.Snapshot, 0, length, slot, head.Id.Volume, head.Id.Layer);
         head.WriteTo(target[16..]);
         return length;
+    }
+
+    /// <summary>A BeginPage or Rekey.</summary>
+    public static int OfLayer(Span<byte> target, RedoKind kind, uint slot, uint volumeId, uint extent, uint layer)
+    {
+        Head(target, kind, 0, 20, slot, volumeId, extent);
+        BinaryPrimitives.WriteUInt32LittleEndian(target[16..], layer);
+        return 20;
     }
 
     /// <summary>A VolumeDelete or DropPage.</summary>

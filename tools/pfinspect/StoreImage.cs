@@ -446,7 +446,7 @@ public sealed class StoreImage
 
     private string ApplyHead(in RedoRecord record, ulong lsn, string where)
     {
-        if (VolumeHeadLayout.TryRead(record.HeadBytesOf, out VolumeHeadLayout head) is { } fault)
+        if (record.TryReadHead(out VolumeHeadLayout head) is { } fault)
         {
             Problems.Error("volume", where, fault);
             return "drop";
@@ -553,7 +553,7 @@ public sealed class StoreImage
                 string more = (record.IsNewPage ? ", new page" : "") + (record.IsContinued ? ", continued" : "");
                 return $"version {record.Version}{more}, blocks {string.Join(' ', runs)}";
             case RedoKind.Volume:
-                return VolumeHeadLayout.TryRead(record.HeadBytesOf, out VolumeHeadLayout head)
+                return record.TryReadHead(out VolumeHeadLayout head)
                     ?? $"{head.Head.Name}, {SizeText.Format(head.Head.SizeBytes)}{(head.IsDeleting ? ", being deleted" : "")}";
             case RedoKind.BadBlock:
                 return $"block {record.BadBlock}";

@@ -159,7 +159,7 @@ public sealed class StorageDecodersFuzz
                 MetadataPage.Entry(record.Entries, Units.BlocksPerExtent - 1);
                 break;
             case RedoKind.Volume:
-                VolumeHeadLayout.TryRead(record.HeadBytesOf, out _);
+                record.TryReadHead(out _);
                 break;
             case RedoKind.BadBlock:
                 _ = record.BadBlock;
