@@ -212,6 +212,7 @@ public sealed partial class VolumeModel
     /// <paramref name="onlyDurable"/> only what was durable), every request as a whole or not at all.</summary>
     public Violation? JudgeCut(ReadOnlySpan<byte> content, ulong start, bool onlyDurable)
     {
+        bool MustBeThere(ModelWrite write) => write.IsSure && write.End < start && (write.IsDurable || !onlyDurable);
         var seen = new ModelWrite?[content.Length / Units.SectorBytes];
         for (int s = 0; s < seen.Length; s++)
         {
@@ -219,12 +220,12 @@ public sealed partial class VolumeModel
             if (seen[s] is not { } write) return fault;
             foreach (ModelWrite later in HistoryOf((ulong)s) ?? [])
             {
-                if (later.IsSure && later.End < start && (later.IsDurable || !onlyDurable) && write.IsBefore(later))
+                if (MustBeThere(later) && write.IsBefore(later))
                     return new Violation(ViolationKind.LostWrite, $"volume {Head.Id} sector {s}: {Name(write)} is in the snapshot, {Name(later)} is not");
             }
         }
 
-        return _isStale ? null : JudgeBlocks(seen, powerWasCut: true, all: true);
+        return _isStale ? null : JudgeBlocks(seen, powerWasCut: true, MustBeThere);
     }
 
     /// <summary>Reads under way.</summary>

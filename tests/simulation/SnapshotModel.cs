@@ -1,5 +1,3 @@
-using BlockServer.Core;
-
 namespace BlockServer.Tests.Simulation;
 
 /// <summary>A snapshot as the model knows it: what it may hold, from the moment it was asked for to the one it was seen;

@@ -291,7 +291,6 @@ public sealed partial class StoreSimulation
     private void JudgeSnapshot(SnapshotModel snapshot, byte[] content, HashSet<ulong> unreadable, bool powerWasCut, bool settle)
     {
         if (MayMiss || snapshot.IsGone) return;
-        const int perBlock = Units.BlockBytes / Units.SectorBytes;
         VolumeModel? frozen = snapshot.Frozen;
         if (snapshot.Content is { } known)
         {
