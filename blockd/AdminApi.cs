@@ -45,7 +45,9 @@ internal sealed class AdminApi : IAsyncDisposable
     /// <summary>Serves the daemon at <paramref name="addresses"/> and enters them in its list of listeners.</summary>
     public static async Task<AdminApi> StartAsync(Daemon daemon, IReadOnlyList<ListenAddress> addresses)
     {
-        AdminApi api = await StartAsync(new AdminRoutes(daemon), daemon.TokenHash, addresses);
+        var routes = new AdminRoutes(daemon);
+        AdminApi api = await StartAsync(routes, daemon.TokenHash, addresses);
+        await routes.ResumeAsync();
         for (int i = 0; i < addresses.Count; i++)
         {
             string address = addresses[i].Tcp is null ? addresses[i].ToString() : api.Addresses.ElementAtOrDefault(i) ?? "http://" + addresses[i];

@@ -14,12 +14,14 @@ internal sealed class AdminRoutes : IAdminRoutes
 
     private readonly Daemon _daemon;
     private readonly AdminTasks _tasks = new();
+    private readonly ThickVolumes _thick;
     private readonly Dictionary<string, Func<ApiCall, Task>> _handlers;
 
     /// <summary>Routes to <paramref name="daemon"/>.</summary>
     public AdminRoutes(Daemon daemon)
     {
         _daemon = daemon;
+        _thick = new ThickVolumes(daemon, _tasks);
         _handlers = new(StringComparer.Ordinal)
         {
             ["GET version"] = VersionAsync,
@@ -30,6 +32,7 @@ internal sealed class AdminRoutes : IAdminRoutes
             ["PATCH volumes/{name}"] = ChangeAsync,
             ["DELETE volumes/{name}"] = DeleteAsync,
             ["POST volumes/{name}/scrub"] = ScrubAsync,
+            ["DELETE volumes/{name}/reservations"] = ClearReservationsAsync,
             ["GET disks"] = DisksAsync,
             ["POST disks"] = AddDiskAsync,
             ["DELETE disks/{id}"] = RemoveDiskAsync,
@@ -43,6 +46,9 @@ internal sealed class AdminRoutes : IAdminRoutes
         };
         Check.That(_handlers.Keys.ToHashSet().SetEquals(ApiRouteTable.All.Select(r => r.Key)));
     }
+
+    /// <summary>Takes up what the last run of the daemon left unfinished.</summary>
+    public Task ResumeAsync() => _thick.BeginAsync();
 
     /// <inheritdoc/>
     public Task HandleAsync(ApiCall call) => _handlers[ApiRouteTable.Find(call).Key](call);
@@ -75,6 +81,7 @@ internal sealed class AdminRoutes : IAdminRoutes
     {
         CreateVolume request = await call.ReadAsync(ApiJson.Default.CreateVolume);
         VolumeRecord created = Must(await _daemon.Directory.CreateAsync(request));
+        await _thick.BeginAsync();
         await call.AnswerAsync(await DescribeAsync(created), ApiJson.Default.VolumeInfo, 201);
     }
 
@@ -84,10 +91,17 @@ internal sealed class AdminRoutes : IAdminRoutes
         ChangeVolume change = await call.ReadAsync(ApiJson.Default.ChangeVolume);
         if (change.SizeBytes < volume.SizeBytes && _daemon.Sessions.CountOf(volume.Id) > 0)
             throw new ApiException(409, "volume-in-use", "clients are attached; detach them before the volume shrinks", "sizeBytes");
+        if (change.Export is { } export && !IsShownAlike(export, volume.Export) && _daemon.Sessions.CountOf(volume.Id) > 0)
+            throw new ApiException(409, "volume-in-use", "clients are attached; detach them before the volume is shown otherwise", "export");
         VolumeRecord changed = Must(await _daemon.Directory.ChangeAsync(volume.Name, change));
-        _daemon.OnResized(volume.Id);
+        await _thick.BeginAsync();
+        _daemon.OnChanged(changed);
         await call.AnswerAsync(await DescribeAsync(changed), ApiJson.Default.VolumeInfo);
     }
+
+    // What a client has learnt at its start and would not look at again.
+    private static bool IsShownAlike(ExportOptions one, ExportOptions other) =>
+        (one.BlockBytes, one.Removable, one.Thick) == (other.BlockBytes, other.Removable, other.Thick);
 
     private async Task DeleteAsync(ApiCall call)
     {
@@ -105,6 +119,7 @@ internal sealed class AdminRoutes : IAdminRoutes
         Must(await _daemon.Directory.DeleteAsync(volume.Name, volume.Id, revision, isForced));
         foreach (Session session in _daemon.Sessions.List().Where(s => s.VolumeId == volume.Id)) session.Cut("the volume was deleted");
         _daemon.Meters.Forget(volume.Id);
+        _daemon.Volumes.Forget(volume.Id);
         await call.AnswerNothingAsync();
     }
 
@@ -126,6 +141,17 @@ internal sealed class AdminRoutes : IAdminRoutes
         await call.AnswerAsync(task, ApiJson.Default.TaskInfo, 202);
     }
 
+    private async Task ClearReservationsAsync(ApiCall call)
+    {
+        VolumeRecord volume = Volume(call);
+        StoreHost host = _daemon.Stores.Find(volume.StoreId)
+            ?? throw new ApiException(503, "disk-unavailable", "the volume's disk is not in service");
+        IoStatus status = await host.Thread.InvokeAsync(() => _daemon.Volumes.ClearReservationsAsync(volume, host));
+        if (status == IoStatus.Unavailable) throw new ApiException(503, "disk-unavailable", "the volume's disk does not serve it; see pfcli list_disk");
+        if (status != IoStatus.Ok) throw new ApiException(503, "metadata-unavailable", "the metadata database failed and nothing was changed; see the daemon's log");
+        await call.AnswerNothingAsync();
+    }
+
     private async Task DisksAsync(ApiCall call)
     {
         var disks = new List<DiskInfo>();
@@ -143,6 +169,8 @@ internal sealed class AdminRoutes : IAdminRoutes
         try
         {
             StoreHost host = await _daemon.Disks.AddAsync(request);
+            await _daemon.Volumes.OpenReservedAsync(_daemon.Directory, _daemon.Stores);
+            await _thick.BeginAsync();
             await call.AnswerAsync(await host.DescribeAsync(), ApiJson.Default.DiskInfo, 201);
         }
         catch (DiskException e)
@@ -168,7 +196,7 @@ internal sealed class AdminRoutes : IAdminRoutes
     }
 
     private DiskInfo Describe(AbsentDisk disk) => new(
-        disk.Id, disk.Name, disk.Path, "absent", disk.State, 0, 0, 0, 0, 0, 0, 0, _daemon.Directory.CountOn(disk.Id), 0, 0, 0, disk.Reason);
+        disk.Id, disk.Name, disk.Path, "absent", disk.State, 0, 0, 0, 0, 0, 0, 0, _daemon.Directory.CountOn(disk.Id), 0, 0, 0, 0, disk.Reason);
 
     // The counters of a session belong to its loop: they are read there, in one visit to each loop.
     private async Task SessionsAsync(ApiCall call)
@@ -230,16 +258,26 @@ internal sealed class AdminRoutes : IAdminRoutes
     private async Task<IReadOnlyList<VolumeInfo>> DescribeAsync(IReadOnlyList<VolumeRecord> volumes)
     {
         var used = new Dictionary<uint, ulong>();
+        var reservations = new Dictionary<uint, ReservationInfo>();
         foreach (IGrouping<Guid, VolumeRecord> there in volumes.GroupBy(v => v.StoreId))
         {
             if (_daemon.Stores.Find(there.Key) is not { } host) continue;
             foreach ((uint id, ulong bytes) in await host.UsedBytesAsync([.. there.Select(v => v.Id)])) used[id] = bytes;
+
+            // What is reserved belongs to the loop of the volume.
+            (uint Id, ReservationInfo? Info)[] reserved = await host.Thread.InvokeAsync(
+                () => new ValueTask<(uint, ReservationInfo?)[]>([.. there.Select(v => (v.Id, _daemon.Volumes.Describe(v.Id)))]));
+            foreach ((uint id, ReservationInfo? info) in reserved)
+            {
+                if (info is not null) reservations[id] = info;
+            }
         }
 
         Dictionary<uint, int> sessions = _daemon.Sessions.CountByVolume();
         return [.. volumes.Select(v => new VolumeInfo(
             v.Id, v.Uuid, v.Name, v.SizeBytes, used.GetValueOrDefault(v.Id), 1, used.ContainsKey(v.Id) ? "online" : "unavailable", v.Export,
-            v.Description, v.StoreId, sessions.GetValueOrDefault(v.Id), v.Revision, v.CreatedAt, used.ContainsKey(v.Id) ? null : WhyNot(v)))];
+            v.Description, v.StoreId, sessions.GetValueOrDefault(v.Id), v.Revision, v.CreatedAt, used.ContainsKey(v.Id) ? null : WhyNot(v),
+            reservations.GetValueOrDefault(v.Id)))];
     }
 
     private string WhyNot(VolumeRecord volume)

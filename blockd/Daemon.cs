@@ -26,7 +26,8 @@ internal sealed class Daemon
     private NbdFrontEnd? _nbd;
     private IscsiFrontEnd? _iscsi;
 
-    private Daemon(Settings settings, DataDirectory data, SqliteMetaStore meta, List<LoopThread> threads)
+    private Daemon(
+        Settings settings, DataDirectory data, SqliteMetaStore meta, List<LoopThread> threads, StartWatch watch, Func<IFile, IFile>? layer)
     {
         Settings = settings;
         Sessions = new Sessions(new ConnectionLimits(settings.Connections, settings.ConnectionsPerAddress));
@@ -34,7 +35,8 @@ internal sealed class Daemon
         _meta = meta;
         _threads = threads;
         Directory = new VolumeDirectory(meta, SystemClock.Instance, new SystemRandom());
-        Disks = new Disks(settings, data, meta, Directory, threads, Warn);
+        Volumes = new SharedVolumes(meta, settings, Warn);
+        Disks = new Disks(settings, data, meta, Directory, threads, Warn, watch, layer);
         StartedAt = SystemClock.Instance.UtcNow;
     }
 
@@ -46,6 +48,9 @@ internal sealed class Daemon
 
     /// <summary>The disks in service.</summary>
     public StoreSet Stores => Disks.Stores;
+
+    /// <summary>What the front ends share of the volumes.</summary>
+    public SharedVolumes Volumes { get; }
 
     public Sessions Sessions { get; }
 
@@ -69,7 +74,13 @@ internal sealed class Daemon
 
     /// <summary>Opens everything; serves when it answers. Throws <see cref="StartException"/> or
     /// <see cref="IOException"/>, after closing what it had opened.</summary>
-    public static async Task<Daemon> StartAsync(Settings settings, int systemdSockets, Action<string> log)
+    /// <param name="settings">What the operator wants.</param>
+    /// <param name="systemdSockets">Listening sockets that were inherited.</param>
+    /// <param name="log">Takes lines for the operator.</param>
+    /// <param name="watch">Told which disk it is busy with.</param>
+    /// <param name="layer">Put in front of every disk, for a rehearsal of its faults.</param>
+    public static async Task<Daemon> StartAsync(
+        Settings settings, int systemdSockets, Action<string> log, StartWatch? watch = null, Func<IFile, IFile>? layer = null)
     {
         // First, so that a wrong file changes nothing anywhere.
         TlsIdentity? tls = settings.TlsCert is null ? null
@@ -80,10 +91,11 @@ internal sealed class Daemon
         {
             SqliteMetaStore meta = SqliteMetaStore.Open(data.MetadataPath);
             var threads = new List<LoopThread>();
-            daemon = new Daemon(settings, data, meta, threads);
+            daemon = new Daemon(settings, data, meta, threads, watch ?? new StartWatch(), layer);
             for (int i = 0; i < settings.Loops; i++)
             {
-                LoopThread thread = LoopFactory.Create(settings.Engine, $"loop-{i}");
+                LoopThread thread = LoopFactory.Create(
+                    settings.Engine, $"loop-{i}", busyPollNanos: (ulong)settings.BusyPollMicros * 1000);
                 thread.Failed += e => daemon.LoopFailed.TrySetResult(e);
                 threads.Add(thread);
             }
@@ -105,8 +117,9 @@ internal sealed class Daemon
     /// <summary>Serves NBD on a connected socket until its client leaves; the reason.</summary>
     public Task<string> ServeOneAsync(int fd) => _nbd!.ServeOneAsync(fd);
 
-    /// <summary>Ends sessions after what is in flight, closes the stores, gives the directory free.</summary>
-    public async Task StopAsync(Action<string> log)
+    /// <summary>Ends sessions after what is in flight, closes the stores, gives the directory free. False when a disk did not
+    /// answer: then its loop still waits for it, and the process must end.</summary>
+    public async Task<bool> StopAsync(Action<string> log)
     {
         if (_nbd is not null) await _nbd.StopAcceptingAsync();
         if (_iscsi is not null) await _iscsi.StopAcceptingAsync();
@@ -115,20 +128,21 @@ internal sealed class Daemon
             await Task.Delay(TimeSpan.FromMilliseconds(20));
         foreach (Session session in Sessions.List()) session.Cut("the daemon stops");
         for (int i = 0; Sessions.Connections > 0 && i < 50; i++) await Task.Delay(TimeSpan.FromMilliseconds(20));
-        foreach (StoreHost host in Stores.All)
-        {
-            if (host.Thread.Failure is null && await host.CloseAsync() is { } fault) log(fault);
-        }
-
-        foreach (LoopThread thread in _threads) thread.Dispose();
+        HashSet<LoopThread> stuck = await CloseStoresAsync(log);
+        foreach (LoopThread thread in _threads.Where(t => !stuck.Contains(t))) thread.Dispose();
         Directory.Dispose();
         Disks.Dispose();
         await _meta.DisposeAsync();
         _data.Dispose();
+        return stuck.Count == 0;
     }
 
-    /// <summary>Tells who is attached over iSCSI that a volume has another size.</summary>
-    public void OnResized(uint volumeId) => _iscsi?.OnResized(volumeId);
+    /// <summary>A volume has another size or other export options: whoever is attached is told.</summary>
+    public void OnChanged(VolumeRecord record)
+    {
+        Volumes.OnChanged(record);
+        _iscsi?.OnResized(record.Id);
+    }
 
     /// <summary>Takes a disk out of service; its file stays. Throws <see cref="DiskException"/>.</summary>
     public Task RemoveDiskAsync(Guid id, bool isForced) => Disks.RemoveAsync(id, isForced, store =>
@@ -136,6 +150,34 @@ internal sealed class Daemon
         var volumes = Directory.List().Where(v => v.StoreId == store).Select(v => v.Id).ToHashSet();
         foreach (Session session in Sessions.List().Where(s => volumes.Contains(s.VolumeId))) session.Cut("the disk was removed");
     });
+
+    /// <summary>Closes all stores at once. A disk that answers nothing for <see cref="Settings.StopWaitSeconds"/> is given up:
+    /// what was acknowledged is on it, as after a kill. The loops of those.</summary>
+    private async Task<HashSet<LoopThread>> CloseStoresAsync(Action<string> log)
+    {
+        var stuck = new HashSet<LoopThread>();
+        await Task.WhenAll(Stores.All.Where(h => h.Thread.Failure is null).Select(async host =>
+        {
+            Task<string?> closing = host.CloseAsync();
+            ulong answered = host.Answered, waited = 0, limit = (ulong)Settings.StopWaitSeconds * 1_000_000_000;
+            for (; !closing.IsCompleted && waited < limit; waited += 20_000_000)
+            {
+                await Task.WhenAny(closing, Task.Delay(TimeSpan.FromMilliseconds(20)));
+                if (host.Answered == answered) continue;
+                (answered, waited) = (host.Answered, 0);
+            }
+
+            string? fault = closing.IsCompleted ? await closing
+                : $"disk {host.Name} ({host.DiskPath}) has answered nothing for {Settings.StopWaitSeconds} s and is given up; nothing "
+                    + "acknowledged is lost, it recovers at the next start";
+            lock (stuck)
+            {
+                if (!closing.IsCompleted) stuck.Add(host.Thread);
+                if (fault is not null) log(fault);
+            }
+        }));
+        return stuck;
+    }
 
     private async Task OpenAsync(int systemdSockets, TlsIdentity? tls, Action<string> log)
     {
@@ -150,8 +192,10 @@ internal sealed class Daemon
                 throw new StartException($"the metadata database {_data.MetadataPath} cannot be written; free space or mend its disk");
         }
 
+        await Volumes.LoadAsync();
         await Disks.OpenAllAsync();
         foreach (string note in await Directory.ReconcileAsync(Stores.All)) Warn(note);
+        await Volumes.OpenReservedAsync(Directory, Stores);
         foreach (WantedVolume wanted in Settings.CreateVolumes)
         {
             if (Directory.Find(wanted.Name) is not null) continue;
@@ -169,7 +213,7 @@ internal sealed class Daemon
         LoopThread first = _threads[0];
         var options = new NbdOptions { TlsMode = Settings.Tls, Tls = tls is null ? null : new TlsUpgrade(first.Loop, tls) };
         bool isProven = tls is { Clients: TlsClients.Required };
-        _nbd = new NbdFrontEnd(first, Directory, Stores, Sessions, Meters, options, isProven, Settings.Insecure, Settings.Stdio, log);
+        _nbd = new NbdFrontEnd(first, Directory, Stores, Volumes, Sessions, Meters, options, isProven, Settings.Insecure, Settings.Stdio, log);
         string?[] secrets = [tls is null ? null : Settings.TlsKey, Settings.IscsiChap];
         foreach (string file in secrets.OfType<string>())
         {
@@ -184,7 +228,7 @@ internal sealed class Daemon
         }
 
         IscsiAuthentication? chap = Settings.IscsiChap is null ? null : ChapFile.Load(Settings.IscsiChap);
-        _iscsi = new IscsiFrontEnd(first, Directory, Stores, Sessions, Meters, Settings, chap, log);
+        _iscsi = new IscsiFrontEnd(first, Directory, Stores, Volumes, Sessions, Meters, Settings, chap, log);
         foreach (ListenAddress address in Settings.Iscsi)
         {
             try

@@ -28,7 +28,7 @@ internal sealed class DiskException(int status, string code, string message, str
 /// </summary>
 internal sealed class Disks(
     Settings settings, DataDirectory data, IMetaStore meta, VolumeDirectory directory, IReadOnlyList<LoopThread> threads,
-    Action<string> warn) : IDisposable
+    Action<string> warn, StartWatch watch, Func<IFile, IFile>? layer) : IDisposable
 {
     private const string ClusterKey = "cluster/uuid";
     private const string FreshSuffix = ".blockd-new";
@@ -62,6 +62,7 @@ internal sealed class Disks(
         foreach (string path in records.Values.Where(r => !r.IsRemoved).Select(r => r.Path)
             .Concat(data.StoreFiles()).Distinct(StringComparer.Ordinal))
         {
+            watch.DiskPath = path;
             try
             {
                 DiskProbe probe = await DiskProbe.LookAsync(threads[0], path);
@@ -372,7 +373,9 @@ internal sealed class Disks(
     private async Task<StoreHost> OpenAsync(string path, string name)
     {
         LoopThread thread = threads[_nextThread++ % threads.Count];
-        StoreHost host = await StoreHost.OpenAsync(thread, path, name, Options);
+        watch.DiskPath = path;
+        StoreHost host = await StoreHost.OpenAsync(thread, path, name, Options, layer);
+        watch.DiskPath = null;
         if (Stores.TryAdd(host)) return host;
         await host.CloseAsync();
         throw new DiskException(409, "disk-is-a-copy", $"{path} has the identity of a disk in service: it is a copy; take it away");

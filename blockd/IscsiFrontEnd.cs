@@ -18,6 +18,7 @@ internal sealed class IscsiFrontEnd : IIscsiTargets
     private readonly LoopThread _thread;
     private readonly VolumeDirectory _directory;
     private readonly StoreSet _stores;
+    private readonly SharedVolumes _volumes;
     private readonly Sessions _sessions;
     private readonly Meters _meters;
     private readonly Settings _settings;
@@ -31,10 +32,10 @@ internal sealed class IscsiFrontEnd : IIscsiTargets
     private bool _isStopping;
 
     public IscsiFrontEnd(
-        LoopThread thread, VolumeDirectory directory, StoreSet stores, Sessions sessions, Meters meters, Settings settings,
+        LoopThread thread, VolumeDirectory directory, StoreSet stores, SharedVolumes volumes, Sessions sessions, Meters meters, Settings settings,
         IscsiAuthentication? authentication, Action<string> log)
     {
-        (_thread, _directory, _stores, _sessions, _meters, _settings, _log) = (thread, directory, stores, sessions, meters, settings, log);
+        (_thread, _directory, _stores, _volumes, _sessions, _meters, _settings, _log) = (thread, directory, stores, volumes, sessions, meters, settings, log);
         Discovery = authentication;
         _discovery = new IscsiTarget(thread.Loop, null, this, _options);
     }
@@ -187,10 +188,10 @@ internal sealed class IscsiFrontEnd : IIscsiTargets
     /// <summary>On the loop of the volume.</summary>
     private async Task<string> ServeThereAsync(TargetTag tag, IscsiNegotiated negotiated, string listener)
     {
-        if (Open(tag) is not { } target)
+        if (await OpenAsync(tag) is not { } target)
         {
-            negotiated.Connection.Close();
-            return "the volume cannot be opened";
+            await IscsiTarget.RefuseAsync(negotiated, IscsiLoginStatus.ServiceUnavailable);
+            return $"volume '{tag.Record.Name}' cannot be served: {_volumes.Find(tag.Record.Id)?.Fault ?? "its disk does not serve it"}";
         }
 
         Session? known = null;
@@ -219,29 +220,22 @@ internal sealed class IscsiFrontEnd : IIscsiTargets
 
     /// <summary>The target of a volume: made for the first initiator and kept, since reservations and unit attentions live in
     /// it. On the loop of the volume.</summary>
-    private VolumeTarget? Open(TargetTag tag)
+    private async ValueTask<VolumeTarget?> OpenAsync(TargetTag tag)
     {
         (VolumeRecord record, StoreHost host) = tag;
+        if (await _volumes.OpenUnitAsync(record, host) is not { Unit: { } unit }) return null;
         lock (_lock)
         {
             if (_targets.TryGetValue(record.Id, out VolumeTarget? known))
             {
-                // Shown as it is exported now, unless somebody is attached to it as it was.
-                bool isSame = known.Unit.Options.IsReadOnly == record.Export.ReadOnly && known.Host == host;
-                if (isSame) return known;
-                if (known.Host != host && known.Target.Sessions.Count > 0) return null; // of a disk that was taken away
-                if (known.Target.Sessions.Count > 0) return known;
+                if (known.Unit == unit) return known;
+                if (known.Target.Sessions.Count > 0) return null; // of a disk that was taken away
             }
 
             foreach (uint gone in _targets.Keys.Except(_directory.List().Select(v => v.Id)).ToArray()) _targets.Remove(gone);
         }
 
-        if (host.Store.OpenVolume(record.Id) is not { } device) return null;
         KernelLoop loop = host.Thread.Loop;
-        var unit = new LogicalUnit(loop, device, new LogicalUnitOptions
-        {
-            Uuid = record.Uuid, IsReadOnly = record.Export.ReadOnly, Durability = _settings.Durability,
-        });
         var scsi = new ScsiTarget(loop, new ScsiTargetOptions { Name = NameOf(record) });
         scsi.SetLun(0, unit);
         var target = new VolumeTarget(host, unit, new IscsiTarget(loop, scsi, this, _options) { Meter = _meters.Of(record.Id) });

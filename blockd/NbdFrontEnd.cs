@@ -12,7 +12,7 @@ namespace BlockServer.Blockd;
 /// store, to which its socket moves. Lives on the first loop, except where said.
 /// </summary>
 internal sealed class NbdFrontEnd(
-    LoopThread thread, VolumeDirectory directory, StoreSet stores, Sessions sessions, Meters meters, NbdOptions options,
+    LoopThread thread, VolumeDirectory directory, StoreSet stores, SharedVolumes volumes, Sessions sessions, Meters meters, NbdOptions options,
     bool isClientProven, bool insecure, string? defaultExport, Action<string> log) : INbdExports
 {
     private readonly List<SocketListener> _listeners = [];
@@ -66,7 +66,7 @@ internal sealed class NbdFrontEnd(
         if (_isStopping) return null;
         VolumeRecord? record = name.Length > 0 ? directory.Find(name) : DefaultVolume();
         if (record is null || !record.Export.Nbd || stores.Find(record.StoreId) is not { } host) return null;
-        IBlockDevice? device = await OpenAsync(host, record.Id);
+        IBlockDevice? device = await OpenAsync(host, record);
         if (device is null) return null;
         return new NbdExport
         {
@@ -91,16 +91,27 @@ internal sealed class NbdFrontEnd(
         return all.Count == 1 ? all[0] : null; // with several, guessing would attach somebody to the wrong disk
     }
 
-    private ValueTask<IBlockDevice?> OpenAsync(StoreHost host, uint id)
+    private async ValueTask<IBlockDevice?> OpenAsync(StoreHost host, VolumeRecord record)
     {
-        if (host.Thread == thread) return new ValueTask<IBlockDevice?>(host.Store.OpenVolume(id));
+        if (host.Thread == thread) return await OpenThereAsync(host, record);
+        Task<IBlockDevice?> opening = host.Thread.InvokeAsync(() => OpenThereAsync(host, record));
         var opened = new LoopEvent<IBlockDevice?>();
-        host.Thread.Post(() =>
+        _ = TellAsync();
+        return await opened.WaitAsync();
+
+        async Task TellAsync()
         {
-            IBlockDevice? device = host.Store.OpenVolume(id);
+            IBlockDevice? device = await opening;
             thread.Post(() => opened.Set(device));
-        });
-        return opened.WaitAsync();
+        }
+    }
+
+    /// <summary>On the loop of the volume. Null also while its reservations cannot be read, unless NBD need not heed them.</summary>
+    private async ValueTask<IBlockDevice?> OpenThereAsync(StoreHost host, VolumeRecord record)
+    {
+        SharedVolume? volume = await volumes.OpenAsync(record, host);
+        if (volume is null || (volume.Fault is not null && !record.Export.NbdIgnoresReservations)) return null;
+        return new GatedDevice(SharedVolumes.DeviceOf(volume, record), volume.Gate);
     }
 
     private static bool IsLocal(SocketListener listener) =>

@@ -19,7 +19,7 @@ internal static class Program
             Everything lives in one directory (--data-dir). The first start makes a store file, metadata and the admin token.
             Settings come from the command line, else from the environment (BLOCKD_STORE_SIZE=20g; several values separated by
             spaces), else from the JSON file of --config or $BLOCKD_CONFIG ({"store-size": "20g", "nbd": ["127.0.0.1:10809"]}).
-            Sizes are binary: 512m, 20g, 4t. Exit code: 0 stopped, 1 could not start, 2 wrong settings, 3 a bug.
+            Sizes are binary: 512m, 20g, 4t. Exit code: 0 stopped, 1 could not start, 2 wrong settings, 3 a bug, 4 a disk does not answer.
             Ctrl-C or SIGTERM stops it cleanly. Try: blockd --data-dir /tmp/b --store-size 4g --create-volume demo:1g
             """);
         var config = new Option<string?>("--config") { HelpName = "FILE", Description = "JSON file with settings, named as here without the dashes. Default: $BLOCKD_CONFIG." };
@@ -105,7 +105,16 @@ internal static class Program
 
         // nbdcopy -- [ blockd --stdio EXPORT ... ] hands over a listening socket, nbd_connect_command a connected one.
         int sockets = SystemdSockets.Take();
-        Daemon daemon = await Daemon.StartAsync(settings, sockets, Log);
+        var watch = new StartWatch();
+        Task<Daemon> starting = Daemon.StartAsync(settings, sockets, Log, watch);
+        await Task.WhenAny(starting, stop.Task);
+        if (!starting.IsCompleted && await Task.WhenAny(starting, Task.Delay(TimeSpan.FromSeconds(settings.StopWaitSeconds))) != starting)
+        {
+            Log($"stopped while {watch.DiskPath ?? "the data directory"} was being opened: it was not done within {settings.StopWaitSeconds} s");
+            return 4;
+        }
+
+        Daemon daemon = await starting;
         int code = 0;
         try
         {
@@ -128,7 +137,7 @@ internal static class Program
         finally
         {
             Notify(SystemdNotify.Stopping);
-            await daemon.StopAsync(Log);
+            if (!await daemon.StopAsync(Log) && code == 0) code = 4;
         }
 
         if (code == 0 && settings.Stdio is null) await output.WriteLineAsync("stopped");

@@ -95,9 +95,9 @@ internal sealed class Sessions(ConnectionLimits limits)
         {
             if (_failing.TryGetValue(address, out Failing? failing) && nowNanos < failing.BlockedUntil)
                 return $"{address} is blocked for {limits.BlockNanos / 1_000_000_000} s after {limits.Failures} failed handshakes";
-            if (_connections >= limits.Connections) return $"more than {limits.Connections} connections (--nbd-connections)";
+            if (_connections >= limits.Connections) return $"more than {limits.Connections} connections (--connections)";
             int here = _byAddress.GetValueOrDefault(address);
-            if (address.Length > 0 && here >= limits.PerAddress) return $"more than {limits.PerAddress} connections of {address} (--nbd-connections-per-address)";
+            if (address.Length > 0 && here >= limits.PerAddress) return $"more than {limits.PerAddress} connections of {address} (--connections-per-address)";
             _byAddress[address] = here + 1;
             _connections++;
             return null;

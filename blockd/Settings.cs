@@ -55,6 +55,9 @@ internal sealed record Settings
 
     public required int Loops { get; init; }
 
+    /// <summary>How long a loop looks for the next request before it sleeps, in microseconds; 0: never.</summary>
+    public required int BusyPollMicros { get; init; }
+
     public required string? TlsCert { get; init; }
 
     public required string? TlsKey { get; init; }
@@ -73,6 +76,9 @@ internal sealed record Settings
 
     /// <summary>Connections of one address at once.</summary>
     public required int ConnectionsPerAddress { get; init; }
+
+    /// <summary>Seconds after which a stop gives up a disk that answers nothing.</summary>
+    public required int StopWaitSeconds { get; init; }
 
     public required bool Insecure { get; init; }
 
@@ -132,14 +138,16 @@ internal static class SettingsReader
         ("engine", "ENGINE", false, "How the disk is driven: auto (default: io_uring, else aio), io_uring or aio."),
         ("metadata-ram", "SIZE", false, "RAM for metadata pages. Default: an eighth of the RAM."),
         ("loops", "COUNT", false, "Threads that serve, 1 to 64. Default: 1. Stores are spread over them."),
+        ("busy-poll", "MICROSECONDS", false, "How long a thread that serves looks for the next request before it sleeps, while requests come faster than that; 0 to 1000. Default: 50, and 0 unless there is a processor more than --loops. 0 saves processor time, a sleep costs a client that waits for each answer some latency. io_uring only."),
         ("tls", "MODE", false, "off, optional or required: whether NBD clients use TLS. Default: off without --tls-cert, else optional, but required when an address is beyond loopback or --tls-clients is required. Beyond loopback optional means required unless --insecure."),
         ("tls-cert", "FILE", false, "Certificate (PEM) for NBD's STARTTLS, with its intermediates behind it."),
         ("tls-key", "FILE", false, "Private key (PEM, no passphrase) of --tls-cert."),
         ("tls-ca", "FILE", false, "Authorities (PEM) that sign client certificates."),
         ("tls-clients", "MODE", false, "Client certificates: none (default), optional or required."),
         ("insecure", "", false, "Permit addresses beyond loopback without TLS, client certificates and CHAP. Everybody who reaches them can read and write the volumes."),
-        ("nbd-connections", "COUNT", false, "Most NBD connections at once, 1 to 65536. Default: 256."),
-        ("nbd-connections-per-address", "COUNT", false, "Most of them from one address, 1 to 65536; unix sockets have no such limit. Default: 32."),
+        ("connections", "COUNT", false, "Most connections of clients at once, NBD and iSCSI together, 1 to 65536. Default: 256."),
+        ("connections-per-address", "COUNT", false, "Most of them from one address, 1 to 65536; unix sockets have no such limit. Default: 32."),
+        ("stop-wait", "SECONDS", false, "How long a stop waits for a disk that answers nothing, 1 to 3600; then blockd names it and ends with code 4. Default: 30."),
         ("create-volume", "NAME:SIZE", true, "Create this volume at start unless it exists, for instance demo:1g; repeatable."),
         ("stdio", "EXPORT", false, "Serve one client, whose default export is EXPORT, on the socket that is standard input and output (or on an inherited listening socket, as nbdcopy -- [ blockd ... ] makes one); nothing else is served."),
     ];
@@ -174,6 +182,7 @@ internal static class SettingsReader
         if (ca is not null && clients == TlsClients.None)
             throw new SettingException("--tls-ca", ca, "it is for --tls-clients optional or required, which are not set");
         bool insecure = Choice("insecure", "false", "true") == "true";
+        int loops = Number("loops", 1, 1, 64);
 
         IReadOnlyList<ListenAddress> nbd = Addresses("nbd", ["127.0.0.1:10809", "unix:" + Path.Combine(dataDir, "nbd.sock")]);
         IReadOnlyList<ListenAddress> iscsi = Addresses("iscsi", ["127.0.0.1:3260"]);
@@ -208,9 +217,11 @@ internal static class SettingsReader
             Durability = Choice("durability", "flush", "ack") == "ack" ? Durability.Ack : Durability.Flush,
             Engine = Choice("engine", "auto", "io_uring", "aio"),
             MetadataRamBytes = Size("metadata-ram", Units.MiB, Units.VolumeBytesMax) ?? Math.Max(ramBytes / 8, 16 * Units.MiB),
-            Loops = Number("loops", 1, 1, 64),
-            Connections = Number("nbd-connections", 256, 1, 65536),
-            ConnectionsPerAddress = Number("nbd-connections-per-address", 32, 1, 65536),
+            Loops = loops,
+            BusyPollMicros = Number("busy-poll", loops < Environment.ProcessorCount ? 50 : 0, 0, 1000),
+            Connections = Number("connections", 256, 1, 65536),
+            ConnectionsPerAddress = Number("connections-per-address", 32, 1, 65536),
+            StopWaitSeconds = Number("stop-wait", 30, 1, 3600),
             TlsCert = cert,
             TlsKey = key,
             TlsCa = ca,

@@ -32,6 +32,9 @@ internal sealed class StoreHost : IVolumeHost
 
     public string? Warning => _file.Warning;
 
+    /// <summary>Requests that the disk has answered: while it grows the disk is alive.</summary>
+    public ulong Answered => _file.Answered;
+
     /// <inheritdoc/>
     public Guid StoreId { get; }
 
@@ -53,8 +56,10 @@ internal sealed class StoreHost : IVolumeHost
         if (refusal is not null) throw new IOException($"{path}: {refusal}");
     }
 
-    /// <summary>Opens the store at <paramref name="path"/>. Throws <see cref="IOException"/> with a sentence.</summary>
-    public static async Task<StoreHost> OpenAsync(LoopThread thread, string path, string name, StoreOptions options)
+    /// <summary>Opens the store at <paramref name="path"/>, behind a <paramref name="layer"/> when there is one. Throws
+    /// <see cref="IOException"/> with a sentence.</summary>
+    public static async Task<StoreHost> OpenAsync(
+        LoopThread thread, string path, string name, StoreOptions options, Func<IFile, IFile>? layer = null)
     {
         DiskFile file = DiskFile.Open(thread.Loop, path);
         string? refusal = null;
@@ -63,7 +68,7 @@ internal sealed class StoreHost : IVolumeHost
         {
             await thread.InvokeAsync(async () =>
             {
-                StoreOpenResult opened = await Storage.Store.OpenAsync(thread.Loop, file, null, options);
+                StoreOpenResult opened = await Storage.Store.OpenAsync(thread.Loop, layer?.Invoke(file) ?? file, null, options);
                 (store, refusal) = (opened.Store, opened.Refusal);
             });
         }
@@ -118,7 +123,7 @@ internal sealed class StoreHost : IVolumeHost
         return new DiskInfo(
             StoreId, Name, DiskPath, _file.IsBlockDevice ? "device" : "file", StateWord(state), _file.SizeBytes,
             stats.BlocksTotal * Units.BlockBytes, stats.BlocksUsed * Units.BlockBytes, FreeBytes(stats), stats.SlotsTotal,
-            stats.SlotsUsed, stats.MetadataResidentBytes, volumes, stats.ChecksumErrors, stats.IoErrors, stats.RingOccupancy,
+            stats.SlotsUsed, stats.MetadataResidentBytes, volumes, stats.ChecksumErrors, stats.IoErrors, stats.BlocksBad, stats.RingOccupancy,
             stats.FailReason);
     }
 

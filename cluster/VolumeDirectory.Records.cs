@@ -7,7 +7,13 @@ namespace BlockServer.Cluster;
 // The directory's keys in the metadata store, and what becomes of a transaction whose outcome is not known.
 public sealed partial class VolumeDirectory
 {
+    /// <summary>What the keys of saved reservations begin with.</summary>
+    public const string ReservationPrefix = "pr/";
+
     private const string CounterKey = "counter/volume";
+
+    /// <summary>The key of the persistent reservations of a volume; its value is the front end's. It goes with the volume.</summary>
+    public static string ReservationKey(uint volumeId) => ReservationPrefix + volumeId.ToString(CultureInfo.InvariantCulture);
 
     private static string VolumeKey(uint id) => "vol/" + id.ToString(CultureInfo.InvariantCulture);
 
@@ -67,7 +73,7 @@ public sealed partial class VolumeDirectory
     /// <summary>Forgets a volume, and its name if that is still its own.</summary>
     private async Task<MetaOutcome> RemoveAsync(VolumeRecord record)
     {
-        var changes = new List<MetaChange> { new(VolumeKey(record.Id), null) };
+        var changes = new List<MetaChange> { new(VolumeKey(record.Id), null), new(ReservationKey(record.Id), null) };
         MetaEntry? name = await meta.GetAsync(NameKey(record.Name));
         if (name is not null && NumberOf(name) == record.Id) changes.Add(new MetaChange(NameKey(record.Name), null));
         return (await CommitAsync([], changes)).Outcome;

@@ -52,6 +52,7 @@ public sealed partial class VolumeDirectory(IMetaStore meta, IWallClock clock, I
         if (request.IdempotencyKey is { Length: > 128 })
             return new DirectoryFault(IoStatus.Invalid, "invalid-idempotency-key", "the key is longer than 128 characters", "idempotencyKey");
         if (DescriptionFault(request.Description) is { } wordy) return wordy;
+        if (request.Export is { } export && BlockFault(export, request.SizeBytes) is { } odd) return odd;
         return await ChangeAloneAsync(() => CreateAloneAsync(request));
     }
 
@@ -149,6 +150,7 @@ public sealed partial class VolumeDirectory(IMetaStore meta, IWallClock clock, I
             Description = change.Description ?? old.Description,
             State = VolumeState.Ready,
         };
+        if (BlockFault(wanted.Export, newSize) is { } odd) return odd;
         if (!isRename && newSize == old.SizeBytes)
         {
             MetaResult only = await WriteAsync(wanted);
@@ -238,6 +240,14 @@ public sealed partial class VolumeDirectory(IMetaStore meta, IWallClock clock, I
             return new DirectoryFault(IoStatus.Invalid, "invalid-size", "a volume has 1 MiB to 64 TiB", "sizeBytes");
         return bytes % Units.SectorBytes == 0 ? null
             : new DirectoryFault(IoStatus.Invalid, "invalid-size", "the size must be a multiple of 512 bytes", "sizeBytes");
+    }
+
+    private static DirectoryFault? BlockFault(ExportOptions export, ulong sizeBytes)
+    {
+        if (export.BlockBytes is not (Units.SectorBytes or Units.BlockBytes))
+            return new DirectoryFault(IoStatus.Invalid, "invalid-block-size", "a logical block has 512 or 4096 bytes", "export.blockBytes");
+        return sizeBytes % (ulong)export.BlockBytes == 0 ? null : new DirectoryFault(
+            IoStatus.Invalid, "invalid-size", "the size must be a multiple of the logical block", "sizeBytes");
     }
 
     private static DirectoryFault? DescriptionFault(string? description) => description is { Length: > 1024 }

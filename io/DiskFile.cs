@@ -17,6 +17,7 @@ public sealed class DiskFile : IFile
     private readonly KernelLoop _loop;
     private int _fd;
     private int _inFlight;
+    private ulong _answered;
     private bool _isClosed;
 
     private DiskFile(KernelLoop loop, int fd, string path, ulong sizeBytes, bool isBlockDevice, bool isDirect, string? warning)
@@ -49,6 +50,9 @@ public sealed class DiskFile : IFile
 
     /// <summary>What a person should know about how it was opened; null when nothing.</summary>
     public string? Warning { get; }
+
+    /// <summary>Requests that were answered. May be read from any thread.</summary>
+    public ulong Answered => Volatile.Read(ref _answered);
 
     /// <summary>errno of the last failed request; 0 when none failed.</summary>
     public int LastErrno { get; private set; }
@@ -84,8 +88,8 @@ public sealed class DiskFile : IFile
 
     /// <summary>
     /// Opens a file or block device. <paramref name="exclusive"/>: refused while another process holds it so (flock; O_EXCL
-    /// too on a block device). <paramref name="cached"/>: through the page cache, for writes that a flush follows.
-    /// Throws <see cref="IOException"/> with a readable reason.
+    /// too on a block device), which is waited for a moment (<see cref="FileLock"/>). <paramref name="cached"/>: through the page cache, for writes that a flush follows.
+    /// Throws <see cref="IOException"/> with a readable reason. Blocks: not on a loop.
     /// </summary>
     public static DiskFile Open(KernelLoop loop, string path, bool readOnly = false, bool exclusive = true, bool cached = false)
     {
@@ -106,15 +110,22 @@ public sealed class DiskFile : IFile
             bool isDevice = TryDeviceSize(fd, out ulong size);
             if (isDevice && exclusive)
             {
-                int held = open(path, flags | (isDirect ? O_DIRECT : 0) | O_EXCL, 0);
+                int held = -1;
+                FileLock.TryTake(() => (held = open(path, flags | (isDirect ? O_DIRECT : 0) | O_EXCL, 0)) >= 0 || Errno != -EBUSY);
                 if (held < 0) throw Failure("open exclusively (is it mounted or in use?)", path, Errno);
                 close(fd);
                 fd = held;
             }
 
-            if (exclusive && flock(fd, LOCK_EX | LOCK_NB) != 0)
+            int error = 0, locking = fd;
+            bool TryLock()
             {
-                int error = Errno;
+                error = flock(locking, LOCK_EX | LOCK_NB) == 0 ? 0 : Errno;
+                return error != -EAGAIN;
+            }
+
+            if (exclusive && (!FileLock.TryTake(TryLock) || error != 0))
+            {
                 throw error == -EAGAIN
                     ? new IOException($"{path}: another process has it open exclusively")
                     : Failure("lock", path, error);
@@ -301,6 +312,7 @@ public sealed class DiskFile : IFile
 
     private void Leave()
     {
+        Volatile.Write(ref _answered, _answered + 1);
         if (--_inFlight == 0 && _isClosed) CloseNow();
     }
 

@@ -54,6 +54,9 @@ public abstract class KernelLoop : ILoop
     /// <inheritdoc/>
     public BufferPool Buffers { get; }
 
+    /// <summary>When to look before sleeping. Set once, before the loop runs.</summary>
+    internal BusyPoll Polling { get; set; } = new(0);
+
     /// <summary>Operations that the kernel has and has not answered.</summary>
     internal int InFlight { get; private set; }
 

@@ -8,13 +8,15 @@ public static class LoopFactory
     /// <summary>
     /// Starts a thread with a loop. <paramref name="engine"/>: <c>io_uring</c>, <c>aio</c>, or <c>auto</c> (io_uring,
     /// else aio; the reason is in <see cref="LoopThread.FallbackReason"/>). Throws <see cref="IOException"/> when the
-    /// engine cannot be had and <see cref="ArgumentException"/> for another word.
+    /// engine cannot be had and <see cref="ArgumentException"/> for another word. <paramref name="busyPollNanos"/>: how
+    /// long an io_uring loop looks for the next request before it sleeps, while they come faster than that; 0: never.
     /// </summary>
-    public static LoopThread Create(string engine, string threadName, long poolBytes = 256 << 20, IRandom? random = null)
+    public static LoopThread Create(
+        string engine, string threadName, long poolBytes = 256 << 20, IRandom? random = null, ulong busyPollNanos = 0)
     {
         if (engine is not ("io_uring" or "aio" or "auto"))
             throw new ArgumentException($"no engine '{engine}': io_uring, aio or auto", nameof(engine));
-        return new LoopThread(engine, threadName, poolBytes, random ?? new SystemRandom());
+        return new LoopThread(engine, threadName, poolBytes, random ?? new SystemRandom(), busyPollNanos);
     }
 }
 
@@ -24,9 +26,9 @@ public sealed class LoopThread : IDisposable
     private readonly Thread _thread;
     private readonly TaskCompletionSource<KernelLoop> _started = new(TaskCreationOptions.RunContinuationsAsynchronously);
 
-    internal LoopThread(string engine, string threadName, long poolBytes, IRandom random)
+    internal LoopThread(string engine, string threadName, long poolBytes, IRandom random, ulong busyPollNanos)
     {
-        _thread = new Thread(() => Run(engine, poolBytes, random)) { Name = threadName, IsBackground = true };
+        _thread = new Thread(() => Run(engine, poolBytes, random, busyPollNanos)) { Name = threadName, IsBackground = true };
         _thread.UnsafeStart();
         Loop = _started.Task.GetAwaiter().GetResult();
     }
@@ -85,12 +87,13 @@ public sealed class LoopThread : IDisposable
         }
     }
 
-    private void Run(string engine, long poolBytes, IRandom random)
+    private void Run(string engine, long poolBytes, IRandom random, ulong busyPollNanos)
     {
         KernelLoop loop;
         try
         {
             loop = Make(engine, poolBytes, random);
+            loop.Polling = new BusyPoll(busyPollNanos);
         }
 #pragma warning disable CA1031 // Whatever it is belongs to the creator's thread.
         catch (Exception e)

@@ -12,7 +12,7 @@ public sealed unsafe class UringLoop : KernelLoop
 {
     private const uint SqEntries = 1024, CqEntries = 4096;
     private const uint SetupCqSize = 1 << 3, SetupClamp = 1 << 4, SetupSubmitAll = 1 << 7, SetupCoopTaskrun = 1 << 8,
-        SetupSingleIssuer = 1 << 12, SetupDeferTaskrun = 1 << 13;
+        SetupTaskrunFlag = 1 << 9, SetupSingleIssuer = 1 << 12, SetupDeferTaskrun = 1 << 13;
 
     private const uint FeatureSingleMmap = 1, FeatureExtArg = 1 << 8;
     private const uint EnterGetEvents = 1, EnterExtArg = 1 << 3;
@@ -20,15 +20,21 @@ public sealed unsafe class UringLoop : KernelLoop
     private const uint FsyncDataSync = 1, CancelAllFlag = 1, CancelAny = 4;
     private const ulong WakeTag = ulong.MaxValue, CancelTag = ulong.MaxValue - 1;
 
+    // A long turn hands its requests over in lots of this many, so that the disk works while the rest is prepared.
+    private const uint SubmitLot = 8;
+
+    private const uint NeedsTaskRun = 4; // IORING_SQ_TASKRUN
+
     private readonly int _ring;
     private readonly int _wake;
     private readonly nint _rings, _sqes;
     private readonly nuint _ringsBytes, _sqesBytes;
-    private readonly uint* _sqHead, _sqTail, _cqHead, _cqTail;
+    private readonly uint* _sqHead, _sqTail, _sqFlags, _cqHead, _cqTail;
     private readonly uint _sqMask, _sqSize, _cqMask;
     private readonly byte* _cqes;
     private readonly ulong* _wakeValue;
     private uint _tail;
+    private int _diskInFlight;
     private bool _isCancelled;
 
     private UringLoop(long poolBytes, IRandom random, int ring, uint* p)
@@ -46,6 +52,7 @@ public sealed unsafe class UringLoop : KernelLoop
         _sqHead = (uint*)(rings + sqOffsets[0]);
         _sqTail = (uint*)(rings + sqOffsets[1]);
         _sqMask = *(uint*)(rings + sqOffsets[2]);
+        _sqFlags = (uint*)(rings + sqOffsets[4]);
         uint* array = (uint*)(rings + sqOffsets[6]);
         for (uint i = 0; i < _sqSize; i++) array[i] = i;
         _cqHead = (uint*)(rings + cqOffsets[0]);
@@ -67,7 +74,8 @@ public sealed unsafe class UringLoop : KernelLoop
         uint* p = stackalloc uint[30]; // struct io_uring_params: 120 bytes
         new Span<uint>(p, 30).Clear();
         p[1] = CqEntries;
-        p[2] = SetupCqSize | SetupClamp | SetupSubmitAll | SetupCoopTaskrun | SetupSingleIssuer | SetupDeferTaskrun;
+        p[2] = SetupCqSize | SetupClamp | SetupSubmitAll | SetupCoopTaskrun | SetupTaskrunFlag | SetupSingleIssuer
+            | SetupDeferTaskrun;
         int ring = (int)syscall(425, (nint)SqEntries, (nint)p, 0, 0, 0, 0);
         if (ring < 0)
         {
@@ -93,13 +101,17 @@ public sealed unsafe class UringLoop : KernelLoop
         return new UringLoop(poolBytes, random, ring, p);
     }
 
+    /// <summary>A completion is in the ring, or the kernel has one to put there.</summary>
+    private bool HasNews =>
+        (Volatile.Read(ref *_sqFlags) & NeedsTaskRun) != 0 || Volatile.Read(ref *_cqTail) != *_cqHead;
+
     internal override ValueTask<int> ReadAtAsync(int fd, nint target, int length, ulong offset) =>
-        Ask(OpRead, fd, target, length, offset, 0);
+        AskDisk(OpRead, fd, target, length, offset, 0);
 
     internal override ValueTask<int> WriteAtAsync(int fd, nint source, int length, ulong offset) =>
-        Ask(OpWrite, fd, source, length, offset, 0);
+        AskDisk(OpWrite, fd, source, length, offset, 0);
 
-    internal override ValueTask<int> SyncDataAsync(int fd) => Ask(OpFsync, fd, 0, 0, 0, FsyncDataSync);
+    internal override ValueTask<int> SyncDataAsync(int fd) => AskDisk(OpFsync, fd, 0, 0, 0, FsyncDataSync);
 
     internal override void AddSocket(SocketState socket)
     {
@@ -121,6 +133,13 @@ public sealed unsafe class UringLoop : KernelLoop
     private protected override void SubmitAndReap(ulong waitNanos)
     {
         if (Volatile.Read(ref *_cqTail) != *_cqHead) waitNanos = 0;
+        ulong waitsSince = waitNanos > 0 && _diskInFlight == 0 ? BusyPoll.Clock() : 0;
+        if (waitsSince != 0 && Polling.IsWorthwhile)
+        {
+            if (_tail != Volatile.Read(ref *_sqHead)) Enter(0, null);
+            while (!HasNews && BusyPoll.Clock() - waitsSince < Polling.LimitNanos) Thread.SpinWait(1);
+        }
+
         var time = new TimeSpec { Seconds = (long)(waitNanos / 1_000_000_000), Nanos = (long)(waitNanos % 1_000_000_000) };
         ulong* argument = stackalloc ulong[3]; // struct io_uring_getevents_arg
         argument[0] = 0;
@@ -128,13 +147,14 @@ public sealed unsafe class UringLoop : KernelLoop
         argument[2] = (ulong)&time;
         Enter(waitNanos > 0 ? 1u : 0u, argument);
 
+        if (waitsSince != 0) Polling.OnWaited(BusyPoll.Clock() - waitsSince);
         uint head = *_cqHead, tail = Volatile.Read(ref *_cqTail);
         for (; head != tail; head++)
         {
             byte* cqe = _cqes + (head & _cqMask) * 16;
             ulong tag = *(ulong*)cqe;
             if (tag == WakeTag) AskForWake();
-            else if (tag != CancelTag) Complete(OperationOf((int)tag), *(int*)(cqe + 8));
+            else if (tag != CancelTag) Answer(OperationOf((int)tag), *(int*)(cqe + 8));
         }
 
         Volatile.Write(ref *_cqHead, head);
@@ -172,6 +192,18 @@ public sealed unsafe class UringLoop : KernelLoop
         if (!_isCancelled) Write(OpRead, _wake, (nint)_wakeValue, 8, ulong.MaxValue, 0, WakeTag);
     }
 
+    private ValueTask<int> AskDisk(int opcode, int fd, nint address, int length, ulong offset, uint flags)
+    {
+        _diskInFlight++;
+        return Ask(opcode, fd, address, length, offset, flags);
+    }
+
+    private void Answer(IoOperation operation, int result)
+    {
+        if (operation.Kind is OpRead or OpWrite or OpFsync) _diskInFlight--;
+        Complete(operation, result);
+    }
+
     private ValueTask<int> Ask(int opcode, int fd, nint address, int length, ulong offset, uint flags)
     {
         Check.That(IsHere);
@@ -195,6 +227,7 @@ public sealed unsafe class UringLoop : KernelLoop
         *(ulong*)(sqe + 32) = tag;
         _tail++;
         Volatile.Write(ref *_sqTail, _tail);
+        if (_tail - Volatile.Read(ref *_sqHead) >= SubmitLot) Enter(0, null);
     }
 
     /// <summary>One io_uring_enter; with an argument it also fetches completions.</summary>

@@ -14,11 +14,17 @@ internal sealed class Pending(Stack<Pending> home) : LoopOperation<IoStatus>
     public uint Extent;
     public bool IsNewPage;
     public bool IsContinued;
+
+    /// <summary>A Write of content that was there already: every block keeps its version.</summary>
+    public bool IsRelaid;
     public ReadOnlyMemory<byte> Source;
     public int RunCount;
     public int BlockCount;
     public ulong Version;
     public ulong Lsn;
+
+    /// <summary>LSN of the record before it that names its slot; 0 when it says all that the slot holds.</summary>
+    public ulong Before;
     public int DataPending;
     public Volume? Volume;
     public VolumeHeadLayout Head;

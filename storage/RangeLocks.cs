@@ -29,22 +29,20 @@ internal sealed class RangeLocks
     [AsyncMethodBuilder(typeof(LoopMethodBuilder<>))]
     public async ValueTask<RangeLock> TakeAsync(uint volumeId, uint extent, int first, int count)
     {
-        RangeLock wanted = _spare ?? new RangeLock();
-        _spare = wanted.Next;
-        wanted.Next = null;
-        (wanted.VolumeId, wanted.Extent, wanted.First, wanted.Count) = (volumeId, extent, first, count);
-        ref RangeLock? end = ref _heads[Bucket(volumeId, extent)];
-        bool free = true;
-        while (end is not null)
-        {
-            free &= !end.Meets(wanted);
-            end = ref end.Next;
-        }
-
-        end = wanted;
-        wanted.IsHeld = free;
-        if (!free) await wanted.Begin();
+        RangeLock wanted = Spare(volumeId, extent, first, count);
+        wanted.IsHeld = Add(wanted);
+        if (!wanted.IsHeld) await wanted.Begin();
         return wanted;
+    }
+
+    /// <summary>Takes the lock if nobody holds any of it or waits for it; else null.</summary>
+    public RangeLock? TryTake(uint volumeId, uint extent, int first, int count)
+    {
+        RangeLock wanted = Spare(volumeId, extent, first, count);
+        wanted.IsHeld = Add(wanted);
+        if (wanted.IsHeld) return wanted;
+        Give(wanted);
+        return null;
     }
 
     public void Give(RangeLock held)
@@ -61,6 +59,30 @@ internal sealed class RangeLocks
             next.IsHeld = true;
             next.Complete(true);
         }
+    }
+
+    private RangeLock Spare(uint volumeId, uint extent, int first, int count)
+    {
+        RangeLock wanted = _spare ?? new RangeLock();
+        _spare = wanted.Next;
+        wanted.Next = null;
+        (wanted.VolumeId, wanted.Extent, wanted.First, wanted.Count) = (volumeId, extent, first, count);
+        return wanted;
+    }
+
+    /// <summary>Puts a lock at the end of the list; true when it meets none in front of it.</summary>
+    private bool Add(RangeLock wanted)
+    {
+        ref RangeLock? end = ref _heads[Bucket(wanted.VolumeId, wanted.Extent)];
+        bool free = true;
+        while (end is not null)
+        {
+            free &= !end.Meets(wanted);
+            end = ref end.Next;
+        }
+
+        end = wanted;
+        return free;
     }
 
     private static RangeLock? NextGrantable(RangeLock? head)

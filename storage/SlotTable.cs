@@ -14,6 +14,12 @@ internal struct Slot
 
     /// <summary>Entries of an extent that are no holes.</summary>
     public ushort Mapped;
+
+    /// <summary>Neighbours of an extent that both hold data and do not lie together on the store.</summary>
+    public byte Cuts;
+
+    /// <summary>So many cuts that it is to be laid out anew.</summary>
+    public bool IsScattered;
     public uint VolumeId;
     public uint Extent;
 
@@ -23,6 +29,9 @@ internal struct Slot
     /// <summary>Reasons to keep the entries in RAM: records in flight, dirt, an image on its way home.</summary>
     public int Pins;
     public ulong PageLsn;
+
+    /// <summary>LSN of the last record in the log that names it, applied or not; 0 when it began anew since.</summary>
+    public ulong LastLsn;
     public ulong RecLsn;
     public ulong MaxVersion;
 }
@@ -230,8 +239,10 @@ internal sealed class SlotTable
         s.VolumeId = volumeId;
         s.Extent = extent;
         s.MaxVersion = 0;
+        s.LastLsn = 0;
         s.Mapped = 0;
         ClearLink(slot);
+        s.Cuts = 0;
         if (kind != MetadataKind.Extent) return true;
         Check.That(TryAttach(slot));
         Entries(slot).Clear();

@@ -15,9 +15,6 @@ public sealed partial class Store
     // Places that a request tries before the medium is given up.
     private const int MovesMax = 4;
 
-    /// <summary>Numbers of a page of bad blocks.</summary>
-    private const int BadPerSlot = MetadataPage.EntriesBytes / sizeof(uint);
-
     private void RetryByBlock(DataWrite write)
     {
         ulong offset = write.Offset;
@@ -198,7 +195,7 @@ public sealed partial class Store
         foreach ((uint number, List<uint> blocks) in _badSlots)
         {
             if (blocks.Contains(block)) return new(IoStatus.Ok);
-            if (blocks.Count < BadPerSlot - Units.BlocksPerExtent) slot = number; // some may be under way
+            if (blocks.Count < MetadataPage.BadBlocksMax - Units.BlocksPerExtent) slot = number; // some may be under way
         }
 
         if (slot is null)
@@ -210,7 +207,8 @@ public sealed partial class Store
 
         Pending record = NewPending(RedoKind.BadBlock, null, slot.Value);
         record.Runs[0] = new BlockRun(0, 1, block);
-        RedoRecordWriter.BadBlock(Append(record, 20), slot.Value, block);
+        Span<byte> target = Append(record, RedoRecord.BadBlockLength);
+        RedoRecordWriter.BadBlock(target, slot.Value, record.Before, block);
         return record.Begin();
     }
 
@@ -229,9 +227,9 @@ public sealed partial class Store
     private void ReadBadBlocks(uint slot, ReadOnlySpan<byte> source)
     {
         _badSlots[slot] = [];
-        for (int i = 0; i < BadPerSlot; i++)
+        for (int i = 0; i < MetadataPage.BadBlocksMax; i++)
         {
-            uint block = BinaryPrimitives.ReadUInt32LittleEndian(source[(i * sizeof(uint))..]);
+            uint block = MetadataPage.BadBlock(source, i);
             if (block != 0) AddBadBlock(slot, block);
         }
     }

@@ -12,7 +12,8 @@ public sealed partial class Store
     // Writes or reads of homes under way at a time.
     private const int HomesAtOnce = 32;
 
-    // New slots are zeroed on the medium this many at a time before the superblock counts them.
+    // New slots get tombstones in both homes, this many at a time, before the superblock counts them: from then on a home
+    // that is no good page, zeros too, is damaged.
     private const uint HighWaterStep = 256;
     private readonly Queue<uint> _dirty = new();
     private readonly List<LoopEvent<bool>> _checkpointWaiters = [];
@@ -125,6 +126,7 @@ public sealed partial class Store
         int home = slot.NextHome;
         slot.NextHome = (byte)(1 - home);
         slot.IsDirty = false;
+        if (_isRecovering) _badHomes.Remove((number, home));
         new MetadataPageHeader
         {
             Kind = slot.Kind,
@@ -228,12 +230,18 @@ public sealed partial class Store
         uint mark = _superblock.SlotHighWater;
         if (end <= mark) return null;
         uint next = (uint)Math.Min(_geometry.SlotCount, ((ulong)end + HighWaterStep - 1) / HighWaterStep * HighWaterStep);
-        var zeros = new byte[HighWaterStep * 2 * Units.BlockBytes / 4];
-        ulong stop = _geometry.HomeOffset(next, 0);
-        for (ulong at = _geometry.HomeOffset(mark, 0); at < stop; at += (ulong)zeros.Length)
+        const uint atOnce = HighWaterStep / 4;
+        var homes = new byte[atOnce * 2 * Units.BlockBytes];
+        for (uint slot = mark; slot < next; slot += atOnce)
         {
-            int length = (int)Math.Min((ulong)zeros.Length, stop - at);
-            if (await _file.WriteAsync(at, zeros.AsMemory(0, length)) != IoStatus.Ok)
+            int length = 0;
+            for (uint one = slot; one < Math.Min(next, slot + atOnce); one++)
+            {
+                for (int home = 0; home < 2; home++, length += Units.BlockBytes)
+                    PutTombstone(homes.AsSpan(length, Units.BlockBytes), one, home, 0);
+            }
+
+            if (await _file.WriteAsync(_geometry.HomeOffset(slot, 0), homes.AsMemory(0, length)) != IoStatus.Ok)
                 return "checkpoint: clearing metadata slots failed";
         }
 
@@ -241,6 +249,13 @@ public sealed partial class Store
             && await WriteSuperblockAsync(_superblock with { SlotHighWater = next }) == IoStatus.Ok
                 ? null
                 : "checkpoint: raising the slots' high-water mark failed";
+    }
+
+    private void PutTombstone(Span<byte> page, uint slot, int home, ulong lsn)
+    {
+        page.Clear();
+        new MetadataPageHeader { Kind = MetadataKind.Free, Slot = slot, PageLsn = lsn }.WriteTo(page);
+        Seal.Put(page, _geometry.HomeOffset(slot, home), _fold);
     }
 
     /// <summary>After a flush failed no other one proves anything, so none is asked for.</summary>

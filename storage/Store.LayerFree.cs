@@ -99,7 +99,7 @@ public sealed partial class Store
         Pending record = NewPending(RedoKind.Rekey, heir.Volume, slot);
         record.Layer = heir;
         record.Extent = extent;
-        RedoRecordWriter.OfLayer(Append(record, 20), RedoKind.Rekey, slot, heir.Volume.Head.Id, extent, heir.Number);
+        RedoRecordWriter.Rekey(Append(record, RedoRecord.LayerLength), slot, heir.Volume.Head.Id, extent, record.Before, heir.Number);
         return record.Begin();
     }
 
@@ -113,7 +113,7 @@ public sealed partial class Store
         if (IsFreeing(volume) && layer.Children.Count <= 1)
         {
             Layer? heir = layer.Children.Count == 1 ? layer.Children[0] : null;
-            Reserve(48 + SnapshotLayout.Size);
+            Reserve(2 * RedoRecord.HeadBytes + SnapshotLayout.Size);
             if (heir is not null)
             {
                 Pending told = heir.IsTop ? AppendHead(heir.Volume, LayoutOf(heir.Volume) with { Parent = layer.Parent?.Id })
@@ -132,7 +132,7 @@ public sealed partial class Store
     {
         Pending record = NewPending(RedoKind.Volume, volume, volume.Slot);
         record.Head = head;
-        RedoRecordWriter.Volume(Append(record, 16 + head.UsedSize), volume.Slot, head);
+        RedoRecordWriter.Volume(Append(record, RedoRecord.VolumeLength(head)), volume.Slot, head);
         return record;
     }
 

@@ -46,13 +46,14 @@ public sealed partial class Store
         {
             _slots.Entries(seen).CopyTo(_slots.Entries(slot));
             (_slots[slot].Mapped, _slots[slot].MaxVersion) = (_slots[seen].Mapped, _slots[seen].MaxVersion);
+            NoteCuts(slot, _slots[seen].Cuts);
             _slots.Unpin(seen);
             RedoRecordWriter.PageImage(
-                Append(begin, 24 + MetadataPage.EntriesBytes), slot, volume.Head.Id, extent, _slots.Entries(slot), top.Number);
+                Append(begin, RedoRecord.PageImageLength), slot, volume.Head.Id, extent, _slots.Entries(slot), top.Number);
         }
         else
         {
-            RedoRecordWriter.OfLayer(Append(begin, 20), RedoKind.BeginPage, slot, volume.Head.Id, extent, top.Number);
+            RedoRecordWriter.BeginPage(Append(begin, RedoRecord.LayerLength), slot, volume.Head.Id, extent, top.Number);
         }
 
         return slot;
@@ -174,6 +175,7 @@ public sealed partial class Store
         if (record.Heir != 0) _slots.LinkOf(record.Heir - 1).Older = link.Older;
         layer.Line.Uncover(_slots[record.Slot].Extent, record.Slot, link.Older);
         Unlist(layer, record.Slot);
+        NoteCuts(record.Slot, 0);
         _slots.Detach(record.Slot);
     }
 

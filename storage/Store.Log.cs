@@ -9,6 +9,11 @@ public sealed partial class Store
     private readonly TurnEndHook _closeHook;
     private readonly Stack<Pending> _pendingPool = new();
     private readonly Stack<LogPage> _pagePool = new();
+
+    // Apart from the pool of requests, and never out of memory: nothing may be awaited between a record and its page, and a
+    // request that holds the last of its pool's memory waits for the log. A page in flight carries at least one record, so
+    // they are at most as many as the requests in flight, and never more than the ring has.
+    private readonly BufferPool _logBuffers = new(long.MaxValue);
     private readonly Stack<DataWrite> _dataPool = new();
     private readonly Queue<(ulong FirstLsn, ulong Durable, ulong Tail)> _claims = new();
     private readonly Queue<FlushWait> _ringWaiters = new();
@@ -35,7 +40,7 @@ public sealed partial class Store
         record.Slot = slot;
         if (volume is not null) _slots.Pin(slot); // until it is applied
         record.RunCount = record.BlockCount = record.DataPending = 0;
-        record.IsNewPage = record.IsContinued = record.IsSilent = false;
+        record.IsNewPage = record.IsContinued = record.IsRelaid = record.IsSilent = false;
         record.Layer = null;
         record.Heir = 0;
         record.Source = default;
@@ -55,13 +60,15 @@ public sealed partial class Store
         _open ??= OpenLogPage();
     }
 
-    /// <summary>Room for a record of <paramref name="length"/> bytes; sets the record's page and LSN.</summary>
+    /// <summary>Room for a record of <paramref name="length"/> bytes; sets the record's page, its LSN and what was before it.
+    /// </summary>
     private Span<byte> Append(Pending record, int length)
     {
         Reserve(length);
         LogPage page = _open!;
         record.Page = page;
         record.Lsn = page.Number * Units.BlockBytes + (ulong)page.Used;
+        LinkToSlot(record);
         Span<byte> target = page.Buffer.Data.Span.Slice(page.Used, length);
         page.Used += length;
         page.Count++;
@@ -73,11 +80,23 @@ public sealed partial class Store
         return target;
     }
 
+    /// <summary>The records of one slot are a chain backwards, so that recovery sees when the page that it has in hand is
+    /// older than the one that a record was made for.</summary>
+    private void LinkToSlot(Pending record)
+    {
+        record.Before = 0;
+        if (record.Kind is RedoKind.Note or RedoKind.Epoch) return;
+        ref Slot slot = ref _slots[record.Slot];
+        if (!record.IsNewPage && record.Kind is RedoKind.Write or RedoKind.Hole or RedoKind.VolumeDelete or RedoKind.BadBlock or RedoKind.Rekey)
+            record.Before = slot.LastLsn;
+        slot.LastLsn = record.Lsn;
+    }
+
     private LogPage OpenLogPage()
     {
         // S5: a ring page is overwritten only when all of it lies below the claimed tail.
         Check.That(_nextPage < _geometry.RingPages || PageEnd(_nextPage - _geometry.RingPages) <= _claimedTail);
-        if (!_pagePool.TryPop(out LogPage? page)) page = new LogPage(this, _pool.TryRent(Units.BlockBytes)!);
+        if (!_pagePool.TryPop(out LogPage? page)) page = new LogPage(this, _logBuffers.TryRent(Units.BlockBytes)!);
         page.Number = _nextPage++;
         page.Used = RedoPageHeader.Size;
         page.Count = page.Left = 0;
@@ -288,7 +307,7 @@ public sealed partial class Store
     private ValueTask<IoStatus> NoteAsync()
     {
         Pending record = NewPending(RedoKind.Note, null, 0);
-        RedoRecordWriter.Note(Append(record, 32), _durableVersion, _tailLsn);
+        RedoRecordWriter.Note(Append(record, RedoRecord.NoteLength), _durableVersion, _tailLsn);
         return record.Begin();
     }
 }

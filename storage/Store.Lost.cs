@@ -6,16 +6,19 @@ namespace BlockServer.Storage;
 // What becomes of slots whose content is lost when the operator accepts data loss (P4: never wrong, zeros never invented).
 //
 // One home damaged, the log does not explain it: the other home may be older, and the blocks that it names may be others'
-// by now. Its extent is known, so all its entries are unknown: EIO until they are overwritten or trimmed.
+// by now. Its extent is known, so all its entries are unknown: EIO until they are overwritten or trimmed. The same when a
+// record in the log was made for a newer page than the one that can be read (RedoRecord.Before).
 // No home says whose the slot is: then any extent without a page may be the lost one. Every volume becomes doubtful: an
 // extent without a page is unknown until it is overwritten or trimmed as a whole.
 // Extents of a volume that has no head get a new head, named after the volume's number.
 public sealed partial class Store
 {
-    private readonly HashSet<uint> _damaged = []; // slots of which a home did not read well when the store was opened
+    private readonly HashSet<uint> _damaged = []; // slots of which a home did not read well, or is older than the log needs
+    private readonly HashSet<(uint Slot, int Home)> _badHomes = []; // homes that did not read well and are not written anew yet
     private readonly SortedSet<uint> _nameless = []; // slots of which nobody knows whose they were
     private readonly HashSet<uint> _adopted = []; // slots of heads that were made for extents without one
     private bool _isDoubtful;
+    private bool _hasLost; // something that the log does not explain was given up
 
     private bool IsLost(uint slot) => _options.AcceptDataLoss && _damaged.Contains(slot);
 
@@ -26,9 +29,26 @@ public sealed partial class Store
         if (!IsLost(record.Slot)) return false;
         ref Slot slot = ref _slots[record.Slot];
         (slot.Kind, slot.VolumeId, slot.Extent, slot.MaxVersion) = (MetadataKind.Extent, record.VolumeId, record.Extent, 0);
-        _recoveredHeads.Remove(record.Slot);
+        ForgetHeads(record.Slot);
         FillUnknown(_slots.Entries(record.Slot));
         return true;
+    }
+
+    /// <summary>The record changes a page that held more than the one in hand: the newer home is damaged, or was never
+    /// written. What came between is not in the log any more. Answers why the store is refused; null when the loss is accepted
+    /// and the record may be replayed.</summary>
+    private string? LoseBase(RedoRecord record)
+    {
+        if (!_options.AcceptDataLoss)
+        {
+            return $"slot {record.Slot} has a damaged home that the log does not explain: it goes on from LSN {record.Before}, and "
+                + $"what can be read ends at {_slots[record.Slot].PageLsn}; what it maps is lost; accept data loss to open all the same";
+        }
+
+        _hasLost = true;
+        _damaged.Add(record.Slot);
+        if (record.Kind is RedoKind.Write or RedoKind.Hole) TryBeginLost(record);
+        return null;
     }
 
     private static void FillUnknown(Span<byte> entries)
@@ -40,6 +60,7 @@ public sealed partial class Store
     /// <summary>Data loss was accepted: settles what the log did not explain. Answers why it cannot, or null.</summary>
     private async ValueTask<string?> LoseAsync(HashSet<uint> suspects, ulong last)
     {
+        _hasLost = true;
         foreach (uint number in suspects.Order())
         {
             switch (_slots[number].Kind)
@@ -58,6 +79,7 @@ public sealed partial class Store
                     break;
                 default:
                     _slots[number].Kind = MetadataKind.Free;
+                    _slots[number].PageLsn = last;
                     _nameless.Add(number);
                     _isDoubtful = true;
                     break;
@@ -96,31 +118,41 @@ public sealed partial class Store
         }
     }
 
-    /// <summary>Once the heads say what is in doubt: tombstones in both homes of the nameless slots, a second image of the
-    /// new heads. From here on the loss is settled and the store opens without accepting it again.</summary>
-    private async ValueTask<string?> HealLostAsync(ulong last)
+    /// <summary>Writes every damaged home anew that recovery has not written yet: the log explains it now and may not at the
+    /// next opening, and an accepted loss is settled by it. Answers why it cannot, or null.</summary>
+    private async ValueTask<string?> HealHomesAsync()
     {
-        foreach (uint number in _adopted) Touch(number, last);
+        foreach ((uint number, int home) in _badHomes.Order().ToArray())
+        {
+            if (_slots[number].Kind <= MetadataKind.Free)
+            {
+                var page = new byte[Units.BlockBytes];
+                PutTombstone(page, number, home, _slots[number].PageLsn);
+                if (await _file.WriteAsync(_geometry.HomeOffset(number, home), page) != IoStatus.Ok)
+                    return $"slot {number} cannot be written";
+                continue;
+            }
+
+            if (_slots[number].Kind == MetadataKind.Extent && !_slots.IsResident(number))
+            {
+                while (!_slots.TrySpare(1))
+                {
+                    if (await CycleAsync() is { } full) return full;
+                }
+
+                if (await ReadHomeAsync(number) != IoStatus.Ok) return $"the metadata page of slot {number} cannot be read again";
+            }
+
+            Touch(number, _slots[number].PageLsn);
+        }
+
         while (_dirty.Count > 0)
         {
             if (await CycleAsync() is { } fault) return fault;
         }
 
-        foreach (uint number in _nameless)
-        {
-            for (int home = 0; home < 2; home++)
-            {
-                var page = new byte[Units.BlockBytes];
-                ulong address = _geometry.HomeOffset(number, home);
-                new MetadataPageHeader { Kind = MetadataKind.Free, Slot = number, PageLsn = last }.WriteTo(page);
-                Seal.Put(page, address, _fold);
-                if (await _file.WriteAsync(address, page) != IoStatus.Ok) return $"slot {number} cannot be written";
-            }
-
-            _slots[number].PageLsn = last;
-        }
-
-        bool any = _nameless.Count > 0;
+        bool any = _badHomes.Count > 0;
+        _badHomes.Clear();
         _nameless.Clear();
         _adopted.Clear();
         _damaged.Clear();

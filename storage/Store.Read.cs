@@ -22,11 +22,17 @@ public sealed partial class Store
             return new(new ReadResult(IoStatus.Ok, HasHoles: true));
         }
 
+        _requests++;
         if (!_slots.IsResident(slot)) return ReadWhenReadyAsync(volume, extent, first, count, target, view);
 
         // What is read is the mapping of this moment; the blocks stay put until the reads are over (_readsIn).
         int run = RunAt(slot, first, count, out uint block);
-        if (run < count) return ReadRunsAsync(slot, first, count, target);
+        if (run < count)
+        {
+            HintRelayout(slot, count);
+            return ReadRunsAsync(slot, first, count, target);
+        }
+
         if (block != 0) return ReadOneRunAsync(slot, first, count, block, target);
         target.Span.Clear();
         return new(new ReadResult(IoStatus.Ok, HasHoles: true));

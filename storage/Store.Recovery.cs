@@ -7,7 +7,6 @@ public sealed partial class Store
 {
     private bool _isRecovering;
     private readonly Dictionary<uint, VolumeHeadLayout> _recoveredHeads = [];
-    private readonly HashSet<uint> _unread = []; // slots of which a home could not be read when the store was opened
 
     /// <summary>Makes a store of the whole of <paramref name="file"/>. Answers why not, or null.</summary>
     public static async ValueTask<string?> FormatAsync(ILoop loop, IFile file, StoreOptions options)
@@ -105,7 +104,7 @@ public sealed partial class Store
                 if (fault is not null) return fault;
             }
 
-            fault = await HealLostAsync(last);
+            fault = await HealHomesAsync();
             if (fault is not null) return fault;
             _tailLsn = last;
             if (await WriteSuperblockAsync(_superblock with
@@ -115,6 +114,7 @@ public sealed partial class Store
         }
 
         _isRecovering = false;
+        WakeRelayout();
         return await ResumeAsync();
     }
 
@@ -143,7 +143,6 @@ public sealed partial class Store
         }
 
         await ahead.CloseAsync();
-        foreach (ulong offset in ahead.BadPages) _unread.Add((uint)((offset - start) / slotBytes));
         _slots.Reach(_superblock.SlotHighWater - 1);
         return null;
     }

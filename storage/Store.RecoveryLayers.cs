@@ -39,6 +39,8 @@ public sealed partial class Store
             if (!snapshots.TryAdd((head.Id.Volume, head.Id.Layer), slot)) return $"two snapshots of layer {head.Id}";
         }
 
+        // A page that is not there any more would show the one below it, which is wrong data.
+        if (_hasLost && snapshots.Count > 0) return "metadata of a store with snapshots is lost, and what it shows would be wrong";
         var pages = new SortedDictionary<(uint Volume, uint Layer), List<uint>>();
         for (uint slot = 0; slot < _slots.Next; slot++)
         {

@@ -21,16 +21,17 @@ public sealed partial class Store
             if (MetadataPage.TryReadPage(page, address, _fold, number, out MetadataPageHeader header) is not null)
             {
                 suspects.Add(number); // torn by a checkpoint under way (then the log touches it) or rotten
+                _badHomes.Add((number, home));
                 slot.NextHome = (byte)home;
                 continue;
             }
 
-            if (header.Kind == MetadataKind.Empty || header.PageLsn < slot.PageLsn) continue;
+            if (header.PageLsn < slot.PageLsn) continue;
             best = home;
             slot.Kind = header.Kind;
             slot.VolumeId = header.VolumeId;
             slot.Extent = header.Extent;
-            slot.PageLsn = header.PageLsn;
+            slot.PageLsn = slot.LastLsn = header.PageLsn;
             slot.MaxVersion = header.MaxVersion;
             SetLayer(number, header.LayerId);
             if (!suspects.Contains(number)) slot.NextHome = (byte)(1 - home);
@@ -112,7 +113,7 @@ public sealed partial class Store
         Slot known = _slots[slot];
         bool isHere = known.Kind == MetadataKind.Extent && known.VolumeId == record.VolumeId && known.Extent == record.Extent;
         if (own <= known.PageLsn) return judges && isHere; // only to see what an earlier recovery made of it
-        begins = record.BeginsPage || !isHere;
+        begins = record.BeginsPage || !isHere || record.Before > known.PageLsn;
         return true;
     }
 
@@ -185,6 +186,8 @@ public sealed partial class Store
             _used++;
         }
 
+        NoteCuts(number, CutsIn(entries));
+        if (slot.IsScattered) _relayCredit += slot.Mapped;
         return null;
     }
 

@@ -269,7 +269,8 @@ public sealed partial class Store
             ulong lsn = header.PageNumber * Units.BlockBytes + (ulong)at;
             at += record.Length;
             if (PageLsnOf(record) < lsn) isPast = false;
-            if (record.Kind is not (RedoKind.Write or RedoKind.Hole) || PageLsnOf(record) < lsn) continue;
+            // A relaid one is alone: where its home has it, nothing of it matters.
+            if (record.Kind is not (RedoKind.Write or RedoKind.Hole) || record.IsRelaid || PageLsnOf(record) < lsn) continue;
             Slot slot = _slots[record.Slot];
             if (slot.Kind != MetadataKind.Extent || slot.VolumeId != record.VolumeId || slot.Extent != record.Extent) continue;
             ReadOnlySpan<byte> entries = _slots.Entries(record.Slot);
@@ -298,7 +299,9 @@ public sealed partial class Store
         _slots.Reach(record.Slot);
         ref Slot slot = ref _slots[record.Slot];
         bool isStale = lsn <= slot.PageLsn;
-        if (!_unread.Contains(record.Slot) || (!isStale && SaysAll(record))) suspects.Remove(record.Slot);
+        if (!isStale && record.Before > slot.PageLsn && LoseBase(record) is { } lost) return lost;
+        // All that came after the page in hand is in the log, whatever the other home held.
+        suspects.Remove(record.Slot);
         if (isStale) return null;
         switch (record.Kind)
         {
@@ -323,6 +326,7 @@ public sealed partial class Store
             case RedoKind.Volume:
                 fault = record.TryReadHead(out VolumeHeadLayout head);
                 if (fault is not null) return fault;
+                _slots.Detach(record.Slot);
                 (slot.Kind, slot.VolumeId, slot.Extent) = (MetadataKind.VolumeHead, head.Head.Id, 0);
                 ForgetHeads(record.Slot);
                 _recoveredHeads[record.Slot] = head;
@@ -345,6 +349,13 @@ public sealed partial class Store
                 _recoveredHeads[record.Slot] = dying with { IsDeleting = true };
                 break;
             case RedoKind.BadBlock:
+                if (slot.Kind != MetadataKind.BadBlocks || record.Before == 0)
+                {
+                    _slots.Detach(record.Slot);
+                    ForgetHeads(record.Slot);
+                    _badSlots.Remove(record.Slot);
+                }
+
                 (slot.Kind, slot.VolumeId, slot.Extent) = (MetadataKind.BadBlocks, 0, 0);
                 AddBadBlock(record.Slot, record.BadBlock);
                 break;
@@ -358,11 +369,6 @@ public sealed partial class Store
         Touch(record.Slot, lsn);
         return null;
     }
-
-    /// <summary>Whether the record makes the slot anew. A home that was torn is of a checkpoint that the log still explains in
-    /// full, but one that cannot be read may be of an earlier one: then only such a record makes up for it.</summary>
-    private static bool SaysAll(RedoRecord record) =>
-        record.BeginsPage || record.Kind is RedoKind.Volume or RedoKind.Snapshot or RedoKind.DropPage;
 
     private static void TakeEntries(RedoRecord record, Span<byte> entries, ref Slot slot)
     {
@@ -380,8 +386,9 @@ public sealed partial class Store
             for (int i = 0; i < run.Count; i++)
             {
                 bool hole = record.Kind == RedoKind.Hole;
+                ulong version = record.IsRelaid ? RelaidVersion(entries, run.First + i, record.Version) : record.Version;
                 MetadataPage.SetEntry(entries, run.First + i, new BlockEntry(
-                    hole ? 0 : run.Block + (uint)i, hole ? 0 : record.CrcOf(crc++), record.Version));
+                    hole ? 0 : run.Block + (uint)i, hole ? 0 : record.CrcOf(crc++), version));
             }
         }
 

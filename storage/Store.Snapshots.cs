@@ -6,7 +6,7 @@ namespace BlockServer.Storage;
 public sealed partial class Store
 {
     // A snapshot and the head of its volume must lie in one log page, and those of a group too.
-    private const int CutsMax = 14;
+    private const int CutsMax = 13;
 
     // Locks that are not on blocks: what a volume's layers are, and the freeing of layers, one at a time.
     private const uint StructureLock = uint.MaxValue, FreeingLock = uint.MaxValue - 1;
@@ -110,7 +110,7 @@ public sealed partial class Store
 
     private ValueTask<IoStatus> AppendCuts(IReadOnlyList<SnapshotRequest> requests, List<Volume> volumes, Layer? target)
     {
-        Reserve(requests.Count * (32 + SnapshotLayout.Size + VolumeHeadLayout.Size));
+        Reserve(requests.Count * (2 * RedoRecord.HeadBytes + SnapshotLayout.Size + VolumeHeadLayout.Size));
         Pending? last = null;
         for (int i = 0; i < requests.Count; i++)
         {
@@ -131,7 +131,7 @@ public sealed partial class Store
                 Cut = _nextVersion - 1,
                 SizeBytes = volume.Head.SizeBytes,
             };
-            RedoRecordWriter.Snapshot(Append(cut, 16 + SnapshotLayout.Size), slot, cut.Snapshot);
+            RedoRecordWriter.Snapshot(Append(cut, RedoRecord.SnapshotLength), slot, cut.Snapshot);
             last = NewPending(RedoKind.Volume, volume, volume.Slot);
             last.Head = LayoutOf(volume) with
             {
@@ -139,7 +139,7 @@ public sealed partial class Store
                 Layer = top.Number + 1,
                 Parent = (target ?? top).Id,
             };
-            RedoRecordWriter.Volume(Append(last, 16 + VolumeHeadLayout.Size), volume.Slot, last.Head);
+            RedoRecordWriter.Volume(Append(last, RedoRecord.VolumeLength(last.Head)), volume.Slot, last.Head);
         }
 
         return last!.Begin();
@@ -158,7 +158,7 @@ public sealed partial class Store
         Pending record = NewPending(RedoKind.Snapshot, layer.Volume, layer.Slot);
         record.Layer = layer;
         record.Snapshot = head;
-        RedoRecordWriter.Snapshot(Append(record, 16 + SnapshotLayout.Size), layer.Slot, head);
+        RedoRecordWriter.Snapshot(Append(record, RedoRecord.SnapshotLength), layer.Slot, head);
         return record;
     }
 }

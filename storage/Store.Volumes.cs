@@ -64,8 +64,7 @@ public sealed partial class Store
         if (volume.Layers.Values.Any(HasClone)) return IoStatus.Conflict;
         volume.IsDeleting = true;
         Pending record = NewPending(RedoKind.VolumeDelete, volume, volume.Slot);
-        RedoRecordWriter.Plain(
-            Append(record, RedoRecord.HeadBytes), RedoKind.VolumeDelete, volume.Slot, volumeId, 0);
+        RedoRecordWriter.VolumeDelete(Append(record, RedoRecord.HeadBytes), volume.Slot, volumeId, record.Before);
         IoStatus status = await record.Begin();
         if (status == IoStatus.Ok) status = await EnsureDurable(_appliedLsn);
         if (status == IoStatus.Ok) _loop.Post(() => _ = FreeVolumeAsync(volume));
@@ -153,7 +152,7 @@ public sealed partial class Store
         if (State != StoreState.Online) return IoStatus.Unavailable;
         Pending record = NewPending(RedoKind.Volume, volume, volume.Slot);
         record.Head = LayoutOf(volume) with { Head = head };
-        RedoRecordWriter.Volume(Append(record, 16 + record.Head.UsedSize), volume.Slot, record.Head);
+        RedoRecordWriter.Volume(Append(record, RedoRecord.VolumeLength(record.Head)), volume.Slot, record.Head);
         IoStatus status = await record.Begin();
         return status == IoStatus.Ok ? await EnsureDurable(_appliedLsn) : status;
     }
@@ -218,8 +217,7 @@ public sealed partial class Store
         Pending record = NewPending(RedoKind.DropPage, volume, slot);
         record.Heir = heir;
         if (heir != 0) _slots.Pin(heir - 1); // until it is applied
-        RedoRecordWriter.Plain(
-            Append(record, RedoRecord.HeadBytes), RedoKind.DropPage, slot, volume.Head.Id, extent);
+        RedoRecordWriter.DropPage(Append(record, RedoRecord.HeadBytes), slot, volume.Head.Id, extent);
         return record.Begin();
     }
 }

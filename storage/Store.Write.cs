@@ -33,6 +33,7 @@ public sealed partial class Store
         ulong first = offset >> Units.BlockShift;
         int low = LowBlocks(first, count);
         _active++;
+        _requests++;
         RangeLock held = await TakeLowAsync(volume, first, low);
         RangeLock? heldHigh = low < count ? await TakeLowAsync(volume, first + (ulong)low, count - low) : null;
         IoBuffer? merged = null;
@@ -79,6 +80,7 @@ public sealed partial class Store
         ulong first = offset >> Units.BlockShift, last = first + (ulong)count - 1;
         int low = LowBlocks(first, count);
         _active++;
+        _requests++;
         RangeLock held = await TakeLowAsync(volume, first, low);
         RangeLock? heldHigh = low < count ? await TakeLowAsync(volume, first + (ulong)low, count - low) : null;
         IoBuffer? edges = null;
@@ -316,19 +318,20 @@ public sealed partial class Store
         uint volume = record.Volume!.Head.Id;
         if (record.Kind == RedoKind.DropPage)
         {
-            RedoRecordWriter.Plain(target, RedoKind.DropPage, record.Slot, volume, record.Extent);
+            RedoRecordWriter.DropPage(target, record.Slot, volume, record.Extent);
             return;
         }
 
         if (record.Kind == RedoKind.Hole)
         {
-            RedoRecordWriter.Hole(target, record.Slot, volume, record.Extent, record.Version, runs, record.IsContinued);
+            RedoRecordWriter.Hole(
+                target, record.Slot, volume, record.Extent, record.Before, record.Version, runs, record.IsContinued);
             return;
         }
 
         RedoRecordWriter.Write(
-            target, record.Slot, volume, record.Extent, record.IsNewPage, record.Version, runs,
-            record.Crcs.AsSpan(0, record.BlockCount), record.IsContinued);
+            target, record.Slot, volume, record.Extent, record.Before, record.IsNewPage, record.Version, runs,
+            record.Crcs.AsSpan(0, record.BlockCount), record.IsContinued, record.IsRelaid);
     }
 
     private void StartData(Pending record)
@@ -390,18 +393,20 @@ public sealed partial class Store
     private void ApplyBlocks(Pending record)
     {
         Span<byte> entries = _slots.Entries(record.Slot);
-        int crc = 0, change = 0, mapped = 0;
+        int crc = 0, change = 0, mapped = 0, cuts = _slots[record.Slot].Cuts;
         ulong shared = SharedUpTo(record.Slot);
         for (int r = 0; r < record.RunCount; r++)
         {
             BlockRun run = record.Runs[r];
+            if (cuts > 0) cuts -= CutsAround(entries, run);
             for (int i = 0; i < run.Count; i++)
             {
                 (uint old, _, ulong version) = MetadataPage.Entry(entries, run.First + i);
                 if (old != 0) mapped--;
                 if (old is not (0 or MetadataPage.UnknownBlock) && version > shared)
                 {
-                    Quarantine(record.Lsn, old, 1);
+                    if (record.IsRelaid && Breaks(BrokenRules.FreeRelaidEarly)) _blocks.Give(old, 1);
+                    else Quarantine(record.Lsn, old, 1);
                     change--;
                 }
 
@@ -409,8 +414,10 @@ public sealed partial class Store
                 if (!hole) change++;
                 if (!hole) mapped++;
                 MetadataPage.SetEntry(entries, run.First + i, new BlockEntry(
-                    hole ? 0 : run.Block + (uint)i, hole ? 0 : record.Crcs[crc++], record.Version));
+                    hole ? 0 : run.Block + (uint)i, hole ? 0 : record.Crcs[crc++], record.IsRelaid ? version : record.Version));
             }
+
+            cuts += CutsAtEnds(entries, run);
         }
 
         record.Volume!.UsedBlocks += (ulong)(long)change;
@@ -418,7 +425,9 @@ public sealed partial class Store
         ref Slot slot = ref _slots[record.Slot];
         slot.MaxVersion = Math.Max(slot.MaxVersion, record.Version);
         slot.Mapped = (ushort)(slot.Mapped + mapped);
+        NoteCuts(record.Slot, cuts);
         Touch(record.Slot, record.Lsn);
+        if (!record.IsRelaid) NoteClientBlocks(record.Kind == RedoKind.Write ? record.BlockCount : 0);
     }
 
     private void ApplyDrop(Pending record)
@@ -429,12 +438,14 @@ public sealed partial class Store
         else if (slot.Kind == MetadataKind.VolumeHead) RemoveLayer(record.Volume!.Top);
         slot.Kind = MetadataKind.Free;
         Touch(record.Slot, record.Lsn);
+        NoteClientBlocks(0);
     }
 
     private void Touch(uint slotNumber, ulong lsn)
     {
         ref Slot slot = ref _slots[slotNumber];
         slot.PageLsn = lsn;
+        slot.LastLsn = Math.Max(slot.LastLsn, lsn); // recovery appends nothing
         if (slot.IsDirty) return;
         slot.IsDirty = true;
         slot.RecLsn = lsn;

@@ -49,6 +49,9 @@ public sealed partial class Store : ILayeredStore
         _finishTidy = FinishTidy;
         _wakeRing = WakeOneRingWaiter;
         _finishFlush = FinishFlush;
+        _scattered = new BitTree((int)_geometry.SlotCount);
+        _relayTimer = loop.CreateTimer(StartRelayout);
+        _finishRelayout = FinishRelayout;
     }
 
     /// <inheritdoc/>
@@ -71,11 +74,16 @@ public sealed partial class Store : ILayeredStore
         SlotsUsed = _slots.Used,
         MetadataResidentBytes = _slots.ResidentBytes,
         MetadataBudgetBytes = _options.MetadataBudgetBytes,
-        MetadataTableBytes = _slots.TableBytes + _volumes.Values.Aggregate(0UL, (sum, v) => sum + v.Line.MapBytes),
+        MetadataTableBytes = _slots.TableBytes + _scattered.Bytes + _volumes.Values.Aggregate(0UL, (sum, v) => sum + v.Line.MapBytes),
         MetadataLoads = _pageLoads,
         MetadataEvictions = _slots.Evictions,
         BitmapBytes = _blocks.Bytes,
         BlocksBad = _blocks.Bad,
+        BlocksFree = _blocks.Free,
+        ExtentsScattered = _scatteredCount,
+        BlocksRelaid = _blocksRelaid,
+        RelayoutsLost = _relayoutsLost,
+        RelayoutsSkipped = _relayoutsSkipped,
         RingOccupancy = RingOccupancy,
         Checkpoints = _checkpoints,
         ChecksumErrors = _checksumErrors,
@@ -100,6 +108,7 @@ public sealed partial class Store : ILayeredStore
         }
 
         _flushTimer.Stop();
+        _relayTimer.Stop();
         while (State == StoreState.Online && _dirty.Count > 0) await CheckpointAsync();
         if (State != StoreState.Online) return IoStatus.Unavailable;
         IoStatus status = await EnsureDurable(_appliedLsn);
@@ -124,6 +133,7 @@ public sealed partial class Store : ILayeredStore
         State = StoreState.Failed;
         _failReason = reason;
         _flushTimer.Stop();
+        _relayTimer.Stop();
         Advance();
         WakeFlushWaiters();
         WakeRingWaiters();

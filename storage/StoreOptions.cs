@@ -40,6 +40,20 @@ public sealed record StoreOptions
     /// <summary>Most bytes that stay volatile without a flush by the client.</summary>
     public ulong FlushBytes { get; init; } = 64 * Units.MiB;
 
+    /// <summary>Scattered extents are laid out anew in the background, at no more than this many bytes a second; 0: never.
+    /// </summary>
+    public ulong RelayoutBytesPerSecond { get; init; }
+
+    /// <summary>How long an extent is left alone after its last change before it is laid out anew, at least (and at most
+    /// twice as long).</summary>
+    public ulong RelayoutColdNanos { get; init; } = 10_000_000_000;
+
+    /// <summary>Fewer cuts than this do not make an extent a scattered one.</summary>
+    public int RelayoutCutsMin { get; init; } = 16;
+
+    /// <summary>A scattered extent has at least one cut for this many blocks that hold data.</summary>
+    public int RelayoutBlocksPerCut { get; init; } = 4;
+
     /// <summary>Tests only: blocks that come back are given out first, so that one that comes back too early is noticed.</summary>
     public bool ReusesSoon { get; init; }
 
@@ -103,25 +117,34 @@ public enum BrokenRules
     ReuseUnderRead = 32768,
 
     /// <summary>An overwrite frees a block that the layer below still has (B1.5, 4c).</summary>
-    FreeShared = 1 << 16,
+    FreeShared = 1 << 23,
 
     /// <summary>A layer that goes frees the blocks that the layer above still has (B5).</summary>
-    DropSharedBlocks = 1 << 17,
+    DropSharedBlocks = 1 << 24,
 
     /// <summary>A snapshot is cut while writes are under way (B5, S2).</summary>
-    CutUnderWrites = 1 << 18,
+    CutUnderWrites = 1 << 25,
 
     /// <summary>A layer's head goes before its pages (B5).</summary>
-    DropLayerFirst = 1 << 19,
+    DropLayerFirst = 1 << 26,
 
     /// <summary>The first write after a cut changes the snapshot's page (B5).</summary>
-    WriteIntoSnapshot = 1 << 20,
+    WriteIntoSnapshot = 1 << 27,
 
     /// <summary>The first write to an extent of a layer begins an empty page instead of what the layers below show.</summary>
-    ForgetBelow = 1 << 21,
+    ForgetBelow = 1 << 28,
 
     /// <summary>A snapshot that a clone builds on is deleted.</summary>
-    IgnoreClones = 1 << 22,
+    IgnoreClones = 1 << 29,
+    /// <summary>The places that a relaid extent left are free at once, not when its record is claimed (S3).</summary>
+    FreeRelaidEarly = 1 << 20,
+
+    /// <summary>An extent is laid out anew although it was written meanwhile.</summary>
+    RelayOverWrite = 1 << 21,
+
+    /// <summary>An extent is laid out anew although its last changes are not claimed, so that a power cut may take them and
+    /// leave the new layout (P3).</summary>
+    RelayUnclaimed = 1 << 22,
 }
 
 /// <summary>What became of opening a store.</summary>

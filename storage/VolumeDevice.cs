@@ -108,10 +108,25 @@ internal sealed class VolumeDevice(Store store, Volume volume, BufferPool buffer
         if (noHole && (flags & WriteFlags.FastOnly) != 0) return IoStatus.NotSupported;
         if (lengthBytes == 0) return IoStatus.Ok;
         ulong end = offsetBytes + lengthBytes;
-        IoStatus status = !noHole ? await ZeroAsync(offsetBytes, end)
+        IoStatus status = (flags & WriteFlags.HolesOnly) != 0 ? await AllocateAsync(offsetBytes, end)
+            : !noHole ? await ZeroAsync(offsetBytes, end)
             : lengthBytes <= Store.AtomicBytes ? await store.WriteAsync(volume, offsetBytes, Zeros.AsMemory(0, (int)lengthBytes))
             : await ChangePiecesAsync(offsetBytes, end, Zeros);
         return status == IoStatus.Ok ? await store.SettleAsync(flags) : status;
+    }
+
+    /// <summary>Extent by extent: it is done in the background and must leave others their turn.</summary>
+    private async ValueTask<IoStatus> AllocateAsync(ulong start, ulong end)
+    {
+        for (ulong at = start; at < end;)
+        {
+            int length = (int)Math.Min(end - at, Units.ExtentBytes - at % Units.ExtentBytes);
+            IoStatus status = await store.AllocateAsync(volume, at, length, Zeros);
+            if (status != IoStatus.Ok) return status;
+            at += (ulong)length;
+        }
+
+        return IoStatus.Ok;
     }
 
     private ValueTask<IoStatus> ZeroAsync(ulong start, ulong end) => end - start <= Store.AtomicBytes

@@ -1,11 +1,9 @@
 """One fio run, and what it measured."""
 
 import json
-import resource
 import subprocess
-import time
 
-from machine import BenchError, busy_seconds, cpu_seconds
+from machine import BenchError, Watch
 
 
 def run(target, arguments, pid=None, limit=120):
@@ -15,18 +13,11 @@ def run(target, arguments, pid=None, limit=120):
     """
     command = ["fio", "--name=bench", "--output-format=json", "--group_reporting=1", "--thread=1",
                "--lat_percentiles=0", "--percentile_list=50:99", "--eta=never", *target, *arguments]
-    busy, steal = busy_seconds()
-    began = time.monotonic()
-    ours = own_children()
-    before = cpu_seconds(pid) if pid else 0
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
+        with Watch(pid) as watch:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
     except subprocess.TimeoutExpired:
         raise BenchError(f"fio hangs (more than {limit} s): {' '.join(command)}") from None
-    server = cpu_seconds(pid) - before if pid else None
-    client = own_children() - ours
-    busy_after, steal_after = busy_seconds()
-    wall = time.monotonic() - began
     start = done.stdout.find("{")
     failure = f"{' '.join(command)}\nended with {done.returncode}:\n{done.stderr[-2000:]}{done.stdout[:max(start, 0)][-2000:]}"
     if done.returncode != 0 or start < 0:
@@ -46,13 +37,8 @@ def run(target, arguments, pid=None, limit=120):
         "p99_us": percentiles.get("99.000000", 0) / 1000,
         "ios": side["total_ios"],
         "seconds": side["runtime"] / 1000,
-        "cpu_us_per_io": server * 1e6 / side["total_ios"] if pid else None,
-        # What neither server nor fio used: the noise of the machine, in cores.
-        "other_cores": max(0.0, busy_after - busy - client - (server or 0)) / wall,
-        "stolen_cores": (steal_after - steal) / wall,
+        "cpu_us_per_io": watch.server_seconds * 1e6 / side["total_ios"] if pid else None,
+        "other_cores": watch.other_cores,
+        "stolen_cores": watch.stolen_cores,
     }
 
-
-def own_children():
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime

@@ -4,10 +4,12 @@ import datetime
 import os
 import platform
 import re
+import resource
 import shutil
 import signal
 import subprocess
 import sys
+import time
 
 DIRECT_BLOCK = 4096
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -39,7 +41,7 @@ def read(path):
         return file.read()
 
 
-def describe(blockd):
+def describe(blockd, versions=None):
     """Machine, kernel, versions, commit and date as a dictionary for JSON."""
     model = re.search(r"model name\s*:\s*(.*)", read("/proc/cpuinfo"))
     memory = re.search(r"MemTotal:\s*(\d+)", read("/proc/meminfo"))
@@ -57,10 +59,7 @@ def describe(blockd):
         "versions": {
             "blockd": output(blockd, "--version"),
             "dotnet": output("dotnet", "--version"),
-            "fio": output("fio", "--version"),
-            "qemu-nbd": output("qemu-nbd", "--version"),
-            "nbdkit": output("nbdkit", "--version"),
-            "nbd-server": output("nbd-server", "-V"),
+            **{name: output(*command) for name, command in (versions or {"fio": ["fio", "--version"]}).items()},
         },
         "command": " ".join(sys.argv),
     }
@@ -117,3 +116,32 @@ def parse_size(text):
     if not match:
         raise BenchError(f"'{text}' is no size; write for instance 512m or 2g")
     return int(match.group(1)) << {"": 0, "k": 10, "m": 20, "g": 30, "t": 40}[match.group(2)]
+
+
+class Watch:
+    """CPU time of a server, of the programs that the bench waits for, and of the rest of the machine while a block runs."""
+
+    def __init__(self, pid):
+        self.pid = pid
+
+    def __enter__(self):
+        self.busy, self.steal = busy_seconds()
+        self.began = time.monotonic()
+        self.ours = own_children()
+        self.before = cpu_seconds(self.pid) if self.pid else 0
+        return self
+
+    def __exit__(self, *_):
+        server = cpu_seconds(self.pid) - self.before if self.pid else None
+        client = own_children() - self.ours
+        busy, steal = busy_seconds()
+        wall = time.monotonic() - self.began
+        self.server_seconds, self.client_seconds = server, client
+        # What neither server nor client used: the noise of the machine, in cores.
+        self.other_cores = max(0.0, busy - self.busy - client - (server or 0)) / wall
+        self.stolen_cores = (steal - self.steal) / wall
+
+
+def own_children():
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime

@@ -11,7 +11,9 @@ import threading
 import time
 
 import fio
+import iscsi_servers
 import machine
+from iscsi import FIRST_COUNT, LINES, bench
 from machine import BenchError
 from servers import Blockd
 from workloads import WORKLOADS
@@ -19,7 +21,8 @@ from workloads import WORKLOADS
 
 def arguments():
     parser = argparse.ArgumentParser(prog="bench/load/profile.sh", description=__doc__)
-    parser.add_argument("--workload", default=WORKLOADS[0].name, choices=[w.name for w in WORKLOADS])
+    parser.add_argument("--workload", default=WORKLOADS[0].name, choices=[w.name for w in WORKLOADS] + ["iscsi/" + line.name for line in LINES],
+                        help="of nbd.sh, or of iscsi.sh with iscsi/ in front (over TCP always)")
     parser.add_argument("--backing", choices=["shm", "disk"], default="shm")
     parser.add_argument("--transport", choices=["unix", "tcp"], default="unix")
     parser.add_argument("--seconds", type=float, default=6)
@@ -38,8 +41,16 @@ def times(pid):
     return int(fields[11]) / machine.TICKS, int(fields[12]) / machine.TICKS
 
 
+def run(server, transport, workload, seconds, seed):
+    """The workload by its client; its figures."""
+    if workload in LINES:
+        rate = bench(server, workload, seconds, FIRST_COUNT[workload.block])["iops"]
+        return bench(server, workload, seconds, int(rate * seconds))
+    return fio.run(server.target(transport), workload.fio(server.size, seconds, seed), server.pid)
+
+
 def load(server, transport, workload, seconds, during):
-    """Runs fio; in its middle calls `during`, whose failure is raised here."""
+    """Runs the client; in its middle calls `during`, whose failure is raised here."""
     failed = []
 
     def middle():
@@ -52,7 +63,7 @@ def load(server, transport, workload, seconds, during):
     thread = threading.Thread(target=middle)
     thread.start()
     user, system = times(server.pid)
-    figures = fio.run(server.target(transport), workload.fio(server.size, seconds, 1), server.pid)
+    figures = run(server, transport, workload, seconds, 1)
     after = times(server.pid)
     thread.join()
     if failed:
@@ -63,11 +74,13 @@ def load(server, transport, workload, seconds, during):
 def main():
     machine.stop_cleanly()
     options = arguments()
-    workload = next(w for w in WORKLOADS if w.name == options.workload)
+    is_iscsi = options.workload.startswith("iscsi/")
+    workload = next(w for w in (LINES if is_iscsi else WORKLOADS) if w.name == options.workload.removeprefix("iscsi/"))
+    options.transport = "tcp" if is_iscsi else options.transport
     parent = "/dev/shm" if options.backing == "shm" else options.scratch or tempfile.gettempdir()
     folder = tempfile.mkdtemp(prefix="blockd-profile-", dir=parent)
     size = machine.parse_size(options.size)
-    server = Blockd(folder, size, machine.takes_direct(folder), options.blockd, options.blockd_options.split())
+    server = (iscsi_servers.Blockd if is_iscsi else Blockd)(folder, size, machine.takes_direct(folder), options.blockd, options.blockd_options.split())
     perf_map = None
     try:
         machine.need_space(folder, int(size * server.needs_factor) + (512 << 20))
@@ -87,7 +100,7 @@ def main():
         figures, user, system = load(server, options.transport, workload, options.seconds, lambda: checked([*record, "--", "sleep", str(recorded)]))
         server_user, server_kernel = user / figures["ios"] * 1e6, system / figures["ios"] * 1e6
         print(f"{workload.what}, {options.backing}, {options.transport}: {figures['iops']:.0f} IOPS, {figures['mb_per_s']:.0f} MB/s, "
-              f"p50 {figures['p50_us']:.0f} us, p99 {figures['p99_us']:.0f} us; other programs used {figures['other_cores']:.2f} cores")
+              f"p50 {figures['p50_us'] or 0:.0f} us, p99 {figures['p99_us'] or 0:.0f} us; other programs used {figures['other_cores']:.2f} cores")
         print(f"server CPU per I/O: {server_user + server_kernel:.2f} us = user {server_user:.2f} + kernel {server_kernel:.2f} "
               "(perf's own cost included)")
         print(f"\nhottest {options.top} symbols, percent of the server's samples ([.] user, [k] kernel):")
@@ -108,7 +121,7 @@ def main():
         server.start(options.transport)
         warm(server, options.transport, workload)
         began = time.time()
-        figures = fio.run(server.target(options.transport), workload.fio(server.size, options.seconds, 2), server.pid)
+        figures = run(server, options.transport, workload, options.seconds, 2)
         ended = time.time()
         server.stop()
         print(f"\nmanaged allocation over {figures['ios']} I/Os (the runtime reports each 100 KiB, so less than that shows as 0):", flush=True)
@@ -127,7 +140,7 @@ def main():
 
 def warm(server, transport, workload):
     """Until the compiler has nothing left to do."""
-    fio.run(server.target(transport), workload.fio(server.size, 4, 3))
+    run(server, transport, workload, 4, 3)
 
 
 def checked(command, show=False):

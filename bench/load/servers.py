@@ -45,6 +45,7 @@ class Server:
 
     name = ""
     needs_factor = 1.0  # bytes on the backing per byte of the volume
+    greets = ("unix", "tcp")  # transports on which the server speaks first
 
     def __init__(self, folder, size, direct):
         self.folder = os.path.join(folder, self.name)
@@ -101,7 +102,8 @@ class Server:
                 probe.settimeout(5)
                 try:
                     probe.connect(address)
-                    probe.recv(8)
+                    if transport in self.greets:
+                        probe.recv(8)
                     return
                 except OSError:
                     time.sleep(0.02)

@@ -11,9 +11,12 @@ class Target:
     metric: str
     ratio: float
     at_most: bool = False
+    line: str = ""  # the workload that it is compared with, when that is another
+    other: "Target | None" = None  # that this one is met suffices too
 
     def text(self):
-        return f"{'<=' if self.at_most else '>='}{self.ratio:g}x {self.peer}{' cpu' if self.at_most else ''}"
+        own = f"{'<=' if self.at_most else '>='}{self.ratio:g}x {self.peer}{' cpu' if self.at_most else ''}{' ' + self.line if self.line else ''}"
+        return f"{own} or {self.other.text()}" if self.other else own
 
 
 @dataclass

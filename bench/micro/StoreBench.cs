@@ -38,9 +38,9 @@ public class StoreBench
 
     /// <summary>The record of a 4 KiB write.</summary>
     [Benchmark]
-    public int EncodeWrite4K() => RedoRecordWriter.Write(_page, 7, 1, 3, false, 99, _run, _crc);
+    public int EncodeWrite4K() => RedoRecordWriter.Write(_page, 7, 1, 3, 98, false, 99, _run, _crc);
 
     /// <summary>The record of a 128 KiB write in two runs.</summary>
     [Benchmark]
-    public int EncodeWrite128K() => RedoRecordWriter.Write(_page, 7, 1, 3, false, 99, _runs, _crcs);
+    public int EncodeWrite128K() => RedoRecordWriter.Write(_page, 7, 1, 3, 98, false, 99, _runs, _crcs);
 }

@@ -13,6 +13,7 @@ namespace BlockServer.Core.Api;
 //   PATCH  /v1/volumes/{name}                  ChangeVolume -> VolumeInfo (412 when the revision differs)
 //   DELETE /v1/volumes/{name}?id=..&revision=..  204 (412 when id or revision differ, 409 while in use without force=true)
 //   POST   /v1/volumes/{name}/scrub            ScrubRequest -> 202 TaskInfo
+//   DELETE /v1/volumes/{name}/reservations     204, every reservation and registration of the volume ends
 //   GET    /v1/disks                           DiskList
 //   POST   /v1/disks                           AddDisk -> 201 DiskInfo
 //   DELETE /v1/disks/{id}                      204 (409 while volumes lie on it without force=true)
@@ -44,13 +45,34 @@ public sealed record ListenerInfo(string Protocol, string Address, bool Tls, boo
 /// <param name="Nbd">Offered over NBD.</param>
 /// <param name="Iscsi">Offered over iSCSI.</param>
 /// <param name="ReadOnly">Every front end refuses changes.</param>
-public sealed record ExportOptions(bool Nbd = true, bool Iscsi = true, bool ReadOnly = false);
+/// <param name="Removable">Over iSCSI it is a medium that can be ejected.</param>
+/// <param name="Thick">All blocks are allocated (a task does that) and none is given back: trims change nothing.</param>
+/// <param name="BlockBytes">Logical block over iSCSI: 512 or 4096, of which the size must be a multiple.</param>
+/// <param name="NbdIgnoresReservations">NBD clients read and write whatever is reserved over iSCSI.</param>
+public sealed record ExportOptions(
+    bool Nbd = true, bool Iscsi = true, bool ReadOnly = false, bool Removable = false, bool Thick = false, int BlockBytes = 512,
+    bool NbdIgnoresReservations = false);
 
-/// <summary>A volume. Its status is <c>online</c>, or <c>unavailable</c> with the reason.</summary>
+/// <summary>Who is registered with a volume over iSCSI. <paramref name="Port"/> is the relative identifier of the target port,
+/// <paramref name="Key"/> the reservation key in hexadecimal.</summary>
+public sealed record RegistrantInfo(string Initiator, int Port, string Key, bool Holder, bool Attached);
+
+/// <summary>Who has reserved a volume over iSCSI.</summary>
+/// <param name="Type">none (there are registrations only), reserve-6, a type of persistent reservation such as write-exclusive, or unknown.</param>
+/// <param name="Holder">Initiator port that holds it; null when all registrants do, or none.</param>
+/// <param name="Persistent">It survives a restart (APTPL).</param>
+/// <param name="Generation">Counts changes of the registrations since the start.</param>
+/// <param name="Registrants">Who is registered.</param>
+/// <param name="Fault">Why it is unknown; the volume is not served then.</param>
+public sealed record ReservationInfo(
+    string Type, string? Holder, bool Persistent, long Generation, IReadOnlyList<RegistrantInfo> Registrants, string? Fault = null);
+
+/// <summary>A volume. Its status is <c>online</c>, or <c>unavailable</c> with the reason. <paramref name="Reservation"/> is null while
+/// nobody has reserved it or registered with it.</summary>
 public sealed record VolumeInfo(
     uint Id, Guid Uuid, string Name, ulong SizeBytes, ulong UsedBytes, int RepCount, string Status,
     ExportOptions Export, string? Description, Guid StoreId, int Sessions, long Revision, DateTimeOffset CreatedAt,
-    string? FailReason = null);
+    string? FailReason = null, ReservationInfo? Reservation = null);
 
 /// <summary>All volumes, by name.</summary>
 public sealed record VolumeList(IReadOnlyList<VolumeInfo> Volumes);
@@ -74,11 +96,11 @@ public sealed record ChangeVolume(
 
 /// <summary>A disk, that is one store. Its status is <c>online</c>, <c>failed</c> (stopped by an error), <c>missing</c> (not where
 /// it was) or <c>refused</c> (there, and not fit to be served); all but the first come with a reason. The figures of a disk
-/// that is not open are 0.</summary>
+/// that is not open are 0. Bad blocks are those of 4 KiB that the disk did not take or keep, and that are never used again.</summary>
 public sealed record DiskInfo(
     Guid Id, string Name, string Path, string Kind, string Status, ulong SizeBytes, ulong DataBytes, ulong UsedBytes,
     ulong FreeBytes, ulong MetadataSlots, ulong MetadataSlotsUsed, ulong MetadataResidentBytes, int Volumes,
-    ulong ChecksumErrors, ulong IoErrors, double RingOccupancy, string? FailReason);
+    ulong ChecksumErrors, ulong IoErrors, ulong BlocksBad, double RingOccupancy, string? FailReason);
 
 /// <summary>All disks.</summary>
 public sealed record DiskList(IReadOnlyList<DiskInfo> Disks);

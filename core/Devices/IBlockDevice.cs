@@ -25,6 +25,10 @@ public enum WriteFlags
 
     /// <summary>WRITE ZEROES only: answer <see cref="IoStatus.NotSupported"/> at once instead of writing zeros slowly.</summary>
     FastOnly = 4,
+
+    /// <summary>WRITE ZEROES only: give holes a block of zeros and leave allocated blocks as they are, also under writes at
+    /// the same time.</summary>
+    HolesOnly = 8,
 }
 
 /// <summary>One run of a device's map.</summary>

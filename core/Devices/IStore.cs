@@ -73,6 +73,22 @@ public sealed record StoreStats
     /// <summary>Blocks taken out of use because the medium did not take or keep what was written there.</summary>
     public ulong BlocksBad { get; init; }
 
+    /// <summary>Blocks that are free at this moment, the reserve included.</summary>
+    public ulong BlocksFree { get; init; }
+
+    /// <summary>Extents that are to be laid out anew because reads in order find them in too many places.</summary>
+    public ulong ExtentsScattered { get; init; }
+
+    /// <summary>Blocks written anew by relayout since open.</summary>
+    public ulong BlocksRelaid { get; init; }
+
+    /// <summary>Extents that were written by a client while they were laid out anew, since open: what was done for them is
+    /// void.</summary>
+    public ulong RelayoutsLost { get; init; }
+
+    /// <summary>Extents left as they are since open, because a block or the page of them cannot be read.</summary>
+    public ulong RelayoutsSkipped { get; init; }
+
     /// <summary>Part of the redo ring that is in use, 0 to 1.</summary>
     public required double RingOccupancy { get; init; }
 

@@ -38,4 +38,7 @@ public enum IoStatus
 
     /// <summary>No such volume, snapshot or disk.</summary>
     NotFound,
+
+    /// <summary>A reservation of another client forbids it.</summary>
+    Reserved,
 }

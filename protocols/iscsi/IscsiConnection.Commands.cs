@@ -190,7 +190,7 @@ public sealed partial class IscsiConnection
         }
 
         if (TransferFaultOf(task, pdu) is { } stray) return Broken(stray);
-        if (task.IsSpoiled || pdu.DataSn != task.DataSn)
+        if (task.IsSpoiled || (pdu.DataSn != task.DataSn && !_options.Breaks(IscsiBrokenRules.IgnoreDataSn)))
         {
             // A PDU is missing or came twice. What is left of the sequence is read away, then the command fails
             // (RFC 7143, 7.9): the disk sees none of it, and the session goes on.
@@ -253,7 +253,7 @@ public sealed partial class IscsiConnection
     {
         NopOutPdu pdu = NopOutPdu.Read(_head);
         if (!pdu.IsImmediate && !TakeNumber(pdu.CmdSn)) return await ReceiveDataAsync(default, header.DataBytes);
-        if (pdu.TransferTag != IscsiWire.NoTag && pdu.TransferTag == _pingTag) _pinged = 0;
+        if (pdu.TransferTag != IscsiWire.NoTag) OnPingAnswered(pdu.TransferTag);
         if (pdu.Tag == IscsiWire.NoTag) return await ReceiveDataAsync(default, header.DataBytes);
 
         int keep = Math.Min(header.DataBytes, MaxSend);
@@ -342,11 +342,18 @@ public sealed partial class IscsiConnection
         else if (pdu.Function != TaskFunction.ClearAca)
         {
             ulong? lun = pdu.Function is TaskFunction.TargetWarmReset or TaskFunction.TargetColdReset ? null : pdu.Lun;
+            _session.SpareBehind(pdu.CmdSn);
             if (!isForAll) _session.DropUndispatched(lun);
             else foreach (IscsiSession session in _session.Target.All()) session.DropUndispatched(lun);
         }
 
-        return await _session.Scsi!.ManageAsync(_session.Nexus!, pdu.Function, pdu.Lun, pdu.ReferencedTag);
+        ValueTask<TaskFunctionResponse> managed =
+            _session.Scsi!.ManageAsync(_session.Nexus!, pdu.Function, pdu.Lun, pdu.ReferencedTag);
+        _session.SpareNone();
+        TaskFunctionResponse response = await managed;
+        bool isOvertaking = _options.Breaks(IscsiBrokenRules.AnswerAbortsAtOnce);
+        if (pdu.Function != TaskFunction.AbortTask && !isOvertaking) await _session.WaitTakenAsync(this);
+        return response;
     }
 
     [AsyncMethodBuilder(typeof(LoopMethodBuilder<>))]

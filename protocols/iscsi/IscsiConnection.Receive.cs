@@ -67,7 +67,8 @@ public sealed partial class IscsiConnection
         _start += length;
         if (!_hasHeaderDigest) return true;
         int covered = length - IscsiWire.DigestSize;
-        return Crc32C.Compute(head[..covered]) == BinaryPrimitives.ReadUInt32LittleEndian(head[covered..]);
+        return Crc32C.Compute(head[..covered]) == BinaryPrimitives.ReadUInt32LittleEndian(head[covered..])
+            || _options.Breaks(IscsiBrokenRules.IgnoreDigests);
     }
 
     /// <summary>Receives a data segment: its first bytes into <paramref name="keep"/>, the rest away; padding and digest are
@@ -93,7 +94,7 @@ public sealed partial class IscsiConnection
 
         uint digest = BinaryPrimitives.ReadUInt32LittleEndian(_input.AsSpan(_start));
         _start += IscsiWire.DigestSize;
-        return digest == _crc || Broken("a data digest does not match");
+        return digest == _crc || _options.Breaks(IscsiBrokenRules.IgnoreDigests) || Broken("a data digest does not match");
     }
 
     /// <summary>Fills from what was received already, then straight from the connection.</summary>

@@ -17,6 +17,7 @@ public sealed partial class IscsiConnection
     private readonly LoopTimer _linger;
     private readonly LoopOperation<bool> _room = new();
     private readonly List<LoopEvent<bool>> _whenEnded = [];
+    private readonly Queue<(uint Tag, LoopEvent<bool> Taken)> _whenTaken = new();
     private readonly bool _hasHeaderDigest, _hasDataDigest;
     private ulong _sendSince, _halfSince, _heard, _pinged;
     private uint _pingTag;
@@ -39,6 +40,7 @@ public sealed partial class IscsiConnection
         _onSent = OnSent;
         _watch = loop.CreateTimer(OnWatch);
         _linger = loop.CreateTimer(() => Close(EndReason ?? "the initiator was slow to leave"));
+        (_isSending, _sendSince) = (true, loop.NowNanos); // the last login response is on its way
         session.Add(this);
     }
 
@@ -59,9 +61,13 @@ public sealed partial class IscsiConnection
 
     internal int MaxBurst { get; }
 
-    /// <summary>Serves until the initiator left or was dropped and every command has ended; answers why it ended.</summary>
+    /// <summary>Serves until the initiator left or was dropped and every command has ended; answers why it ended. Called
+    /// when the login response was sent; <paramref name="isOpen"/>: or could not be.</summary>
     internal async ValueTask<string> RunAsync(bool isOpen)
     {
+        _isSending = false;
+        _loop.CallAtTurnEnd(_sendHook);
+        CloseIfStopped();
         _heard = _loop.NowNanos;
         _watch.Start(_options.PingAfterNanos);
         bool isPolite = isOpen && await ReceiveAllAsync();
@@ -110,6 +116,7 @@ public sealed partial class IscsiConnection
         if (IsClosed) return;
         IsClosed = true;
         _connection.Close();
+        while (_whenTaken.TryDequeue(out (uint Tag, LoopEvent<bool> Taken) waiter)) waiter.Taken.Set(false);
         _loop.CallAtTurnEnd(_sendHook); // gives back what waits to be sent
     }
 
@@ -177,6 +184,35 @@ public sealed partial class IscsiConnection
         ulong next = Math.Min(_options.PingAfterNanos, _options.PingAnswerNanos);
         ulong quiet = now - _heard;
         _watch.Start(_pinged == 0 && quiet < next ? next - quiet : next);
+    }
+
+    /// <summary>Answers when the initiator has taken everything that was queued up to now, or the connection has ended: it
+    /// answers a ping in its turn.</summary>
+    internal async ValueTask WaitTakenAsync()
+    {
+        if (_isLoggingOut || _stopping) await WaitEndedAsync(); // it sends what it has and closes, soon
+        if (IsClosed) return;
+        Ping(_loop.NowNanos);
+        var taken = new LoopEvent<bool>();
+        _whenTaken.Enqueue((_pingTag, taken));
+        await taken.WaitAsync();
+    }
+
+    /// <summary>Pings are answered in order, so an answer stands for all before it.</summary>
+    private void OnPingAnswered(uint tag)
+    {
+        if (tag == _pingTag) _pinged = 0;
+        foreach ((uint waited, _) in _whenTaken)
+        {
+            if (waited != tag) continue;
+            while (_whenTaken.TryDequeue(out (uint Tag, LoopEvent<bool> Taken) first))
+            {
+                first.Taken.Set(true);
+                if (first.Tag == tag) break;
+            }
+
+            return;
+        }
     }
 
     private void Ping(ulong now)

@@ -57,8 +57,11 @@ public sealed record IscsiOptions
     /// <summary>Silence after which the initiator is pinged.</summary>
     public ulong PingAfterNanos { get; init; } = 5_000_000_000;
 
-    /// <summary>A ping unanswered for so long ends the session.</summary>
-    public ulong PingAnswerNanos { get; init; } = 10_000_000_000;
+    /// <summary>A ping unanswered for so long ends the session. Long, because a client may work in one thread that answers
+    /// nothing while it sleeps or computes (libiscsi's synchronous calls; its test suite sleeps for 60 s), and losing its
+    /// session loses it what belongs to the nexus. A dead initiator does no harm meanwhile: when it comes back by its name, its
+    /// login takes the old session's place at once.</summary>
+    public ulong PingAnswerNanos { get; init; } = 90_000_000_000;
 
     /// <summary>A send that makes no progress for so long ends the session.</summary>
     public ulong SendStallNanos { get; init; } = 60_000_000_000;
@@ -71,4 +74,9 @@ public sealed record IscsiOptions
 
     /// <summary>Size of a connection's receive buffer after login.</summary>
     public int ReceiveBytes { get; init; } = 256 << 10;
+
+    /// <summary>For the simulation only: see <see cref="IscsiBrokenRules"/>.</summary>
+    public IscsiBrokenRules BrokenRules { get; init; }
+
+    internal bool Breaks(IscsiBrokenRules rule) => (BrokenRules & rule) != 0;
 }

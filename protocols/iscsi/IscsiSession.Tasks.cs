@@ -32,7 +32,8 @@ public sealed partial class IscsiSession
 
     /// <summary>True when a command of this number may be taken: it is in the window and did not come yet.</summary>
     internal bool IsNew(uint cmdSn) =>
-        !IscsiWire.IsBefore(cmdSn, ExpCmdSn) && !IscsiWire.IsBefore(MaxCmdSn, cmdSn) && _ring[SlotOf(cmdSn)] is null;
+        (!IscsiWire.IsBefore(cmdSn, ExpCmdSn) && !IscsiWire.IsBefore(MaxCmdSn, cmdSn) && _ring[SlotOf(cmdSn)] is null)
+        || _options.Breaks(IscsiBrokenRules.TakeRepeatedCommands);
 
     internal bool MayTakeImmediate => _immediates < _options.ImmediateCommandsMax;
 
@@ -153,7 +154,32 @@ public sealed partial class IscsiSession
     {
         foreach (IscsiTask task in _tasks.Values.ToArray())
         {
-            if (!task.IsDispatched && (lun is null || task.Pdu.Lun == lun)) DropTask(task);
+            if (!task.IsDispatched && !task.Command.IsSpared && (lun is null || task.Pdu.Lun == lun)) DropTask(task);
+        }
+    }
+
+    /// <summary>Task management means the commands before it by number (RFC 7143, 11.5.1), not those that overtook it on
+    /// another connection: these are left out until <see cref="SpareNone"/>.</summary>
+    internal void SpareBehind(uint cmdSn)
+    {
+        if (_connections.Count == 1) return; // nothing overtakes
+        foreach (IscsiTask task in _tasks.Values)
+            task.Command.IsSpared = !task.Pdu.IsImmediate && !IscsiWire.IsBefore(task.Pdu.CmdSn, cmdSn);
+    }
+
+    internal void SpareNone()
+    {
+        if (_connections.Count == 1) return;
+        foreach (IscsiTask task in _tasks.Values) task.Command.IsSpared = false;
+    }
+
+    /// <summary>Answers when the initiator has taken what was sent on the other connections up to now: the answer to task
+    /// management must not overtake the answers of what it ended (RFC 7143, 4.2.3.3).</summary>
+    internal async ValueTask WaitTakenAsync(IscsiConnection asking)
+    {
+        foreach (IscsiConnection connection in _connections.ToArray())
+        {
+            if (connection != asking) await connection.WaitTakenAsync();
         }
     }
 

@@ -43,11 +43,31 @@ public sealed class IscsiTarget(ILoop loop, IScsiTarget? scsi, IIscsiTargets tar
         if (session is not null) admitted?.Invoke(session);
         var batch = new SendBatch();
         batch.Add(output.WrittenMemory);
+        LoopTimer deadline = loop.CreateTimer(() =>
+        {
+            if (served is null) connection.Close();
+            else served.Close("the initiator did not take the login response");
+        });
+        deadline.Start(options.LoginNanos);
         int sent = await connection.SendAsync(batch);
+        deadline.Stop();
         if (served is not null) return await served.RunAsync(sent >= 0);
         connection.ShutdownSend();
         connection.Close();
         return $"login refused: {status}";
+    }
+
+    /// <summary>Refuses a login that had agreed on everything, and closes the connection.</summary>
+    public static async ValueTask RefuseAsync(IscsiNegotiated negotiated, IscsiLoginStatus status)
+    {
+        LoginMachine login = negotiated.Login;
+        var output = new ArrayBufferWriter<byte>();
+        login.Finish(status, login.Tsih, login.CmdSn, login.CmdSn, output);
+        var batch = new SendBatch();
+        batch.Add(output.WrittenMemory);
+        await negotiated.Connection.SendAsync(batch);
+        negotiated.Connection.ShutdownSend();
+        negotiated.Connection.Close();
     }
 
     /// <summary>Finishes what is in flight, tells the initiators and closes.</summary>
@@ -82,6 +102,7 @@ public sealed class IscsiTarget(ILoop loop, IScsiTarget? scsi, IIscsiTargets tar
         while (!login.IsDiscovery && Find(login) is { } old)
         {
             old.Drop("the session was reinstated");
+            if (options.Breaks(IscsiBrokenRules.ReinstateAtOnce)) break;
             await old.WaitEndedAsync();
         }
 

@@ -108,6 +108,7 @@ internal sealed class IscsiTask : Outgoing
         (command.OutStart, command.OutLength, command.InStart, command.InLength) = (0, 0, 0, 0);
         command.OutOfferedBytes = pdu.IsWrite ? (int)Math.Min(pdu.ExpectedBytes, int.MaxValue) : 0;
         (command.Status, command.SenseLength, command.IsAborted, command.TargetState) = (ScsiStatus.Good, 0, false, null);
+        command.IsSpared = false;
     }
 
     public void End()

@@ -109,6 +109,9 @@ public static class NbdReplyHeader
             case IoStatus.ReadOnly:
                 why = "the export is read-only"u8;
                 return NbdError.Perm;
+            case IoStatus.Reserved:
+                why = "the volume is reserved over iSCSI"u8;
+                return NbdError.Perm;
             case IoStatus.NoSpace:
                 why = "the store is full"u8;
                 return NbdError.NoSpace;

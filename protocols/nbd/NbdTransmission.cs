@@ -6,7 +6,7 @@ namespace BlockServer.Protocols.Nbd;
 
 /// <summary>
 /// The transmission phase of one connection. Lives on the loop of the export's device. Requests run concurrently and are
-/// answered as they finish; replies that are ready at the end of a turn leave in one send. Owns the connection. Nothing
+/// answered as they finish; replies leave a few at a time, at the latest at the end of the turn. Owns the connection. Nothing
 /// that a peer sends makes it throw, and in steady state a request allocates nothing.
 /// </summary>
 public sealed partial class NbdTransmission
@@ -22,6 +22,10 @@ public sealed partial class NbdTransmission
 
     // After so much without a wait the other sessions of the loop have their turn.
     private const int BurstBytesMax = 1 << 20;
+
+    // A long turn sends its replies in lots of this many: the client works on the first ones while the rest is prepared,
+    // and so the disk gets its next requests sooner. Fewer cost more system calls than they gain.
+    private const int EarlyReplies = 4;
 
     private readonly ILoop _loop;
     private readonly IConnection _connection;
@@ -355,12 +359,13 @@ public sealed partial class NbdTransmission
         _freeSlots = slot;
     }
 
-    /// <summary>A request has its reply ready; it leaves at the end of the turn.</summary>
+    /// <summary>A request has its reply ready; it leaves with the next few, at the latest at the end of the turn.</summary>
     private void OnReady(Slot slot, NbdError error)
     {
         Count(slot, error);
         _ready.Enqueue(slot);
-        _loop.CallAtTurnEnd(_sendHook);
+        if (_ready.Count >= EarlyReplies && !_isSending) SendReady();
+        else _loop.CallAtTurnEnd(_sendHook);
     }
 
     private void Count(Slot slot, NbdError error)

@@ -6,7 +6,7 @@ namespace BlockServer.Storage;
 /// <summary>What a metadata slot's home holds. Numbers are on disk for ever.</summary>
 public enum MetadataKind : byte
 {
-    /// <summary>All zeros: never written.</summary>
+    /// <summary>Nothing: no page that counts says so.</summary>
     Empty = 0,
 
     /// <summary>A tombstone: the slot is free.</summary>
@@ -134,6 +134,9 @@ public static class MetadataPage
     /// <summary>Bytes of a page that mean something.</summary>
     public const int UsedBytes = EntriesOffset + EntriesBytes;
 
+    /// <summary>Most bad blocks that a page names.</summary>
+    public const int BadBlocksMax = EntriesBytes / sizeof(uint);
+
     /// <summary>Largest version.</summary>
     public const ulong VersionMax = (1UL << 56) - 1;
 
@@ -147,6 +150,10 @@ public static class MetadataPage
             BinaryPrimitives.ReadUInt32LittleEndian(at), BinaryPrimitives.ReadUInt32LittleEndian(at[4..]), version);
     }
 
+    /// <summary>Reads number <paramref name="index"/> of a page of bad blocks, from what lies at <see cref="EntriesOffset"/>; 0:
+    /// none.</summary>
+    public static uint BadBlock(ReadOnlySpan<byte> body, int index) => BinaryPrimitives.ReadUInt32LittleEndian(body[(index * sizeof(uint))..]);
+
     /// <summary>Writes entry <paramref name="index"/>.</summary>
     public static void SetEntry(Span<byte> entries, int index, BlockEntry entry)
     {
@@ -156,14 +163,13 @@ public static class MetadataPage
         BinaryPrimitives.WriteUInt32LittleEndian(at[4..], entry.Crc);
     }
 
-    /// <summary>Reads a home: all zeros is <see cref="MetadataKind.Empty"/>; else checksum over the address, store and
-    /// slot must match. Says why not, or null.</summary>
+    /// <summary>Reads a home: checksum over the address, store and slot must match. A slot that was never used holds
+    /// tombstones of LSN 0, so zeros are damage. Says why not, or null.</summary>
     public static string? TryReadPage(
         ReadOnlySpan<byte> page, ulong addressBytes, uint storeFold, uint slot, out MetadataPageHeader header)
     {
         header = default;
         if (page.Length != Units.BlockBytes) return "metadata page: not 4 KiB";
-        if (!page.ContainsAnyExcept((byte)0)) return null;
         if (!Seal.IsGood(page, addressBytes, storeFold)) return "metadata page: checksum does not match";
         string? fault = MetadataPageHeader.TryRead(page, out header);
         if (fault is not null) return fault;

@@ -19,8 +19,9 @@ namespace BlockServer.Storage;
 /// </summary>
 public readonly record struct Superblock : IFixedLayout<Superblock>
 {
-    /// <summary>The version that this program writes and the only one it reads.</summary>
-    public const uint VersionNow = 1;
+    /// <summary>The version that this program writes and the only one it reads. 1 had no LSN of the record before in its
+    /// records and zeros in slots that were never used; it was never released.</summary>
+    public const uint VersionNow = 2;
 
     internal const ulong Magic = 0x45524F54534B4C42; // "BLKSTORE"
 

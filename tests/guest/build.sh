@@ -1,8 +1,9 @@
 #!/bin/bash
 # Makes the Linux guest that the interop tests boot: Debian's own kernel, taken out of its package (nothing is installed,
-# no bootloader is touched), and an initramfs of busybox, e2fsprogs, nbd-client and the kernel modules that they need.
+# no bootloader is touched), and an initramfs of busybox, e2fsprogs, nbd-client, open-iscsi, dmsetup and the kernel modules that
+# they need. open-iscsi and dmsetup are taken out of their packages too: installed, they would start services of this machine.
 #   tests/guest/build.sh [FOLDER]      FOLDER (default out/guest) gets vmlinuz and initrd.gz; what is there and newer stays
-# Needs: apt-get, dpkg, cpio, busybox-static, e2fsprogs, nbd-client. The download is about 27 MB, once.
+# Needs: apt-get, dpkg, cpio, busybox-static, e2fsprogs, nbd-client. The download is about 28 MB, once.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 folder=${1:-$here/../../out/guest}
@@ -39,6 +40,16 @@ if ! ls "$folder"/linux-image-*.deb >/dev/null 2>&1; then
     mv "$work"/linux-image-*.deb "$folder/"
 fi
 
+# Programs that this machine need not have, and libraries of theirs that it may lack.
+packages=(open-iscsi libopeniscsiusr libisns0 libkmod2 dmsetup libdevmapper1.02.1)
+if ! ls "$folder"/dmsetup_*.deb >/dev/null 2>&1; then
+    apt-cache show open-iscsi >/dev/null 2>&1 || { root=""; [ "$(id -u)" = 0 ] || root=sudo; $root apt-get update -qq; }
+    (cd "$work" && apt-get download -qq -o APT::Sandbox::User=root "${packages[@]}" >&2)
+    mv "$work"/*.deb "$folder/"
+fi
+extra=$work/extra
+for package in "${packages[@]}"; do dpkg -x "$(ls "$folder/$package"_*.deb | head -n 1)" "$extra"; done
+
 kernel=$work/kernel root=$work/root
 dpkg -x "$(ls "$folder"/linux-image-*.deb | head -n 1)" "$kernel"
 [ -d "$kernel/lib/modules" ] || ln -s usr/lib "$kernel/lib"
@@ -48,7 +59,7 @@ ln -s lib "$root/lib64"
 
 # The modules, with all that they depend on.
 busybox depmod -b "$kernel" "$version"
-wanted=(virtio_pci virtio_blk virtio_net nbd)
+wanted=(virtio_pci virtio_blk virtio_net nbd sd_mod iscsi_tcp dm-multipath dm-round-robin)
 cp "$kernel/lib/modules/$version"/modules.{builtin,order} "$root/lib/modules/$version/"
 for module in "${wanted[@]}"; do
     line=$(grep -E "(^|/)$module\.ko[^:]*:" "$kernel/lib/modules/$version/modules.dep") || { say "the kernel has no module $module"; exit 1; }
@@ -65,13 +76,17 @@ cp "$(command -v busybox)" "$root/bin/busybox"
 for name in $("$root/bin/busybox" --list); do [ "$name" = busybox ] || ln -s busybox "$root/bin/$name"; done
 take() {
     cp -L "$1" "$root/sbin/"
-    ldd "$1" | sed -nE 's,^[^/]*(/[^ ]+).*,\1,p' | while read -r library; do cp -Ln "$library" "$root/lib/"; done
+    LD_LIBRARY_PATH=$extra/usr/lib/$(uname -m)-linux-gnu:$extra/lib/$(uname -m)-linux-gnu ldd "$1" | sed -nE 's,^[^/]*(/[^ ]+).*,\1,p' | while read -r library; do cp -Ln "$library" "$root/lib/"; done
 }
 PATH=$PATH:/usr/sbin:/sbin
 for program in mkfs.ext4 e2fsck nbd-client; do
     at=$(command -v "$program") || { say "$program is not installed"; exit 1; }
     take "$at"
 done
+for program in iscsid iscsiadm dmsetup; do take "$(find "$extra/sbin" "$extra/usr/sbin" -name "$program" -type f 2>/dev/null | head -n 1)"; done
+mkdir -p "$root/etc/iscsi" "$root/var/lib"
+cp "$extra/etc/iscsi/iscsid.conf" "$root/etc/iscsi/"
+echo "InitiatorName=iqn.2026-11.example:guest" >"$root/etc/iscsi/initiatorname.iscsi"
 cp "$here/init" "$root/init"
 chmod 755 "$root/init"
 

@@ -26,8 +26,9 @@ internal sealed class Blockd : IDisposable
         _arguments =
         [
             "--data-dir", Directory, "--nbd", $"127.0.0.1:{Port}", "--nbd", "unix:" + socket,
-            "--iscsi", $"127.0.0.1:{IscsiPort}", "--api", $"127.0.0.1:{api}", "--store-size", "1g", "--create-volume", $"{volume}:{size}", .. more,
+            "--iscsi", $"127.0.0.1:{IscsiPort}", "--api", $"127.0.0.1:{api}", "--create-volume", $"{volume}:{size}", .. more,
         ];
+        if (!more.Contains("--store-size")) _arguments = [.. _arguments, "--store-size", "1g"];
         Uri = $"nbd://127.0.0.1:{Port}/{volume}";
         UnixUri = $"nbd+unix:///{volume}?socket={socket}";
         _process = Start();
@@ -172,7 +173,8 @@ internal sealed class Blockd : IDisposable
         lock (_said) _said.AppendLine(line);
     }
 
-    private static int FreePort()
+    /// <summary>A loopback port that nobody listens at now.</summary>
+    public static int FreePort()
     {
         using var listener = new TcpListener(IPAddress.Loopback, 0);
         listener.Start();

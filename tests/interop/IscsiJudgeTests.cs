@@ -1,4 +1,5 @@
 using System.Diagnostics;
+using System.Text.Json;
 using Xunit;
 
 namespace BlockServer.Tests.Interop;
@@ -52,10 +53,72 @@ public sealed class IscsiJudgeTests
         Assert.Contains("DIRECT_ACCESS", Blockd.Run("iscsi-inq", Url(blockd, "alice%correct-horse-battery@")), StringComparison.Ordinal);
         foreach (string user in new[] { "", "alice%wrong-horse-battery@", "bob%correct-horse-battery@" })
             Assert.NotEqual(0, Blockd.Try("iscsi-inq", Url(blockd, user)).Code);
+        Assert.Equal(0, Blockd.Try("iscsi-inq", Url(blockd, "alice%correct-horse-battery@") + "?target_user=blockd&target_password=the-other-direction").Code);
+        Assert.NotEqual(0, Blockd.Try("iscsi-inq", Url(blockd, "alice%correct-horse-battery@") + "?target_user=blockd&target_password=another-direction").Code);
         Assert.Equal(0, Mutual(blockd, "the-other-direction"));
         Assert.NotEqual(0, Mutual(blockd, "another-direction"));
         Assert.Equal(0, blockd.Stop());
         File.Delete(secrets);
+    }
+
+    [Fact]
+    public void Qemu_sees_holes_and_data_and_what_it_discards_is_a_hole_over_NBD_too()
+    {
+        using var blockd = new Blockd("demo", "64m");
+        Blockd.Run("qemu-io", "-f", "raw", "-c", "write -P 3 1m 192k", Url(blockd));
+        Blockd.Run("qemu-io", "-f", "raw", "-c", "write -P 4 8m 4k", blockd.Uri);
+        Blockd.Run("qemu-io", "-f", "raw", "-c", "discard 1m 64k", Url(blockd));
+        string[] runs = ["0 1114112 True", "1114112 131072 False", "1245184 7143424 True", "8388608 4096 False", "8392704 58716160 True"];
+        Assert.Equal(runs, Map(Url(blockd)));
+        Assert.Equal(runs, Map(blockd.Uri));
+        Assert.Equal(0, blockd.Stop());
+    }
+
+    [Theory]
+    [InlineData("-m", "32", "-b", "8", "-r")]
+    [InlineData("-m", "1", "-b", "8", "-r")]
+    [InlineData("-m", "4", "-b", "256")]
+    public void Iscsi_perf_comes_to_its_end(params string[] shape)
+    {
+        using var blockd = new Blockd("demo", "64m");
+        Blockd.Run("qemu-io", "-f", "raw", "-c", "write -P 3 0 64m", blockd.Uri);
+        foreach (string digest in new[] { "", "?header_digest=crc32c" })
+            Assert.Contains("finished.", Blockd.Run("iscsi-perf", ["-t", "1", .. shape, Url(blockd) + digest]), StringComparison.Ordinal);
+        Assert.Equal(0, blockd.Stop());
+    }
+
+    [Fact]
+    public void A_thick_volume_of_large_blocks_is_one_disk_over_both_protocols()
+    {
+        using var blockd = new Blockd("demo", "64m");
+        var pfcli = new Pfcli(blockd);
+        pfcli.Run("create_volume", "-v", "large", "-s", "32m", "--thick", "--block-size", "4096");
+        for (int i = 0; pfcli.Volume("large").UsedBytes < 32 << 20; i++)
+        {
+            Assert.True(i < 100, "the volume is not allocated within 10 s");
+            Thread.Sleep(100);
+        }
+
+        string iscsi = Url(blockd, target: "large"), nbd = blockd.Uri.Replace("/demo", "/large", StringComparison.Ordinal);
+        Assert.Contains("Block Length:4096", Blockd.Run("iscsi-readcapacity16", iscsi), StringComparison.Ordinal);
+        Blockd.Run("qemu-io", "-f", "raw", "-c", "write -P 0x11 512 1024", nbd);
+        Blockd.Run("qemu-io", "-f", "raw", "-c", "read -P 0x11 512 1024", "-c", "read -P 0 1536 2560", "-c", "write -P 0x22 4096 8k", iscsi);
+        Blockd.Run("qemu-io", "-f", "raw", "-c", "read -P 0x22 4k 8k", "-c", "discard 0 32m", nbd);
+        Assert.Equal(32UL << 20, pfcli.Volume("large").UsedBytes);
+        using (Process attached = Process.Start(new ProcessStartInfo("qemu-io", ["-f", "raw", iscsi]) { RedirectStandardInput = true, RedirectStandardOutput = true })!)
+        {
+            for (int i = 0; pfcli.Sessions().Count == 0 && i < 100; i++) Thread.Sleep(100);
+            pfcli.Refused("volume-in-use", "export_volume", "-v", "large", "--block-size", "512");
+            attached.StandardInput.Close();
+            attached.WaitForExit();
+        }
+
+        for (int i = 0; pfcli.Sessions().Count > 0 && i < 100; i++) Thread.Sleep(100);
+        pfcli.Run("export_volume", "-v", "large", "--block-size", "512", "--thick=false");
+        Assert.Contains("Block Length:512", Blockd.Run("iscsi-readcapacity16", iscsi), StringComparison.Ordinal);
+        Blockd.Run("qemu-io", "-f", "raw", "-c", "discard 0 32m", iscsi);
+        Assert.Equal(0UL, pfcli.Volume("large").UsedBytes);
+        Assert.Equal(0, blockd.Stop());
     }
 
     [Fact]
@@ -90,6 +153,13 @@ public sealed class IscsiJudgeTests
         Assert.Equal(0, blockd.Stop());
         attached.Kill();
         attached.WaitForExit();
+    }
+
+    /// <summary>The runs of qemu-img's map: offset, length and whether it reads as zeros.</summary>
+    private static string[] Map(string url)
+    {
+        using JsonDocument map = JsonDocument.Parse(Blockd.Run("qemu-img", "map", "-f", "raw", "--output=json", url));
+        return [.. map.RootElement.EnumerateArray().Select(run => $"{run.GetProperty("start")} {run.GetProperty("length")} {run.GetProperty("zero")}")];
     }
 
     private static string Url(Blockd blockd, string user = "", string target = "demo") =>

@@ -42,7 +42,7 @@ public class LimitsTests
     [Fact]
     public void The_oldest_of_65_that_do_not_negotiate_gives_way_and_the_81st_connection_is_refused()
     {
-        using var blockd = new Blockd("demo", "8m", "--nbd-connections", "80", "--nbd-connections-per-address", "1000");
+        using var blockd = new Blockd("demo", "8m", "--connections", "80", "--connections-per-address", "1000");
         Run(blockd, """
             import nbd
             served = [nbd.NBD() for i in range(20)]

@@ -16,7 +16,7 @@ public sealed class PfcliScaleTests
     [Fact]
     public async Task A_thousand_exports_are_open_at_once_and_each_holds_its_own_data()
     {
-        using var blockd = new Blockd("demo", "64m", "--nbd-connections", "1100");
+        using var blockd = new Blockd("demo", "64m", "--connections", "1100");
         var pfcli = new Pfcli(blockd);
         await CreateAsync(blockd);
         var clients = new List<Socket>();

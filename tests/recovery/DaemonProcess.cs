@@ -18,10 +18,11 @@ internal sealed class DaemonProcess : IDisposable
     private readonly List<string> _output = [];
     private readonly ManualResetEventSlim _ready = new();
 
-    private DaemonProcess(Process process, int port, string socket)
+    private DaemonProcess(Process process, int port, int iscsiPort, string socket)
     {
         _process = process;
         Port = port;
+        IscsiPort = iscsiPort;
         Socket = socket;
     }
 
@@ -30,6 +31,9 @@ internal sealed class DaemonProcess : IDisposable
 
     /// <summary>The TCP port of the NBD server on 127.0.0.1.</summary>
     public int Port { get; }
+
+    /// <summary>The TCP port of iSCSI on 127.0.0.1.</summary>
+    public int IscsiPort { get; }
 
     /// <summary>The path of the NBD server's unix socket.</summary>
     public string Socket { get; }
@@ -80,12 +84,13 @@ internal sealed class DaemonProcess : IDisposable
     /// <summary>Starts the daemon and does not wait for anything.</summary>
     public static DaemonProcess Launch(string folder, string engine, string durability, string storeSize, params string[] volumes)
     {
-        int port = FreePort();
+        int port = FreePort(), iscsiPort = FreePort();
         string socket = Path.Combine(folder, "nbd.sock");
         ProcessStartInfo start = new(Program) { RedirectStandardOutput = true, RedirectStandardError = true, WorkingDirectory = folder };
         List<string> arguments =
         [
             "--data-dir", Path.Combine(folder, "data"), "--nbd", $"127.0.0.1:{port}", "--nbd", $"unix:{socket}",
+            "--iscsi", $"127.0.0.1:{iscsiPort}",
             "--api", $"127.0.0.1:{FreePort()}", "--store-size", storeSize, "--durability", durability, "--engine", engine,
         ];
         foreach (string volume in volumes)
@@ -95,7 +100,7 @@ internal sealed class DaemonProcess : IDisposable
 
         arguments.ForEach(start.ArgumentList.Add);
         File.Delete(socket);
-        DaemonProcess daemon = new(new Process { StartInfo = start }, port, socket);
+        DaemonProcess daemon = new(new Process { StartInfo = start }, port, iscsiPort, socket);
         daemon._process.OutputDataReceived += daemon.Take;
         daemon._process.ErrorDataReceived += daemon.Take;
         daemon._process.Start();

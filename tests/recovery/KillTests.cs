@@ -10,18 +10,23 @@ public sealed class KillTests(ITestOutputHelper output)
 {
     private const int Cycles = 5;
 
-    /// <summary>4 combinations of 5 kills. After every second kill the next start is killed too, while it recovers.</summary>
+    /// <summary>5 kills of each combination. After every second kill the next start is killed too, while it recovers.</summary>
     [Theory]
-    [InlineData("flush", "io_uring")]
-    [InlineData("flush", "aio")]
-    [InlineData("ack", "io_uring")]
-    [InlineData("ack", "aio")]
-    public async Task NothingAcknowledgedIsLost(string durability, string engine)
+    [InlineData("flush", "io_uring", Wire.Nbd)]
+    [InlineData("flush", "aio", Wire.Nbd)]
+    [InlineData("ack", "io_uring", Wire.Nbd)]
+    [InlineData("ack", "aio", Wire.Nbd)]
+    [InlineData("flush", "io_uring", Wire.Iscsi)]
+    [InlineData("flush", "aio", Wire.Iscsi)]
+    [InlineData("ack", "io_uring", Wire.Iscsi)]
+    [InlineData("ack", "aio", Wire.Iscsi)]
+    [InlineData("flush", "io_uring", Wire.Both)]
+    public async Task NothingAcknowledgedIsLost(string durability, string engine, Wire wire)
     {
         DaemonProcess.Require();
         const int blocks = 8192;
         using ScratchFolder folder = new();
-        Verifier verifier = new("v", blocks);
+        Verifier verifier = new("v", blocks, wire);
         Random random = NewRandom();
         int whileOpening = 0;
         for (int cycle = 0; cycle < Cycles; cycle++)
@@ -38,7 +43,7 @@ public sealed class KillTests(ITestOutputHelper output)
         verifier.Verify(last);
         last.Kill();
         MustBeSound(folder, "verify");
-        output.WriteLine($"{durability} {engine}: {verifier.Acknowledged} changes, {verifier.Flushes} flushes, {Cycles} kills under load, {whileOpening} while opening");
+        output.WriteLine($"{durability} {engine} {wire}: {verifier.Acknowledged} changes, {verifier.Flushes} flushes, {Cycles} kills under load, {whileOpening} while opening");
     }
 
     /// <summary>A store whose log laps and whose blocks nearly all are in use: checkpoints and reuse all the time.</summary>
@@ -72,12 +77,14 @@ public sealed class KillTests(ITestOutputHelper output)
         output.WriteLine($"{engine}: {verifier.Acknowledged} changes");
     }
 
-    [Fact]
-    public async Task AStopUnderLoadLosesNothing()
+    [Theory]
+    [InlineData(Wire.Nbd)]
+    [InlineData(Wire.Iscsi)]
+    public async Task AStopUnderLoadLosesNothing(Wire wire)
     {
         DaemonProcess.Require();
         using ScratchFolder folder = new();
-        Verifier verifier = new("v", 4096);
+        Verifier verifier = new("v", 4096, wire);
         Random random = NewRandom();
         for (int stop = 0; stop < 3; stop++)
         {

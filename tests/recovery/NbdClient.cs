@@ -8,9 +8,9 @@ namespace BlockServer.Tests.Recovery;
 /// The least NBD client that a verifier needs, written from the protocol and not from the server: fixed newstyle, GO,
 /// simple replies, several requests under way. Lives on one thread. A lost connection throws <see cref="IOException"/>.
 /// </summary>
-internal sealed class NbdClient : IDisposable
+internal sealed class NbdClient : IDiskClient
 {
-    public const ushort Read = 0, Write = 1, Flush = 3, Trim = 4, WriteZeroes = 6, Fua = 1, NoHole = 2;
+    private const ushort Read = 0, Fua = 1, NoHole = 2;
     private readonly Socket _socket;
     private readonly NetworkStream _stream;
 
@@ -56,8 +56,14 @@ internal sealed class NbdClient : IDisposable
     /// <summary>The transmission flags.</summary>
     public ushort Flags { get; }
 
-    /// <summary>Sends one request; its reply is taken with <see cref="Receive"/>.</summary>
-    public void Send(ushort command, ushort flags, ulong cookie, long offset, int length, ReadOnlySpan<byte> data = default)
+    /// <inheritdoc/>
+    public void Send(DiskCommand command, bool isFua, bool noHole, ulong cookie, long offset, int length, ReadOnlySpan<byte> data)
+    {
+        ushort code = command switch { DiskCommand.Write => 1, DiskCommand.Flush => 3, DiskCommand.Trim => 4, _ => 6 };
+        Send(code, (ushort)((isFua ? Fua : 0) | (noHole ? NoHole : 0)), cookie, offset, length, data);
+    }
+
+    private void Send(ushort command, ushort flags, ulong cookie, long offset, int length, ReadOnlySpan<byte> data = default)
     {
         byte[] message = new byte[28 + data.Length];
         BinaryPrimitives.WriteUInt32BigEndian(message, 0x25609513);
@@ -70,7 +76,7 @@ internal sealed class NbdClient : IDisposable
         _stream.Write(message);
     }
 
-    /// <summary>Takes the next reply, whichever request it belongs to, and its error (0 is good).</summary>
+    /// <inheritdoc/>
     public (ulong Cookie, uint Error) Receive()
     {
         byte[] reply = Take(16);
@@ -78,14 +84,7 @@ internal sealed class NbdClient : IDisposable
         return (BinaryPrimitives.ReadUInt64BigEndian(reply.AsSpan(8)), BinaryPrimitives.ReadUInt32BigEndian(reply.AsSpan(4)));
     }
 
-    /// <summary>Reads a range. No other request may be under way.</summary>
-    public byte[] ReadRange(long offset, int length)
-    {
-        Expect(TryReadRange(offset, length, out byte[] data, out uint error), $"read at {offset} failed with {error}");
-        return data;
-    }
-
-    /// <summary>Reads a range; false with the server's error. No other request may be under way.</summary>
+    /// <inheritdoc/>
     public bool TryReadRange(long offset, int length, out byte[] data, out uint error)
     {
         Send(Read, 0, 1, offset, length);

@@ -7,7 +7,8 @@ using BlockServer.Tests.Running;
 namespace BlockServer.Tests.Recovery;
 
 /// <summary>
-/// Writes sectors that say which sector and which operation they are, over four connections at once (two TCP, two unix),
+/// Writes sectors that say which sector and which operation they are, over four connections at once (of which kind says
+/// <paramref name="wire"/>),
 /// and knows for every sector what a killed daemon may leave: the last acknowledged value, or the one request that was
 /// under way. A request that was under way is there whole or not at all: none here is larger than 1 MiB.
 /// Every connection owns its sectors, so the writes to one sector are ordered, but one block has several owners in half
@@ -15,7 +16,8 @@ namespace BlockServer.Tests.Recovery;
 /// </summary>
 /// <param name="volume">The export.</param>
 /// <param name="blocks">Its size in blocks of 4 KiB; a multiple of 8.</param>
-internal sealed class Verifier(string volume, int blocks)
+/// <param name="wire">What the load goes over; it is verified over the first of its kinds.</param>
+internal sealed class Verifier(string volume, int blocks, Wire wire = Wire.Nbd)
 {
     public const int BlockSize = 4096;
     private const int SectorSize = 512, SectorsPerBlock = BlockSize / SectorSize, SectorsMax = 2048;
@@ -68,13 +70,14 @@ internal sealed class Verifier(string volume, int blocks)
     /// </summary>
     public void Verify(DaemonProcess daemon)
     {
-        using NbdClient client = new(Connect(daemon, unix: true), volume);
+        using IDiskClient client = Connect(daemon, 0);
         var found = new ulong[_must.Length];
         const int chunk = 2048;
         for (int first = 0; first < found.Length; first += chunk)
         {
             int count = Math.Min(chunk, found.Length - first);
-            byte[] data = client.ReadRange((long)first * SectorSize, count * SectorSize);
+            if (!client.TryReadRange((long)first * SectorSize, count * SectorSize, out byte[] data, out uint error))
+                throw new InvalidDataException($"a read at sector {first} failed with {error}");
             for (int i = 0; i < count; i++)
             {
                 int sector = first + i;
@@ -94,7 +97,7 @@ internal sealed class Verifier(string volume, int blocks)
     /// <summary>Writes every sector once, so that no sector may read as zeroes. No load may be running.</summary>
     public void WriteAll(DaemonProcess daemon)
     {
-        using NbdClient client = new(Connect(daemon, unix: true), volume);
+        using IDiskClient client = Connect(daemon, 0);
         byte[] data = new byte[SectorsMax * SectorSize];
         for (int first = 0; first < _must.Length; first += SectorsMax)
         {
@@ -112,16 +115,16 @@ internal sealed class Verifier(string volume, int blocks)
         ulong op = (ulong)Interlocked.Increment(ref _op);
         Array.Fill(_may, op, first, count);
         Array.Fill(_isOpen, true, first, count);
-        _underWay[0].Add(new Request(first, count, NbdClient.Write));
+        _underWay[0].Add(new Request(first, count, DiskCommand.Write));
         byte[] data = new byte[partCount * SectorSize];
         Fill(data, partFirst, partCount, op);
-        using NbdClient client = new(Connect(daemon, unix: true), volume);
+        using IDiskClient client = Connect(daemon, 0);
         if (partCount > 0) Write(client, partFirst, data);
     }
 
-    private static void Write(NbdClient client, int first, byte[] data)
+    private static void Write(IDiskClient client, int first, byte[] data)
     {
-        client.Send(NbdClient.Write, 0, 1, (long)first * SectorSize, data.Length, data);
+        client.Send(DiskCommand.Write, false, false, 1, (long)first * SectorSize, data.Length, data);
         if (client.Receive().Error is not 0 and uint error) throw new InvalidDataException($"a write failed with {error}");
     }
 
@@ -149,7 +152,7 @@ internal sealed class Verifier(string volume, int blocks)
     {
         try
         {
-            using NbdClient client = new(Connect(daemon, connection % 2 == 0), volume);
+            using IDiskClient client = Connect(daemon, connection);
             byte[] data = new byte[SectorsMax * SectorSize];
             while (true)
             {
@@ -165,15 +168,15 @@ internal sealed class Verifier(string volume, int blocks)
     }
 
     // Sends requests on distinct sectors of this connection, then takes all replies in whatever order they come.
-    private void Batch(NbdClient client, int connection, Random random, byte[] data)
+    private void Batch(IDiskClient client, int connection, Random random, byte[] data)
     {
         List<Request> sent = _underWay[connection];
         var busy = new HashSet<int>();
         for (int i = 0; i < Depth; i++)
         {
             (int first, int count) = Pick(connection, random);
-            ushort command = random.Next(16) switch { 0 => NbdClient.WriteZeroes, 1 => NbdClient.Trim, _ => NbdClient.Write };
-            if (command == NbdClient.Trim)
+            DiskCommand command = random.Next(16) switch { 0 => DiskCommand.WriteZeroes, 1 => DiskCommand.Trim, _ => DiskCommand.Write };
+            if (command == DiskCommand.Trim)
             {
                 // What a trim leaves of a part of a block is the server's choice: only whole blocks are asked for.
                 int end = (first + count) / SectorsPerBlock * SectorsPerBlock;
@@ -183,17 +186,16 @@ internal sealed class Verifier(string volume, int blocks)
 
             if (count <= 0 || Enumerable.Range(first, count).Any(busy.Contains)) continue;
             busy.UnionWith(Enumerable.Range(first, count));
-            ulong op = command == NbdClient.Write ? (ulong)Interlocked.Increment(ref _op) : 0;
+            ulong op = command == DiskCommand.Write ? (ulong)Interlocked.Increment(ref _op) : 0;
             Array.Fill(_may, op, first, count);
             Array.Fill(_isOpen, true, first, count);
             int length = count * SectorSize;
-            if (command == NbdClient.Write) Fill(data.AsSpan(0, length), first, count, op);
-            ushort flags = random.Next(10) == 0 ? NbdClient.Fua : (ushort)0;
-            if (command == NbdClient.WriteZeroes && random.Next(2) == 0) flags |= NbdClient.NoHole;
+            if (command == DiskCommand.Write) Fill(data.AsSpan(0, length), first, count, op);
+            bool isFua = random.Next(10) == 0, noHole = command == DiskCommand.WriteZeroes && random.Next(2) == 0;
             sent.Add(new Request(first, count, command));
             client.Send(
-                command, flags, (ulong)(sent.Count - 1), (long)first * SectorSize, length,
-                command == NbdClient.Write ? data.AsSpan(0, length) : default);
+                command, isFua, noHole, (ulong)(sent.Count - 1), (long)first * SectorSize, length,
+                command == DiskCommand.Write ? data.AsSpan(0, length) : default);
         }
 
         bool isRefused = false;
@@ -218,7 +220,7 @@ internal sealed class Verifier(string volume, int blocks)
     }
 
     // A server that does not answer is worth knowing exactly: which requests it owes.
-    private (ulong Cookie, uint Error) ReceiveOf(NbdClient client, int connection)
+    private (ulong Cookie, uint Error) ReceiveOf(IDiskClient client, int connection)
     {
         try
         {
@@ -231,16 +233,16 @@ internal sealed class Verifier(string volume, int blocks)
         }
     }
 
-    private void Flush(NbdClient client)
+    private void Flush(IDiskClient client)
     {
-        client.Send(NbdClient.Flush, 0, 99, 0, 0);
+        client.Send(DiskCommand.Flush, false, false, 99, 0, 0, default);
         (_, uint error) = client.Receive();
         if (error == ShuttingDown && _isStopping) throw new IOException("the server goes away");
         if (error != 0) throw new InvalidDataException($"a flush failed with {error}");
         Interlocked.Increment(ref _flushes);
     }
 
-    private void ReadBack(NbdClient client, int connection, Random random)
+    private void ReadBack(IDiskClient client, int connection, Random random)
     {
         (int first, int count) = Pick(connection, random);
         if (!client.TryReadRange((long)first * SectorSize, count * SectorSize, out byte[] data, out uint error))
@@ -290,15 +292,17 @@ internal sealed class Verifier(string volume, int blocks)
         }
     }
 
-    private static Socket Connect(DaemonProcess daemon, bool unix)
+    /// <summary>The first is of the kind that is verified over.</summary>
+    private IDiskClient Connect(DaemonProcess daemon, int connection)
     {
-        Socket socket = unix
+        bool isIscsi = wire == Wire.Iscsi || (wire == Wire.Both && connection % 2 == 0), isUnix = !isIscsi && connection % 2 == 0;
+        Socket socket = isUnix
             ? new(AddressFamily.Unix, SocketType.Stream, ProtocolType.Unspecified)
             : new(AddressFamily.InterNetwork, SocketType.Stream, ProtocolType.Tcp) { NoDelay = true };
         socket.ReceiveTimeout = 20_000;
-        socket.Connect(unix ? new UnixDomainSocketEndPoint(daemon.Socket) : new IPEndPoint(IPAddress.Loopback, daemon.Port));
-        return socket;
+        socket.Connect(isUnix ? new UnixDomainSocketEndPoint(daemon.Socket) : new IPEndPoint(IPAddress.Loopback, isIscsi ? daemon.IscsiPort : daemon.Port));
+        return isIscsi ? new IscsiInitiator(socket, "iqn.2026-11.org.blockserver:" + volume, connection) : new NbdClient(socket, volume);
     }
 
-    private readonly record struct Request(int First, int Count, ushort Command);
+    private readonly record struct Request(int First, int Count, DiskCommand Command);
 }

@@ -25,14 +25,15 @@ public sealed class VerifierTests
 
     /// <summary>One acknowledged sector is undone behind the verifier's back: zeroed, or given its neighbour's content.</summary>
     [Theory]
-    [InlineData("write -z 64k 512", "was acknowledged")]
-    [InlineData("write -P 0 7680 512", "was acknowledged")]
-    [InlineData("write -P 9 9m 512", "stranger")]
-    public void OneLostSectorIsNoticed(string change, string complaint)
+    [InlineData("write -z 64k 512", "was acknowledged", Wire.Nbd)]
+    [InlineData("write -P 0 7680 512", "was acknowledged", Wire.Iscsi)]
+    [InlineData("write -P 9 9m 512", "stranger", Wire.Nbd)]
+    [InlineData("write -P 9 9m 512", "stranger", Wire.Both)]
+    public void OneLostSectorIsNoticed(string change, string complaint, Wire wire)
     {
         DaemonProcess.Require();
         using ScratchFolder folder = new();
-        Verifier verifier = new("v", 4096);
+        Verifier verifier = new("v", 4096, wire);
         using DaemonProcess daemon = DaemonProcess.Start(folder.Path, "auto", "flush", "256m", "v:16m");
         verifier.WriteAll(daemon);
         verifier.Verify(daemon);

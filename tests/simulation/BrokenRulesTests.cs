@@ -20,7 +20,7 @@ public sealed class BrokenRulesTests(ITestOutputHelper output)
         { BrokenRules.SkipTailCrc, [ViolationKind.Unreadable] },
         { BrokenRules.SplitRequests, [ViolationKind.TornRequest] },
         { BrokenRules.SkipFlush, [ViolationKind.LostWrite, ViolationKind.LostVolume] },
-        { BrokenRules.RetryFlush, [ViolationKind.DiskMisuse, ViolationKind.Refused, ViolationKind.LostWrite] },
+        { BrokenRules.RetryFlush, [ViolationKind.DiskMisuse] },
         { BrokenRules.AcceptTornLogPage, [ViolationKind.Refused, ViolationKind.LostWrite, ViolationKind.WrongData] },
         { BrokenRules.SuperblockFirst, [ViolationKind.Refused, ViolationKind.LostVolume, ViolationKind.LostWrite] },
         { BrokenRules.TrimLogTooFar, [ViolationKind.LostWrite, ViolationKind.Refused, ViolationKind.LostVolume] },

@@ -85,6 +85,38 @@ public sealed class DirectedRulesTests
         if (broken == BrokenRules.None) Assert.Equal(2UL, Read(1));
     }
 
+    /// <summary>
+    /// RetryFlush (B1.5). The kernel drops what a failed flush did not get out, and says so once: the next flush answers Ok over
+    /// content that is gone. Believed, it loses what a client was told to be durable, or the log behind a claim, and then the
+    /// store is refused.
+    /// </summary>
+    [Theory]
+    [InlineData(BrokenRules.RetryFlush)]
+    [InlineData(BrokenRules.None)]
+    public void A_flush_that_failed_is_not_tried_again(BrokenRules broken)
+    {
+        Kill();
+        Open(Honest with { BrokenRules = broken });
+        for (ulong block = 0; block < 16; block++) Write(block, 1, WriteFlags.Fua);
+        for (ulong block = 0; block < 16; block++) Write(block, 2, WriteFlags.None);
+        _disk.Faults = new SimDiskFaults { FlushError = 1 };
+        Task<IoStatus> flushing = Device.FlushAsync().AsTask();
+        Assert.True(_loop.RunUntil(() => _disk.HasFailedFlush));
+        _disk.Faults = SimDiskFaults.None; // one that is asked now succeeds
+        Assert.True(_loop.RunUntil(() => flushing.IsCompleted));
+        Assert.Equal(broken == BrokenRules.None ? IoStatus.Unavailable : IoStatus.Ok, flushing.Result);
+        Assert.Equal(broken == BrokenRules.None ? [] : ["a flush after one had failed"], _disk.Misuse.Distinct());
+        _disk.CutPower();
+        _loop = new SimLoop(2);
+        _disk.Attach(_loop);
+        StoreOpenResult opened = _loop.Run(Store.OpenAsync(_loop, _disk, null, Honest));
+        if (broken != BrokenRules.None && opened.Store is null) return;
+        _store = opened.Store!;
+        ulong[] found = [.. Enumerable.Range(0, 16).Select(block => Read((ulong)block))];
+        Assert.All(found, id => Assert.InRange(id, 1UL, 2UL));
+        Assert.Contains(1UL, found); // what was not told to be durable, or, with the broken rule, was
+    }
+
     private void Open(StoreOptions options)
     {
         StoreOpenResult opened = _loop.Run(Store.OpenAsync(_loop, _disk, null, options));

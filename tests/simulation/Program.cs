@@ -2,11 +2,13 @@ using System.Diagnostics;
 using System.Globalization;
 using BlockServer.Core;
 using BlockServer.Tests.Simulation;
+using BlockServer.Tests.Simulation.Sessions;
 
 // The tests of this project, or by hand:
 //   dotnet run -c Release -- simulate --seed 7
 //   dotnet run -c Release -- simulate --seeds 1..2000
 //   dotnet run -c Release -- simulate --hours 3
+//   dotnet run -c Release -- simulate --sessions --seed 7
 if (args.Length == 0 || args[0] != "simulate") return await Xunit.Runner.InProc.SystemConsole.ConsoleRunner.Run(args);
 
 string? Value(string name) => Array.IndexOf(args, name) is var at and > 0 && at + 1 < args.Length ? args[at + 1] : null;
@@ -19,9 +21,12 @@ else if (Value("--hours") is not null) (from, to) = (new SeededRandom((ulong)Sto
 if (to < from)
 {
     Console.Error.WriteLine(
-        "usage: simulate --seed N | --seeds A..B | --hours H [--store log] [--broken RULE] [--lying yes|no] [--small-disk] [--crash-states N] [--keep-going]");
+        "usage: simulate [--sessions] --seed N | --seeds A..B | --hours H [--store log] [--broken RULE] [--lying yes|no] [--small-disk] [--crash-states N] [--keep-going]");
     return 2;
 }
+
+double hours = Value("--hours") is { } limit ? double.Parse(limit, CultureInfo.InvariantCulture) : double.PositiveInfinity;
+if (args.Contains("--sessions")) return SessionProgram.Run(from, to, Value("--broken"), hours, args.Contains("--keep-going"), args.Contains("--trace"));
 
 StoreDriver driver = Value("--store") == "log" ? new LogStoreDriver()
     : Value("--broken") is { } broken ? Drivers.Broken(broken) : Drivers.Default();
@@ -32,7 +37,6 @@ var options = new SimulationOptions
     SmallDisk = args.Contains("--small-disk") ? true : null,
     CrashStates = Value("--crash-states") is { } states ? int.Parse(states, CultureInfo.InvariantCulture) : Settings.StatesPerSeed,
 };
-double hours = Value("--hours") is { } limit ? double.Parse(limit, CultureInfo.InvariantCulture) : double.PositiveInfinity;
 var watch = Stopwatch.StartNew();
 TimeSpan told = TimeSpan.Zero;
 SeedSweep sweep = SeedSweep.Run(from, to, options, twice: from == to, args.Contains("--keep-going"), soFar =>

@@ -17,6 +17,12 @@ public static class Settings
     /// <summary>Seeds after which a broken rule counts as not found: BLOCKSERVER_BROKEN_SEEDS.</summary>
     public static int BrokenSeeds { get; } = Of("BLOCKSERVER_BROKEN_SEEDS", 600);
 
+    /// <summary>Seeds of whole sessions, each run twice: BLOCKSERVER_SESSION_SEEDS.</summary>
+    public static int SessionSeeds { get; } = Of("BLOCKSERVER_SESSION_SEEDS", SessionSeedsDefault);
+
+    /// <summary>So many show everything at least once.</summary>
+    public const int SessionSeedsDefault = 80;
+
     private static int Of(string name, int otherwise) =>
         int.TryParse(Environment.GetEnvironmentVariable(name), CultureInfo.InvariantCulture, out int value) ? value : otherwise;
 }

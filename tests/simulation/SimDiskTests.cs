@@ -92,6 +92,62 @@ public sealed class SimDiskTests
         }
     }
 
+    /// <summary>Crash states are told apart by these names: one that stood for two disks would leave one of them untried.</summary>
+    [Fact]
+    public void Forks_of_one_name_are_equal_disks_and_other_disks_have_other_names()
+    {
+        var random = new SeededRandom(5);
+        int equal = 0, others = 0;
+        for (ulong seed = 1; seed <= 60; seed++)
+        {
+            var loop = new SimLoop(seed);
+            var disk = new SimDisk(loop, 1 << 20, seed) { Faults = new SimDiskFaults { WriteError = 0.1, FlushError = 0.05, MisdirectedWrite = 0.1 } };
+            var contents = new Dictionary<ulong, string>();
+            var names = new Dictionary<string, ulong>();
+            byte next = 1;
+            for (int step = 0; step < 60; step++)
+            {
+                // Two pages, so that writes lie over each other; every content is written once.
+                int pages = 1 + random.NextBelow(2);
+                byte[] data = [.. Page(next), .. Page((byte)(next + 1))];
+                if (random.NextChance(0.5)) _ = disk.WriteAsync((ulong)random.NextBelow(3) * 4096, data.AsMemory(0, pages * 4096)).AsTask();
+                else if (random.NextChance(0.2)) _ = disk.FlushAsync().AsTask();
+                next += 2;
+                loop.RunUntil(() => false, random.NextBelow(3UL));
+                if (random.NextChance(0.02)) disk.Kill();
+                for (int fork = 0; fork < 4; fork++)
+                {
+                    byte[][] masks = [.. disk.Pending.Select(write => fork == 0 ? new byte[write.Pages.Count] : SimDisk.DrawMasks(random, write.Pages.Count))];
+                    ulong name = disk.NameOfFork((write, page) => masks[write][page]);
+                    string content = ContentOf(disk.ForkAfterPowerCut(new SimLoop(1), 1, (write, page) => masks[write][page]));
+                    if (!contents.TryAdd(name, content))
+                    {
+                        equal++;
+                        Assert.Equal(contents[name], content);
+                    }
+
+                    if (names.TryAdd(content, name)) others++;
+                }
+            }
+        }
+
+        Assert.True(equal > 100 && others > 1000, $"{equal} equal, {others} others");
+    }
+
+    private static string ContentOf(SimDisk disk)
+    {
+        var text = new System.Text.StringBuilder();
+        for (ulong page = 0; page < disk.SizeBytes / Units.BlockBytes; page++)
+        {
+            byte[] content = disk.PageNow(page);
+            if (!content.AsSpan().ContainsAnyExcept((byte)0)) continue;
+            text.Append(page).Append(':');
+            for (int at = 0; at < content.Length; at += Units.SectorBytes) text.Append(content[at]).Append(',');
+        }
+
+        return text.ToString();
+    }
+
     [Fact]
     public void Drawn_faults_happen_and_are_counted()
     {

@@ -41,6 +41,7 @@ public sealed partial class StoreSimulation
     private ulong _changesSeen;
     private int _clientsRunning;
     private int _requestsLeft;
+    private int _misuseJudged;
 
     private StoreSimulation(ulong seed, SimulationOptions options)
     {
@@ -103,7 +104,7 @@ public sealed partial class StoreSimulation
         }
 
         if (!IsBroken) RunLastLife();
-        foreach (string misuse in _disk.Misuse) Violate(ViolationKind.DiskMisuse, misuse);
+        JudgeMisuse();
         _counters.Add(_disk);
         foreach (VolumeModel volume in _volumes.Values)
         {
@@ -226,8 +227,15 @@ public sealed partial class StoreSimulation
         return false;
     }
 
+    /// <summary>What the store did to the disk against its rules, before anything that followed from it.</summary>
+    private void JudgeMisuse()
+    {
+        for (; _misuseJudged < _disk.Misuse.Count; _misuseJudged++) Violate(ViolationKind.DiskMisuse, _disk.Misuse[_misuseJudged]);
+    }
+
     private void Crash()
     {
+        JudgeMisuse();
         if (!_loop.IsStopped || _loop.StopBeforeEvent is null) _loop.Note(1);
         FoldLoop();
         if (_disk.HasFailedFlush) _powerWasCut = true; // what the kernel dropped is gone as if the power had failed

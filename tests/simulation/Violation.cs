@@ -50,6 +50,21 @@ public enum ViolationKind
 
     /// <summary>The disk was used against its rules: a flush after a failed one, lent memory changed, misalignment.</summary>
     DiskMisuse,
+
+    /// <summary>A peer of a session sent what its protocol does not allow: numbers, windows, lengths, order.</summary>
+    WrongProtocol,
+
+    /// <summary>A task was answered after its abort was.</summary>
+    AnswerAfterAbort,
+
+    /// <summary>A command took effect more than once.</summary>
+    ExecutedTwice,
+
+    /// <summary>A reservation let somebody through, or kept somebody out when there was none.</summary>
+    WrongReservation,
+
+    /// <summary>A unit attention was missing, told twice or told without a cause.</summary>
+    WrongAttention,
 }
 
 /// <summary>A broken promise: its kind, and a sentence with what is needed to understand it.</summary>

@@ -27,7 +27,14 @@ internal sealed class ScriptedConnection : IConnection
         return _receive.Begin();
     }
 
-    public ValueTask<int> SendAsync(SendBatch batch) => new(0);
+    /// <summary>How many sends so far.</summary>
+    public int Sends { get; private set; }
+
+    public ValueTask<int> SendAsync(SendBatch batch)
+    {
+        Sends++;
+        return new ValueTask<int>(0);
+    }
 
     public void ShutdownSend()
     {

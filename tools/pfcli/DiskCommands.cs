@@ -9,7 +9,7 @@ namespace BlockServer.Pfcli;
 internal static class DiskCommands
 {
     private static readonly string[] Headings =
-        ["Name", "uuid", "Status", "Kind", "Size", "Used", "Free", "Volumes", "Errors", "Path"];
+        ["Name", "uuid", "Status", "Kind", "Size", "Used", "Free", "Volumes", "Errors", "Bad blocks", "Path"];
 
     public static void AddTo(CommandSet commands)
     {
@@ -24,7 +24,7 @@ internal static class DiskCommands
         d.Name, d.Id.ToString(), d.FailReason is { Length: > 0 } ? $"{d.Status}: {d.FailReason}" : d.Status, d.Kind,
         SizeText.Format(d.SizeBytes), SizeText.Format(d.UsedBytes), SizeText.Format(d.FreeBytes),
         d.Volumes.ToString(CultureInfo.InvariantCulture),
-        (d.ChecksumErrors + d.IoErrors).ToString(CultureInfo.InvariantCulture), d.Path,
+        (d.ChecksumErrors + d.IoErrors).ToString(CultureInfo.InvariantCulture), d.BlocksBad.ToString(CultureInfo.InvariantCulture), d.Path,
     ];
 
     private static async Task<int> ListDisksAsync(CommandContext context, CancellationToken cancel)

@@ -1,4 +1,5 @@
 using System.CommandLine;
+using System.Globalization;
 using BlockServer.Core.Api;
 
 namespace BlockServer.Pfcli;
@@ -21,7 +22,38 @@ internal static class ExportCommands
             (false, true) => "iscsi",
             _ => "none",
         };
-        return fronts + (export.ReadOnly ? ", read-only" : "");
+        string block = export.BlockBytes == 512 ? "" : $", blocks of {export.BlockBytes.ToString(CultureInfo.InvariantCulture)} bytes";
+        return fronts + (export.ReadOnly ? ", read-only" : "") + (export.Thick ? ", thick" : "") + (export.Removable ? ", removable" : "") + block
+            + (export.NbdIgnoresReservations ? ", NBD ignores reservations" : "");
+    }
+
+    /// <summary>How a volume looks, whoever offers it: options of making it and of exporting it.</summary>
+    public sealed class Looks
+    {
+        private readonly Option<bool> _readOnly = new("--read-only") { Description = "Every front end refuses writes; =false allows them again" };
+        private readonly Option<bool> _thick = new("--thick")
+        {
+            Description = "Allocate all blocks, in the background, and give none back; =false makes it thin again",
+        };
+
+        private readonly Option<bool> _removable = new("--removable") { Description = "Over iSCSI a medium that can be ejected; =false: a fixed disk" };
+        private readonly Option<int> _blockBytes = new("--block-size") { Description = "Logical block over iSCSI: 512 or 4096", HelpName = "BYTES" };
+
+        public Looks() => _blockBytes.Validators.Add(result =>
+        {
+            if (result.Tokens.Count == 1 && result.Tokens[0].Value is not ("512" or "4096")) result.AddError("--block-size is 512 or 4096");
+        });
+
+        public IReadOnlyList<Option> Options => [_readOnly, _thick, _removable, _blockBytes];
+
+        /// <summary>What was said, in place of what was.</summary>
+        public ExportOptions Of(CommandContext context, ExportOptions before) => before with
+        {
+            ReadOnly = context.IsGiven(_readOnly) ? context.Get(_readOnly) : before.ReadOnly,
+            Thick = context.IsGiven(_thick) ? context.Get(_thick) : before.Thick,
+            Removable = context.IsGiven(_removable) ? context.Get(_removable) : before.Removable,
+            BlockBytes = context.IsGiven(_blockBytes) ? context.Get(_blockBytes) : before.BlockBytes,
+        };
     }
 
     private static void AddExport(CommandSet commands)
@@ -29,15 +61,21 @@ internal static class ExportCommands
         Option<string> name = Inputs.Volume();
         var nbd = new Option<bool>("--nbd") { Description = "Offer it over NBD (with neither: over both)" };
         var iscsi = new Option<bool>("--iscsi") { Description = "Offer it over iSCSI" };
-        var readOnly = new Option<bool>("--read-only") { Description = "Refuse writes; --read-only=false allows them again" };
-        commands.Add("export_volume", "Offers a volume to clients", [name, nbd, iscsi, readOnly], async (context, cancel) =>
+        var looks = new Looks();
+        var ignores = new Option<bool>("--nbd-ignores-reservations")
+        {
+            Description = "NBD clients need not heed what is reserved over iSCSI (for backups); =false: they must again",
+        };
+        commands.Add("export_volume", "Offers a volume to clients", [name, nbd, iscsi, ignores, .. looks.Options], async (context, cancel) =>
         {
             VolumeInfo volume = await Inputs.VolumeAsync(context, context.Get(name)!, cancel);
             bool both = !context.Get(nbd) && !context.Get(iscsi);
-            ExportOptions export = new(
-                volume.Export.Nbd || both || context.Get(nbd),
-                volume.Export.Iscsi || both || context.Get(iscsi),
-                context.IsGiven(readOnly) ? context.Get(readOnly) : volume.Export.ReadOnly);
+            ExportOptions export = looks.Of(context, volume.Export) with
+            {
+                Nbd = volume.Export.Nbd || both || context.Get(nbd),
+                Iscsi = volume.Export.Iscsi || both || context.Get(iscsi),
+                NbdIgnoresReservations = context.IsGiven(ignores) ? context.Get(ignores) : volume.Export.NbdIgnoresReservations,
+            };
             return await ApplyAsync(context, volume, export, cancel);
         });
     }

@@ -46,17 +46,17 @@ internal static class VolumeCommands
         var host = new Option<string?>("--host_id") { Description = "Node that the volume must lie on", HelpName = "ID" };
         var disk = new Option<string?>("--disk") { Description = "Disk that the volume must lie on", HelpName = "NAME|ID" };
         var description = new Option<string?>("--description") { Description = "Free text", HelpName = "TEXT" };
-        var readOnly = new Option<bool>("--read-only") { Description = "Every front end refuses writes" };
+        var looks = new ExportCommands.Looks();
         var key = new Option<string?>("--idempotency-key")
         {
             Description = "Repeating the same request with the same key answers the same volume", HelpName = "KEY",
         };
-        commands.Add("create_volume", "Makes a volume", [name, size, copies, host, disk, description, readOnly, key], async (context, cancel) =>
+        commands.Add("create_volume", "Makes a volume", [name, size, copies, host, disk, description, .. looks.Options, key], async (context, cancel) =>
         {
             if (context.Get(host) is { } node) await CheckHostAsync(context, node, cancel);
             Guid? store = context.Get(disk) is { } wanted ? (await Inputs.DiskAsync(context, wanted, cancel)).Id : null;
             var request = new CreateVolume(
-                context.Get(name)!, context.Get(size), context.Get(copies), new ExportOptions(ReadOnly: context.Get(readOnly)),
+                context.Get(name)!, context.Get(size), context.Get(copies), looks.Of(context, new ExportOptions()),
                 context.Get(description), store, context.Get(key) ?? Guid.NewGuid().ToString("N"));
             return Show(context, await context.Client.ChangeAsync(
                 HttpMethod.Post, "v1/volumes", request, ApiJson.Default.CreateVolume, ApiJson.Default.VolumeInfo, cancel));
@@ -142,6 +142,7 @@ internal static class VolumeCommands
                 ("RepCount", v.RepCount.ToString(CultureInfo.InvariantCulture)),
                 ("Status", v.FailReason is null ? v.Status : $"{v.Status}: {v.FailReason}"),
                 ("Exports", ExportCommands.Describe(v.Export)),
+                ("Reservation", ReservationCommands.Describe(v.Reservation)),
                 ("Sessions", v.Sessions.ToString(CultureInfo.InvariantCulture)),
                 ("Disk", v.StoreId.ToString()),
                 ("Revision", v.Revision.ToString(CultureInfo.InvariantCulture)),

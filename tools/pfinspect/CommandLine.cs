@@ -67,6 +67,7 @@ public static class CommandLine
         Add("log", "Dumps the log that recovery would replay", null, (file, _, asJson) => ShowLog(output, file, asJson));
         Add("volumes", "Lists the volumes as recovery would find them", null, (file, _, asJson) => ShowVolumes(output, file, asJson));
         Add("map", "Shows where a volume's blocks lie", volume, (file, parsed, asJson) => ShowMap(output, file, parsed.GetValue(volume)!, asJson));
+        Add("badblocks", "Lists the blocks that the disk did not take or keep", null, (file, _, asJson) => ShowBadBlocks(output, file, asJson));
         Add("check", "Checks every invariant that a closed store can show", null, (file, _, asJson) => ShowCheck(output, file, false, asJson));
         Add("verify", "Checks, and verifies every checksum of metadata and data", null, (file, _, asJson) => ShowCheck(output, file, true, asJson));
         return root;
@@ -200,6 +201,34 @@ public static class CommandLine
         return runs;
     }
 
+    private static int ShowBadBlocks(TextWriter output, StoreFile file, bool asJson)
+    {
+        StoreImage image = StoreImage.Load(file);
+        SortedDictionary<uint, uint> bad = image.BadBlocks();
+        var holders = new Dictionary<uint, (uint Volume, ulong Offset)>();
+        foreach (SlotPage page in image.Slots.Values.Where(p => bad.Count > 0 && p.Kind == MetadataKind.Extent))
+        {
+            for (int i = 0; i < Units.BlocksPerExtent; i++)
+            {
+                uint block = MetadataPage.Entry(page.Entries, i).Block;
+                if (bad.ContainsKey(block))
+                    holders[block] = (page.VolumeId, ((ulong)page.Extent << Units.ExtentShift) + ((ulong)i << Units.BlockShift));
+            }
+        }
+
+        var report = new BadBlocksReport(
+        [
+            .. bad.Select(b => holders.TryGetValue(b.Key, out (uint Volume, ulong Offset) held)
+                ? new BadBlockReport(b.Key, b.Value, held.Volume, held.Offset)
+                : new BadBlockReport(b.Key, b.Value, null, null)),
+        ]);
+        if (TryJson(output, asJson, report, InspectJson.Default.BadBlocksReport)) return 0;
+        Line(output, $"{report.Blocks.Count} bad blocks");
+        foreach (BadBlockReport b in report.Blocks)
+            Line(output, $"block {b.Block} slot {b.Slot}" + (b.VolumeId is null ? "" : $", volume {b.VolumeId} offset {b.OffsetBytes} still lies there"));
+        return 0;
+    }
+
     private static int ShowCheck(TextWriter output, StoreFile file, bool readData, bool asJson)
     {
         CheckReport report = StoreCheck.Run(StoreImage.Load(file), readData);
@@ -208,7 +237,7 @@ public static class CommandLine
         foreach (Problem p in report.Problems) Line(output, $"{p.Severity} {p.Rule}: {p.Where}: {p.What}");
         if (report.ProblemsFound > (ulong)report.Problems.Count)
             Line(output, $"and {report.ProblemsFound - (ulong)report.Problems.Count} more");
-        Line(output, $"{report.Slots} slots, {report.Extents} extents, {report.BlocksReferenced} blocks referenced, {report.BlocksFree} free, "
+        Line(output, $"{report.Slots} slots, {report.Extents} extents, {report.BlocksReferenced} blocks referenced, {report.BlocksBad} bad, {report.BlocksFree} free, "
             + $"{report.LogRecordsReplayed} log records replayed, {report.LogRecordsSkipped} dropped"
             + (readData ? $", {report.BlocksRead} blocks read" : ""));
         output.WriteLine(report.Sound ? "sound" : "NOT SOUND");

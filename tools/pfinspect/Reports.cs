@@ -43,9 +43,16 @@ public sealed record MapRunReport(ulong OffsetBytes, ulong LengthBytes, uint Blo
 /// <summary>Where a volume lies.</summary>
 public sealed record MapReport(uint VolumeId, string Name, IReadOnlyList<MapRunReport> Runs);
 
+/// <summary>A block that the disk did not take or keep; it is never used again. The volume that still has content there, until
+/// it is overwritten, or null.</summary>
+public sealed record BadBlockReport(uint Block, uint Slot, uint? VolumeId, ulong? OffsetBytes);
+
+/// <summary>All bad blocks, by number.</summary>
+public sealed record BadBlocksReport(IReadOnlyList<BadBlockReport> Blocks);
+
 /// <summary>What a check or verification went through, and what it found.</summary>
 public sealed record CheckReport(
-    bool Sound, ulong Slots, ulong Extents, ulong BlocksReferenced, ulong BlocksFree, ulong LogRecordsReplayed, ulong LogRecordsSkipped,
+    bool Sound, ulong Slots, ulong Extents, ulong BlocksReferenced, ulong BlocksBad, ulong BlocksFree, ulong LogRecordsReplayed, ulong LogRecordsSkipped,
     ulong BlocksRead, ulong ProblemsFound, IReadOnlyList<Problem> Problems);
 
 /// <summary>Source-generated JSON of pfinspect's output.</summary>
@@ -54,5 +61,6 @@ public sealed record CheckReport(
 [JsonSerializable(typeof(LogReport))]
 [JsonSerializable(typeof(VolumesReport))]
 [JsonSerializable(typeof(MapReport))]
+[JsonSerializable(typeof(BadBlocksReport))]
 [JsonSerializable(typeof(CheckReport))]
 internal sealed partial class InspectJson : JsonSerializerContext;

@@ -34,10 +34,30 @@ public static class StoreCheck
             }
         }
 
+        ulong bad = CheckBadBlocks(image, seen);
         return new CheckReport(
-            !image.Problems.HasErrors, (ulong)image.Slots.Count, extents, referenced,
+            !image.Problems.HasErrors, (ulong)image.Slots.Count, extents, referenced, bad,
             image.Superblock.Geometry.DataBlocks - CountOf(seen), image.RecordsReplayed, image.RecordsSkipped, read,
             image.Problems.Count, image.Problems.Kept);
+    }
+
+    /// <summary>Counts the bad blocks and marks them as taken; one may still be referenced, until it is overwritten.</summary>
+    private static ulong CheckBadBlocks(StoreImage image, ulong[] seen)
+    {
+        SortedDictionary<uint, uint> bad = image.BadBlocks();
+        foreach ((uint block, uint slot) in bad)
+        {
+            if (!image.IsData(block))
+            {
+                image.Problems.Error("S9", $"slot {slot}", $"names bad block {block}, outside the data area");
+                continue;
+            }
+
+            uint bit = block - image.Superblock.Geometry.DataStart;
+            seen[bit / 64] |= 1UL << (int)(bit % 64);
+        }
+
+        return (ulong)bad.Count;
     }
 
     private static Dictionary<uint, SlotPage> CheckHeads(StoreImage image)

@@ -1,5 +1,6 @@
 using System.Globalization;
 using BlockServer.Core;
+using BlockServer.Io;
 using Microsoft.Win32.SafeHandles;
 
 namespace BlockServer.Pfinspect;
@@ -14,9 +15,6 @@ public sealed class InspectException(string message, Exception? inner = null) : 
 public sealed class StoreFile : IDisposable
 {
     private const int ErrnoWouldBlock = 11;
-
-    // A daemon that was killed holds its store until the kernel has ended its last transfers: how often and how long that is waited for.
-    private const int LockTries = 20, LockWaitMillis = 100;
     private readonly SafeFileHandle _handle;
 
     private StoreFile(SafeFileHandle handle, string path, ulong sizeBytes)
@@ -54,18 +52,23 @@ public sealed class StoreFile : IDisposable
 
     private static SafeFileHandle OpenLocked(string path)
     {
-        for (int attempt = 1; ; attempt++)
+        SafeFileHandle? handle = null;
+        IOException? busy = null;
+        FileLock.TryTake(() =>
         {
             try
             {
                 // FileShare.Read takes flock(LOCK_SH | LOCK_NB).
-                return File.OpenHandle(path, FileMode.Open, FileAccess.Read, FileShare.Read);
+                handle = File.OpenHandle(path, FileMode.Open, FileAccess.Read, FileShare.Read);
+                return true;
             }
-            catch (IOException e) when (e.HResult == ErrnoWouldBlock && attempt < LockTries)
+            catch (IOException e) when (e.HResult == ErrnoWouldBlock)
             {
-                Thread.Sleep(LockWaitMillis);
+                busy = e;
+                return false;
             }
-        }
+        });
+        return handle ?? throw busy!;
     }
 
     /// <summary>Fills <paramref name="target"/>; false when the medium cannot give it.</summary>

@@ -26,6 +26,9 @@ public sealed class SlotPage
 
     /// <summary>The head of a volume.</summary>
     public VolumeHeadLayout Head { get; set; }
+
+    /// <summary>The numbers of a page of bad blocks.</summary>
+    public SortedSet<uint> BadBlocks { get; init; } = [];
 }
 
 /// <summary>Collects problems; keeps the first <see cref="KeptMax"/> and counts all.</summary>
@@ -178,6 +181,18 @@ public sealed class StoreImage
     public IEnumerable<SlotPage> ExtentsOf(uint volumeId) =>
         Slots.Values.Where(p => p.Kind == MetadataKind.Extent && p.VolumeId == volumeId).OrderBy(p => p.Extent);
 
+    /// <summary>Blocks that are never used again, and the slot that says so, by block.</summary>
+    public SortedDictionary<uint, uint> BadBlocks()
+    {
+        var found = new SortedDictionary<uint, uint>();
+        foreach (SlotPage page in Slots.Values.Where(p => p.Kind == MetadataKind.BadBlocks))
+        {
+            foreach (uint block in page.BadBlocks) found.TryAdd(block, page.Slot);
+        }
+
+        return found;
+    }
+
     private static string? ReadCopy(StoreFile file, ulong offset, int copy, out Superblock block)
     {
         block = default;
@@ -280,8 +295,8 @@ public sealed class StoreImage
         // A crash while one home is being written leaves that one torn; the other, older one and the log make it good.
         if (faultA is not null) Problems.Warning("slot", $"slot {slot} home A", faultA);
         if (faultB is not null) Problems.Warning("slot", $"slot {slot} home B", faultB);
-        bool useA = faultA is null && a.Kind != MetadataKind.Empty;
-        bool useB = faultB is null && b.Kind != MetadataKind.Empty && (!useA || b.PageLsn > a.PageLsn);
+        bool useA = faultA is null;
+        bool useB = faultB is null && (!useA || b.PageLsn > a.PageLsn);
         if (useB)
         {
             TakeHome(slot, b, pageB);
@@ -290,10 +305,11 @@ public sealed class StoreImage
         {
             TakeHome(slot, a, pageA);
         }
-        else if (faultA is not null || faultB is not null)
-        {
+
+        if (faultA is not null && faultB is not null)
             _lost[slot] = "no home is readable and the log does not hold it: its extent or volume is lost";
-        }
+        else if (faultA is not null || faultB is not null)
+            _lost[slot] = "a home is damaged and the log does not explain it: the other one may be older, and the store is refused";
     }
 
     private void TakeHome(uint slot, MetadataPageHeader header, ReadOnlySpan<byte> page)
@@ -327,6 +343,11 @@ public sealed class StoreImage
             }
 
             taken.Head = head;
+        }
+
+        for (int i = 0; header.Kind == MetadataKind.BadBlocks && i < MetadataPage.BadBlocksMax; i++)
+        {
+            if (MetadataPage.BadBlock(page[MetadataPage.EntriesOffset..], i) is not 0 and var bad) taken.BadBlocks.Add(bad);
         }
 
         Slots[slot] = taken;
@@ -394,7 +415,7 @@ public sealed class StoreImage
             // Below the durable claim data is there by rule (S1); above it, all of a request's blocks or none.
             if (!isContinued) isGood = lsn <= DurableLsn || AllBlocksMatch(page, offset, header);
             isContinued = record.IsContinued;
-            string fate = lsn <= TailLsn ? "home" : Apply(record, lsn, isGood);
+            string fate = Apply(record, lsn, isGood);
             if (fate == "replay") RecordsReplayed++;
             if (fate == "drop") RecordsSkipped++;
             kept?.Add(new LogRecord(lsn, record.Kind.ToString(), record.Slot, record.VolumeId, record.Extent, Describe(record), fate));
@@ -415,7 +436,7 @@ public sealed class StoreImage
     /// <summary>What becomes of a record: replay, home (a home has it already), drop (its data never arrived) or note.</summary>
     private string Apply(in RedoRecord record, ulong lsn, bool isGood)
     {
-        if (record.Kind is RedoKind.Note or RedoKind.BadBlock or RedoKind.Epoch) return "note";
+        if (record.Kind is RedoKind.Note or RedoKind.Epoch) return "note";
         string where = $"log record {lsn}";
         if (record.Slot >= Superblock.Geometry.SlotCount)
         {
@@ -424,7 +445,16 @@ public sealed class StoreImage
         }
 
         Slots.TryGetValue(record.Slot, out SlotPage? page);
-        if (lsn <= (page?.PageLsn ?? _freedAt.GetValueOrDefault(record.Slot))) return "home";
+        ulong known = page?.PageLsn ?? _freedAt.GetValueOrDefault(record.Slot);
+        if (lsn > known && record.Before > known)
+        {
+            if (known != 0 || !_lost.ContainsKey(record.Slot)) _lost[record.Slot] = $"its page ends at LSN {known}, but the log goes on from {record.Before}: its newer home is lost";
+            return "drop";
+        }
+
+        // All that came after the page in hand is in the log, whatever the other home held.
+        _lost.Remove(record.Slot);
+        if (lsn <= known) return "home";
         switch (record.Kind)
         {
             case RedoKind.PageImage:
@@ -434,10 +464,11 @@ public sealed class StoreImage
                 return ApplyHead(record, lsn, where);
             case RedoKind.VolumeDelete:
                 return ApplyDelete(record.VolumeId, lsn);
+            case RedoKind.BadBlock:
+                return ApplyBadBlock(record, lsn, page);
             case RedoKind.DropPage:
                 Slots.Remove(record.Slot);
                 _freedAt[record.Slot] = lsn;
-                _lost.Remove(record.Slot);
                 return "replay";
             default:
                 return ApplyBlocks(record, lsn, page, where, isGood);
@@ -452,7 +483,6 @@ public sealed class StoreImage
             return "drop";
         }
 
-        _lost.Remove(record.Slot);
         Slots[record.Slot] = new SlotPage
         {
             Slot = record.Slot, Kind = MetadataKind.VolumeHead, VolumeId = head.Head.Id, Extent = 0, PageLsn = lsn, Head = head,
@@ -469,6 +499,21 @@ public sealed class StoreImage
         return "replay";
     }
 
+    private string ApplyBadBlock(in RedoRecord record, ulong lsn, SlotPage? page)
+    {
+        if (page is not { Kind: MetadataKind.BadBlocks } || record.Before == 0)
+        {
+            page = Slots[record.Slot] = new SlotPage
+            {
+                Slot = record.Slot, Kind = MetadataKind.BadBlocks, VolumeId = 0, Extent = 0, PageLsn = lsn,
+            };
+        }
+
+        page.BadBlocks.Add(record.BadBlock);
+        page.PageLsn = lsn;
+        return "replay";
+    }
+
     private string ApplyBlocks(in RedoRecord record, ulong lsn, SlotPage? page, string where, bool isGood)
     {
         if (record.Kind == RedoKind.Write && record.IsNewPage)
@@ -477,11 +522,11 @@ public sealed class StoreImage
         }
         else if (page is not { Kind: MetadataKind.Extent } || page.VolumeId != record.VolumeId || page.Extent != record.Extent)
         {
-            if (!_lost.ContainsKey(record.Slot))
-                Problems.Error("log", where, $"changes extent {record.Extent} of volume {record.VolumeId}, which slot {record.Slot} does not hold");
+            Problems.Error("log", where, $"changes extent {record.Extent} of volume {record.VolumeId}, which slot {record.Slot} does not hold");
             return "drop";
         }
 
+        page.PageLsn = lsn;
         if (!isGood) return "drop";
         int named = 0;
         for (int i = 0; i < record.RunCount; i++)
@@ -489,14 +534,14 @@ public sealed class StoreImage
             BlockRun run = record.Run(i);
             for (int n = 0; n < run.Count; n++)
             {
+                ulong version = record.IsRelaid ? MetadataPage.Entry(page.Entries, run.First + n).Version : record.Version;
                 BlockEntry entry = record.Kind == RedoKind.Hole
-                    ? new BlockEntry(0, 0, record.Version)
-                    : new BlockEntry(run.Block + (uint)n, record.CrcOf(named++), record.Version);
+                    ? new BlockEntry(0, 0, version)
+                    : new BlockEntry(run.Block + (uint)n, record.CrcOf(named++), version);
                 MetadataPage.SetEntry(page.Entries, run.First + n, entry);
             }
         }
 
-        page.PageLsn = lsn;
         return "replay";
     }
 
@@ -528,14 +573,11 @@ public sealed class StoreImage
         return true;
     }
 
-    private SlotPage Begin(in RedoRecord record, ulong lsn, byte[] entries)
-    {
-        _lost.Remove(record.Slot);
-        return Slots[record.Slot] = new SlotPage
+    private SlotPage Begin(in RedoRecord record, ulong lsn, byte[] entries) =>
+        Slots[record.Slot] = new SlotPage
         {
             Slot = record.Slot, Kind = MetadataKind.Extent, VolumeId = record.VolumeId, Extent = record.Extent, PageLsn = lsn, Entries = entries,
         };
-    }
 
     private static string Describe(in RedoRecord record)
     {
@@ -550,7 +592,7 @@ public sealed class StoreImage
                     runs.Add(record.Kind == RedoKind.Hole ? span : $"{span}@{run.Block}");
                 }
 
-                string more = (record.IsNewPage ? ", new page" : "") + (record.IsContinued ? ", continued" : "");
+                string more = (record.IsNewPage ? ", new page" : "") + (record.IsContinued ? ", continued" : "") + (record.IsRelaid ? ", relaid" : "");
                 return $"version {record.Version}{more}, blocks {string.Join(' ', runs)}";
             case RedoKind.Volume:
                 return record.TryReadHead(out VolumeHeadLayout head)

@@ -97,7 +97,7 @@ public sealed partial class LogicalUnit
         if (bytes == 0) return ScsiResult.Good;
         ulong offset = OffsetOf(range);
         IoBuffer buffer = await RentWorkAsync((ulong)bytes);
-        RangeLocks.Range held = _locks.Take(offset, (ulong)bytes, true, out ValueTask<bool> wait);
+        VolumeGate.Range held = _gate.Take(offset, (ulong)bytes, true, out ValueTask<bool> wait);
         await wait;
         try
         {
@@ -108,7 +108,7 @@ public sealed partial class LogicalUnit
         }
         finally
         {
-            _locks.Release(held);
+            _gate.Release(held);
             buffer.Return();
         }
     }
@@ -125,7 +125,7 @@ public sealed partial class LogicalUnit
         if (bytes == 0) return ScsiResult.Good;
         ulong offset = OffsetOf(range);
         IoBuffer buffer = await RentWorkAsync((ulong)bytes);
-        RangeLocks.Range held = _locks.Take(offset, (ulong)bytes, true, out ValueTask<bool> wait);
+        VolumeGate.Range held = _gate.Take(offset, (ulong)bytes, true, out ValueTask<bool> wait);
         await wait;
         try
         {
@@ -137,7 +137,7 @@ public sealed partial class LogicalUnit
         }
         finally
         {
-            _locks.Release(held);
+            _gate.Release(held);
             buffer.Return();
         }
     }
@@ -152,7 +152,7 @@ public sealed partial class LogicalUnit
         if (bytes == 0) return ScsiResult.Good;
         ulong offset = OffsetOf(range);
         IoBuffer buffer = await RentWorkAsync((ulong)bytes);
-        RangeLocks.Range held = _locks.Take(offset, (ulong)bytes, true, out ValueTask<bool> wait);
+        VolumeGate.Range held = _gate.Take(offset, (ulong)bytes, true, out ValueTask<bool> wait);
         await wait;
         try
         {
@@ -171,7 +171,7 @@ public sealed partial class LogicalUnit
         }
         finally
         {
-            _locks.Release(held);
+            _gate.Release(held);
             buffer.Return();
         }
     }

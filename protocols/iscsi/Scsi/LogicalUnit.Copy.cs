@@ -103,11 +103,11 @@ public sealed partial class LogicalUnit
         if (source.IsOutside(length) || target.IsOutside(length)) return NotReachable;
         LogicalUnit to = target.Unit;
         if (to._isEjected || source.Unit._isEjected || to._isSanitizing || source.Unit._isSanitizing) return NotReachable;
-        if (to.IsWriteProtected) return to.WriteProtected;
+        if (to.IsProtected(target.Nexus)) return to.WriteProtected(target.Nexus);
         bool isOverlapping = source.Unit == to && source.Offset < target.Offset + length && target.Offset < source.Offset + length;
 
         IoBuffer buffer = await RentWorkAsync(length);
-        RangeLocks.Range held = to._locks.Take(target.Offset, length, true, out ValueTask<bool> wait);
+        VolumeGate.Range held = to._gate.Take(target.Offset, length, true, out ValueTask<bool> wait);
         await wait;
         try
         {
@@ -127,7 +127,7 @@ public sealed partial class LogicalUnit
         }
         finally
         {
-            to._locks.Release(held);
+            to._gate.Release(held);
             buffer.Return();
         }
     }
@@ -164,8 +164,8 @@ public sealed partial class LogicalUnit
         if (BlockBytesDiffer(list, sourceIndex, from.Unit) || BlockBytesDiffer(list, targetIndex, to.Unit))
             return Sense.InList(CopyHeaderBytes + 29);
         ulong sourceLba = BinaryPrimitives.ReadUInt64BigEndian(segment[12..]), targetLba = BinaryPrimitives.ReadUInt64BigEndian(segment[20..]);
-        source = new CopyEnd(from.Unit, 0);
-        target = new CopyEnd(to.Unit, 0);
+        source = new CopyEnd(from, 0);
+        target = new CopyEnd(to, 0);
         if (sourceLba > from.Unit.CapacityBlocks || targetLba > to.Unit.CapacityBlocks) return NotReachable;
         ulong sourceSkip = 0, targetSkip = 0;
         if (segment[0] == SegmentOffsets)
@@ -180,8 +180,8 @@ public sealed partial class LogicalUnit
             length = (ulong)BinaryPrimitives.ReadUInt16BigEndian(segment[10..]) << (countsTarget ? to : from).Unit._blockShift;
         }
 
-        source = new CopyEnd(from.Unit, (sourceLba << from.Unit._blockShift) + sourceSkip);
-        target = new CopyEnd(to.Unit, (targetLba << to.Unit._blockShift) + targetSkip);
+        source = new CopyEnd(from, (sourceLba << from.Unit._blockShift) + sourceSkip);
+        target = new CopyEnd(to, (targetLba << to.Unit._blockShift) + targetSkip);
         return null;
     }
 
@@ -257,8 +257,10 @@ public sealed partial class LogicalUnit
     private readonly record struct CopyPlan(int Targets, List<int> Segments);
 
     /// <summary>One end of a segment.</summary>
-    private readonly record struct CopyEnd(LogicalUnit Unit, ulong Offset)
+    private readonly record struct CopyEnd(UnitNexus Nexus, ulong Offset)
     {
+        public LogicalUnit Unit => Nexus.Unit;
+
         public bool IsOutside(ulong length) => Offset > Unit._device.SizeBytes || length > Unit._device.SizeBytes - Offset;
     }
 }

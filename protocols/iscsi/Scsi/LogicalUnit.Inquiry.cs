@@ -132,10 +132,9 @@ public sealed partial class LogicalUnit
             at += designator.Length;
         }
 
-        ushort port = nexus.Nexus.PortalGroup;
-        at += WriteNumber(body[at..], 0x94, port); // relative target port
+        at += WriteNumber(body[at..], 0x94, nexus.Port); // relative target port
         at += WriteNumber(body[at..], 0x95, 1); // target port group
-        at += InquiryData.WriteName(body[at..], 1, InquiryData.PortName(nexus.Target.Options.Name, port));
+        at += InquiryData.WriteName(body[at..], 1, InquiryData.PortName(nexus.Target.Options.Name, nexus.Nexus.PortalGroup));
         at += InquiryData.WriteName(body[at..], 2, nexus.Target.Options.Name);
         return at;
     }
@@ -154,7 +153,7 @@ public sealed partial class LogicalUnit
         foreach (ushort port in nexus.Target.Options.PortalGroups)
         {
             body.Slice(at, 12).Clear();
-            BinaryPrimitives.WriteUInt16BigEndian(body[(at + 2)..], port);
+            BinaryPrimitives.WriteUInt16BigEndian(body[(at + 2)..], nexus.Target.Options.PortOf(port));
             int length = InquiryData.WriteName(body[(at + 12)..], 1, InquiryData.PortName(nexus.Target.Options.Name, port));
             BinaryPrimitives.WriteUInt16BigEndian(body[(at + 10)..], (ushort)length);
             at += 12 + length;

@@ -44,14 +44,14 @@ public sealed partial class LogicalUnit
 
     /// <summary>Only LOEJ does anything, and only on a removable unit; stopping flushes unless told not to.</summary>
     [AsyncMethodBuilder(typeof(LoopMethodBuilder<>))]
-    private async ValueTask<ScsiResult> StartStopAsync(ScsiCommand command)
+    private async ValueTask<ScsiResult> StartStopAsync(ScsiCommand command, UnitNexus nexus)
     {
         byte flags = command.Cdb[4];
         bool isStart = (flags & 0x01) != 0, isLoadOrEject = (flags & 0x02) != 0, skipsFlush = (flags & 0x04) != 0;
         if (flags >> 4 != 0) return ScsiResult.Good; // a power condition: there are none to change
         if (isLoadOrEject && !_options.IsRemovable) return Sense.InCdb(4, 1);
         if (isLoadOrEject && _nexuses.Exists(static n => n.Prevents)) return new Sense(SenseKey.IllegalRequest, 0x5302);
-        if (!isStart && !skipsFlush && !_isEjected && !IsWriteProtected)
+        if (!isStart && !skipsFlush && !_isEjected && !IsProtected(nexus))
         {
             IoStatus status = await _device.FlushAsync();
             if (status != IoStatus.Ok) return Failure(status, isWrite: true);
@@ -165,7 +165,7 @@ public sealed partial class LogicalUnit
         at += 8;
         foreach (ushort port in ports)
         {
-            BinaryPrimitives.WriteUInt16BigEndian(data[(at + 2)..], port);
+            BinaryPrimitives.WriteUInt16BigEndian(data[(at + 2)..], nexus.Target.Options.PortOf(port));
             at += 4;
         }
 

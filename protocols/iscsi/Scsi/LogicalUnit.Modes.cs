@@ -9,7 +9,7 @@ public sealed partial class LogicalUnit
 {
     private readonly ModePages _modes;
 
-    private ValueTask<ScsiResult> ModeSense(ScsiCommand command)
+    private ValueTask<ScsiResult> ModeSense(ScsiCommand command, UnitNexus nexus)
     {
         byte[] cdb = command.Cdb;
         bool isLong = cdb[0] == ScsiOp.ModeSense10;
@@ -23,7 +23,7 @@ public sealed partial class LogicalUnit
         int pages = _modes.Write(data[(header + descriptor)..], (byte)(cdb[2] & 0x3F), cdb[3], control);
         if (pages < 0) return new(Sense.InCdb(2, 5));
         int length = header + descriptor + pages;
-        byte specific = (byte)((IsWriteProtected ? 0x80 : 0) | 0x10); // WP, DPOFUA
+        byte specific = (byte)((IsProtected(nexus) ? 0x80 : 0) | 0x10); // WP, DPOFUA
         if (isLong)
         {
             BinaryPrimitives.WriteUInt16BigEndian(data, (ushort)(length - 2));

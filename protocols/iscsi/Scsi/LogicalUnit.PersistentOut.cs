@@ -14,7 +14,38 @@ public sealed partial class LogicalUnit
     private readonly Queue<LoopEvent<bool>> _reservationTurns = new();
     private bool _isReserving;
 
-    private async ValueTask<ScsiResult> PersistentOutAsync(ScsiCommand command, UnitNexus nexus, CommandEntry entry)
+    /// <summary>Ends the reservation and every registration, whoever holds them, for the operator; those who are attached are
+    /// told (2A/03). Errors: those of the store, and then nothing has changed.</summary>
+    public async ValueTask<IoStatus> ClearReservationsAsync()
+    {
+        await TakeReservationTurnAsync();
+        try
+        {
+            var empty = new PersistentReservations { Generation = _reservations.Generation + 1 };
+            if (_store is not null)
+            {
+                IoStatus saved = await _store.SaveAsync(empty.ToBytes());
+                if (saved != IoStatus.Ok) return saved;
+            }
+
+            foreach (UnitNexus nexus in _nexuses)
+            {
+                if (nexus.Registrant is not null || nexus == _reservedBy) nexus.Attend(Attention.ReservationsPreempted);
+                nexus.Registrant = null;
+            }
+
+            _reservations = empty;
+            _reservedBy = null;
+            SetFence();
+            return IoStatus.Ok;
+        }
+        finally
+        {
+            EndReservationTurn();
+        }
+    }
+
+    private async ValueTask TakeReservationTurnAsync()
     {
         if (_isReserving)
         {
@@ -24,6 +55,18 @@ public sealed partial class LogicalUnit
         }
 
         _isReserving = true;
+    }
+
+    private void EndReservationTurn()
+    {
+        _isReserving = false;
+        if (_reservationTurns.TryDequeue(out LoopEvent<bool>? next)) next.Set(true);
+    }
+
+    private async ValueTask<ScsiResult> PersistentOutAsync(ScsiCommand command, UnitNexus nexus, CommandEntry entry)
+    {
+        await TakeReservationTurnAsync();
+        Fence fence;
         ReservationChange change;
         ScsiResult result;
         try
@@ -39,18 +82,23 @@ public sealed partial class LogicalUnit
                 if (saved != IoStatus.Ok) return new Sense(SenseKey.IllegalRequest, 0x5504); // insufficient registration resources
             }
 
+            fence = _gate.Fence;
             Apply(change);
         }
         finally
         {
-            _isReserving = false;
-            if (_reservationTurns.TryDequeue(out LoopEvent<bool>? next)) next.Set(true);
+            EndReservationTurn();
         }
 
         // Behind the turn: a command that is aborted here may itself be waiting for its turn.
-        if (!change.AbortsPreempted || change.Preempted.Count == 0) return result;
-        foreach (UnitNexus gone in change.Preempted) _tasks.Abort(t => t.Nexus == gone && t.Command != command, nexus, _modes.HasTas);
-        await _tasks.WaitForAbortedAsync();
+        if (change.AbortsPreempted && change.Preempted.Count > 0)
+        {
+            foreach (UnitNexus gone in change.Preempted) _tasks.Abort(t => t.Nexus == gone && t.Command != command, nexus, _modes.HasTas);
+            await _tasks.WaitForAbortedAsync();
+        }
+
+        // Who came by another protocol and passed before the fence stood has ended when this is answered.
+        if (_gate.Fence > fence) await _gate.DrainAsync();
         return result;
     }
 
@@ -60,6 +108,7 @@ public sealed partial class LogicalUnit
         _reservations = change.State;
         foreach (Registrant registrant in _reservations.Registrants) registrant.Nexus = null;
         foreach (UnitNexus nexus in _nexuses) LinkRegistrant(nexus);
+        SetFence();
         foreach ((UnitNexus nexus, ushort code) in change.Attentions) nexus.Attend(code);
     }
 
@@ -140,11 +189,11 @@ public sealed partial class LogicalUnit
     {
         if (!onAll)
         {
-            ports.Add((initiatorPort, by.Nexus.PortalGroup));
+            ports.Add((initiatorPort, by.Port));
             return;
         }
 
-        foreach (ushort group in by.Target.Options.PortalGroups) ports.Add((initiatorPort, group));
+        foreach (ushort group in by.Target.Options.PortalGroups) ports.Add((initiatorPort, by.Target.Options.PortOf(group)));
     }
 
     /// <summary>SPEC_I_PT: length u32 at 24, TransportIDs. One without an ISID stands for every attached port of that name.</summary>
@@ -248,7 +297,7 @@ public sealed partial class LogicalUnit
         if (newKey == 0) return Sense.InList(8);
         ushort port = BinaryPrimitives.ReadUInt16BigEndian(list[18..]);
         if (BinaryPrimitives.ReadUInt32BigEndian(list[20..]) != (uint)(list.Length - ListBytes)) return Sense.ListLength;
-        if (!change.By.Target.Options.PortalGroups.Contains(port)) return Sense.InList(18);
+        if (!change.By.Target.Options.PortalGroups.Any(g => change.By.Target.Options.PortOf(g) == port)) return Sense.InList(18);
         if (!TransportId.TryRead(list[ListBytes..], out string name, out bool hasIsid, out _) || !hasIsid) return Sense.InList(ListBytes);
         if (self.Is(name, port)) return Sense.InList(ListBytes);
         Registrant? target = state.Find(name, port);
@@ -273,7 +322,7 @@ public sealed partial class LogicalUnit
 
         public UnitNexus By { get; } = by;
 
-        public Registrant? Self { get; } = state.Find(by.Nexus.InitiatorPort, by.Nexus.PortalGroup);
+        public Registrant? Self { get; } = state.Find(by.Nexus.InitiatorPort, by.Port);
 
         public List<(UnitNexus Nexus, ushort Code)> Attentions { get; } = [];
 

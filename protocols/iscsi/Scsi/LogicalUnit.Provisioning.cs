@@ -68,7 +68,7 @@ public sealed partial class LogicalUnit
     [AsyncMethodBuilder(typeof(LoopMethodBuilder<>))]
     private async ValueTask<ScsiResult> DeallocateAsync(ScsiCommand command, ulong offset, ulong length)
     {
-        RangeLocks.Range held = _locks.Take(offset, length, false, out ValueTask<bool> wait);
+        VolumeGate.Range held = _gate.Take(offset, length, false, out ValueTask<bool> wait);
         await wait;
         try
         {
@@ -80,7 +80,7 @@ public sealed partial class LogicalUnit
         }
         finally
         {
-            _locks.Release(held);
+            _gate.Release(held);
         }
     }
 
@@ -118,7 +118,7 @@ public sealed partial class LogicalUnit
     private async ValueTask<ScsiResult> FillAsync(ScsiCommand command, ulong offset, ulong length, bool isZero)
     {
         IoBuffer? buffer = isZero ? null : await RentWorkAsync(length);
-        RangeLocks.Range held = _locks.Take(offset, length, false, out ValueTask<bool> wait);
+        VolumeGate.Range held = _gate.Take(offset, length, false, out ValueTask<bool> wait);
         await wait;
         try
         {
@@ -142,7 +142,7 @@ public sealed partial class LogicalUnit
         }
         finally
         {
-            _locks.Release(held);
+            _gate.Release(held);
             buffer?.Return();
         }
     }

@@ -24,6 +24,12 @@ public sealed partial class LogicalUnit
     /// <summary>Type of the persistent reservation.</summary>
     public ReservationType ReservationType => _reservations.Type;
 
+    /// <summary>Counts changes of the registrations.</summary>
+    public uint ReservationGeneration => _reservations.Generation;
+
+    /// <summary>The reservation survives a restart.</summary>
+    public bool IsReservationPersistent => _reservations.IsPersistent;
+
     /// <summary>The persistent registrations; allocates.</summary>
     public IReadOnlyList<RegistrationView> Registrations =>
         _reservations.Registrants.ConvertAll(r =>
@@ -37,13 +43,20 @@ public sealed partial class LogicalUnit
         if (PersistentReservations.TryRead(bytes.Span, out PersistentReservations state) is not null) return IoStatus.Corrupt;
         state.Generation = 0; // counts from power on (SPC-4, 6.15.2)
         _reservations = state;
+        SetFence();
         foreach (UnitNexus nexus in _nexuses) LinkRegistrant(nexus);
         return IoStatus.Ok;
     }
 
+    /// <summary>Who comes by a protocol without reservations counts as an initiator that is not registered.</summary>
+    private void SetFence() => _gate.Fence =
+        _reservedBy is not null ? Fence.All
+        : _reservations.Type == ReservationType.None ? Fence.None
+        : _reservations.IsWriteExclusive ? Fence.Writes : Fence.All;
+
     private void LinkRegistrant(UnitNexus nexus)
     {
-        Registrant? registrant = _reservations.Find(nexus.Nexus.InitiatorPort, nexus.Nexus.PortalGroup);
+        Registrant? registrant = _reservations.Find(nexus.Nexus.InitiatorPort, nexus.Port);
         nexus.Registrant = registrant;
         if (registrant is not null) registrant.Nexus = nexus;
     }
@@ -79,10 +92,18 @@ public sealed partial class LogicalUnit
         return !isDestination && _reservations.IsWriteExclusive;
     }
 
-    private ScsiResult Reserve(UnitNexus nexus)
+    private ValueTask<ScsiResult> Reserve(UnitNexus nexus)
     {
-        if (_reservations.Registrants.Count > 0) return ScsiResult.Conflict;
+        if (_reservations.Registrants.Count > 0) return new(ScsiResult.Conflict);
         _reservedBy = nexus;
+        return DrainBehindFenceAsync();
+    }
+
+    /// <summary>A reservation is answered when what others began without knowing of it has ended.</summary>
+    private async ValueTask<ScsiResult> DrainBehindFenceAsync()
+    {
+        SetFence();
+        await _gate.DrainAsync();
         return ScsiResult.Good;
     }
 
@@ -90,6 +111,7 @@ public sealed partial class LogicalUnit
     {
         if (_reservations.Registrants.Count > 0) return ScsiResult.Conflict;
         if (_reservedBy == nexus) _reservedBy = null;
+        SetFence();
         return ScsiResult.Good;
     }
 

@@ -128,7 +128,7 @@ public sealed partial class LogicalUnit
         int bytes = Math.Min((int)(range.Blocks << _blockShift), command.OutLength);
         if (command.Cdb[0] == ScsiOp.WriteAtomic16 && bytes != (int)(range.Blocks << _blockShift)) return Sense.PartialBlock;
         if (bytes == 0) return ScsiResult.Good;
-        RangeLocks.Range held = _locks.Take(OffsetOf(range), (ulong)bytes, false, out ValueTask<bool> wait);
+        VolumeGate.Range held = _gate.Take(OffsetOf(range), (ulong)bytes, false, out ValueTask<bool> wait);
         await wait;
         try
         {
@@ -138,7 +138,7 @@ public sealed partial class LogicalUnit
         }
         finally
         {
-            _locks.Release(held);
+            _gate.Release(held);
         }
     }
 
@@ -162,10 +162,10 @@ public sealed partial class LogicalUnit
 
     /// <summary>The range is checked, and everything is flushed: the device knows no ranges. IMMED is allowed to wait.</summary>
     [AsyncMethodBuilder(typeof(LoopMethodBuilder<>))]
-    private async ValueTask<ScsiResult> SyncCacheAsync(ScsiCommand command)
+    private async ValueTask<ScsiResult> SyncCacheAsync(ScsiCommand command, UnitNexus nexus)
     {
         if (Fault(command.Cdb, BlockRange.Of(command.Cdb)) is { } fault) return fault;
-        return IsWriteProtected ? ScsiResult.Good : Failure(await _device.FlushAsync(), isWrite: true);
+        return IsProtected(nexus) ? ScsiResult.Good : Failure(await _device.FlushAsync(), isWrite: true);
     }
 
     /// <summary>GOOD, not CONDITION MET: nothing promises that the blocks stay. Zero blocks (all up to the end) is too much to fetch and does nothing.</summary>

@@ -13,24 +13,28 @@ public sealed partial class LogicalUnit
     private readonly IBlockDevice _device;
     private readonly LogicalUnitOptions _options;
     private readonly TaskSet _tasks = new();
-    private readonly RangeLocks _locks = new();
+    private readonly VolumeGate _gate;
     private readonly List<UnitNexus> _nexuses = [];
     private readonly byte[] _scratch = new byte[TransferPlan.ListBytesMax];
     private readonly int _blockBytes;
     private readonly int _blockShift;
 
     private ulong _announcedBytes;
-    private bool _isEjected;
+    private bool _isEjected, _isReadOnly;
 
     /// <summary>A unit over <paramref name="device"/>; persistent reservations are lost with it when
-    /// <paramref name="reservations"/> is null. Call <see cref="LoadAsync"/> before it is used.</summary>
-    public LogicalUnit(ILoop loop, IBlockDevice device, LogicalUnitOptions options, IReservationStore? reservations = null)
+    /// <paramref name="reservations"/> is null. <paramref name="gate"/> is that of the volume, null when nobody else serves it.
+    /// Call <see cref="LoadAsync"/> before it is used.</summary>
+    public LogicalUnit(
+        ILoop loop, IBlockDevice device, LogicalUnitOptions options, IReservationStore? reservations = null, VolumeGate? gate = null)
     {
         Check.That(options.BlockBytes is 512 or Units.BlockBytes);
         (_loop, _device, _options, _blockBytes) = (loop, device, options, options.BlockBytes);
         _blockShift = options.BlockBytes == 512 ? 9 : 12;
         _announcedBytes = device.SizeBytes;
+        _isReadOnly = options.IsReadOnly;
         _store = reservations;
+        _gate = gate ?? new VolumeGate();
         _designators = InquiryData.UnitDesignators(options);
         _modes = new ModePages(options);
     }
@@ -38,12 +42,26 @@ public sealed partial class LogicalUnit
     /// <summary>What it was made from.</summary>
     public LogicalUnitOptions Options => _options;
 
+    /// <summary>Every change is refused, also when the device would take it. Whoever is attached is told of a change (2A/01).</summary>
+    public bool IsReadOnly
+    {
+        get => _isReadOnly;
+        set
+        {
+            if (_isReadOnly == value) return;
+            _isReadOnly = value;
+            AttendAll(Attention.ModeChanged, null);
+        }
+    }
+
     /// <summary>Commands that have not ended.</summary>
     public int TaskCount => _tasks.Count;
 
     private ulong CapacityBlocks => _device.SizeBytes >> _blockShift;
 
-    private bool IsWriteProtected => _options.IsReadOnly || _device.IsReadOnly || _modes.IsSoftwareProtected;
+    private bool IsProtected(UnitNexus nexus) => IsReadOnlyFor(nexus) || _modes.IsSoftwareProtected;
+
+    private bool IsReadOnlyFor(UnitNexus nexus) => IsReadOnly || nexus.IsReadOnly || _device.IsReadOnly;
 
     private uint TransferBlocksMax => (uint)(Units.RequestBytesMax >> _blockShift);
 
@@ -65,9 +83,9 @@ public sealed partial class LogicalUnit
         if (_options.IsThin) AttendAll(Attention.ThinThreshold, null);
     }
 
-    internal UnitNexus Attach(ScsiNexus nexus, ScsiTarget target)
+    internal UnitNexus Attach(ScsiNexus nexus, ScsiTarget target, bool isReadOnly = false)
     {
-        var state = new UnitNexus(this, nexus, target);
+        var state = new UnitNexus(this, nexus, target) { IsReadOnly = isReadOnly };
         state.Attend(Attention.PowerOnOrReset);
         _nexuses.Add(state);
         LinkRegistrant(state);
@@ -80,6 +98,7 @@ public sealed partial class LogicalUnit
         _nexuses.Remove(state);
         _tasks.Abort(t => t.Nexus == state, state, false);
         if (_reservedBy == state) _reservedBy = null;
+        SetFence();
         if (state.Registrant is not null) state.Registrant.Nexus = null;
     }
 
@@ -91,6 +110,7 @@ public sealed partial class LogicalUnit
     {
         _tasks.Abort(static _ => true, null, false);
         _reservedBy = null;
+        SetFence();
         _modes.Reset();
         foreach (UnitNexus nexus in _nexuses)
         {
@@ -201,7 +221,7 @@ public sealed partial class LogicalUnit
         if (entry.Has(Traits.Strict) && FirstUnused(entry.Mask, cdb) is >= 0 and int at) return new(Sense.InCdb(at));
         if (!entry.Has(Traits.Always) && SanitizeState(entry) is { } busy) return new(busy);
         if (entry.Has(Traits.Medium) && _isEjected) return new(NoMedium);
-        if (entry.Has(Traits.Changes) && IsWriteProtected) return new(WriteProtected);
+        if (entry.Has(Traits.Changes) && IsProtected(nexus)) return new(WriteProtected(nexus));
         if (TransferPlan.ListOf(cdb) > (uint)command.OutLength && cdb[0] is not (ScsiOp.Sanitize or ScsiOp.ExtendedCopy or ScsiOp.MaintenanceOut))
             return new(Sense.ListLength);
         return Dispatch(command, nexus, entry);
@@ -209,8 +229,8 @@ public sealed partial class LogicalUnit
 
     private static Sense NoMedium => new(SenseKey.NotReady, 0x3A00);
 
-    private Sense WriteProtected =>
-        new(SenseKey.DataProtect, (ushort)(_options.IsReadOnly || _device.IsReadOnly ? 0x2700 : 0x2702));
+    private Sense WriteProtected(UnitNexus nexus) =>
+        new(SenseKey.DataProtect, (ushort)(IsReadOnlyFor(nexus) ? 0x2700 : 0x2702));
 
     private static int FirstUnused(byte[] mask, byte[] cdb)
     {
@@ -243,11 +263,11 @@ public sealed partial class LogicalUnit
             case ScsiOp.ServiceIn16:
                 return entry.Action == ScsiOp.ReadCapacity16 ? ReadCapacity16(command) : GetLbaStatusAsync(command);
             case ScsiOp.ModeSense6 or ScsiOp.ModeSense10:
-                return ModeSense(command);
+                return ModeSense(command, nexus);
             case ScsiOp.ModeSelect6 or ScsiOp.ModeSelect10:
                 return ModeSelectAsync(command, nexus);
             case ScsiOp.StartStopUnit:
-                return StartStopAsync(command);
+                return StartStopAsync(command, nexus);
             case ScsiOp.PreventAllow:
                 return new(PreventAllow(command, nexus));
             case ScsiOp.LogSense:
@@ -265,7 +285,7 @@ public sealed partial class LogicalUnit
             case ScsiOp.WriteVerify10 or ScsiOp.WriteVerify12 or ScsiOp.WriteVerify16:
                 return WriteVerifyAsync(command);
             case ScsiOp.SyncCache10 or ScsiOp.SyncCache16:
-                return SyncCacheAsync(command);
+                return SyncCacheAsync(command, nexus);
             case ScsiOp.Prefetch10 or ScsiOp.Prefetch16:
                 return PrefetchAsync(command);
             case ScsiOp.OrWrite:
@@ -279,7 +299,7 @@ public sealed partial class LogicalUnit
             case ScsiOp.Sanitize:
                 return SanitizeAsync(command, entry);
             case ScsiOp.Reserve6 or ScsiOp.Reserve10:
-                return new(Reserve(nexus));
+                return Reserve(nexus);
             case ScsiOp.Release6 or ScsiOp.Release10:
                 return new(Release(nexus));
             case ScsiOp.PersistentIn:

@@ -125,6 +125,10 @@ public sealed class ScsiCommand
     /// under way is let finish.</summary>
     public bool IsAborted { get; set; }
 
+    /// <summary>Set by the transport while it asks for task management: the command was numbered after the request and is not
+    /// meant by it, though it came earlier on another connection.</summary>
+    public bool IsSpared { get; set; }
+
     /// <summary>For the target: its own state of the command.</summary>
     public object? TargetState { get; set; }
 }

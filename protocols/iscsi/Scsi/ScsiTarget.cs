@@ -10,8 +10,15 @@ public sealed record ScsiTargetOptions
     /// <summary>The target's IQN.</summary>
     public required string Name { get; init; }
 
-    /// <summary>Its portal group tags; each is a target port, and the tag its relative port identifier.</summary>
+    /// <summary>Its portal group tags; each is a target port.</summary>
     public IReadOnlyList<ushort> PortalGroups { get; init; } = [1];
+
+    /// <summary>What is added to a tag to make the relative identifier of its port. Targets that share a unit have bases that
+    /// never lead to the same port: a registration belongs to an initiator port and a target port.</summary>
+    public ushort PortBase { get; init; }
+
+    /// <summary>Relative identifier of the port of a portal group.</summary>
+    public ushort PortOf(ushort portalGroup) => (ushort)(PortBase + portalGroup);
 
     /// <summary>Which LUNs a nexus may use; null: all. A LUN that it may not use does not exist for it, EXTENDED COPY
     /// included. Asked at login; call <see cref="ScsiTarget.RefreshLuns"/> after a change.</summary>
@@ -20,8 +27,8 @@ public sealed record ScsiTargetOptions
 
 /// <summary>
 /// The SCSI side of one target: the table of LUNs and the nexuses. A logical unit may stand in the tables of several
-/// targets of one loop if their portal group tags differ (a nexus is known to it by initiator port and tag); its
-/// reservations, task set and unit attentions are its own. Lives on one loop.
+/// targets of one loop if their ports differ (<see cref="ScsiTargetOptions.PortBase"/>); its reservations, task set and unit
+/// attentions are its own. Lives on one loop.
 /// </summary>
 public sealed class ScsiTarget : IScsiTarget
 {
@@ -32,6 +39,7 @@ public sealed class ScsiTarget : IScsiTarget
 
     private readonly ILoop _loop;
     private readonly SortedDictionary<ushort, LogicalUnit> _luns = [];
+    private readonly HashSet<ushort> _readOnly = [];
     private readonly List<NexusState> _nexuses = [];
     private readonly byte[] _scratch = new byte[8 + 8 * (LunMax + 2)];
 
@@ -42,16 +50,37 @@ public sealed class ScsiTarget : IScsiTarget
         Check.That(options.PortalGroups.Count > 0);
     }
 
-    /// <summary>What it was made from.</summary>
-    public ScsiTargetOptions Options { get; }
+    /// <summary>What it is now.</summary>
+    public ScsiTargetOptions Options { get; private set; }
 
     /// <summary>The LUNs, ascending.</summary>
     public IReadOnlyDictionary<ushort, LogicalUnit> Luns => _luns;
 
-    /// <summary>Puts <paramref name="unit"/> at <paramref name="lun"/>, or takes it away (null). Nexuses are told (3F/0E).</summary>
-    public void SetLun(ushort lun, LogicalUnit? unit)
+    /// <summary>Changes name and portal groups; nexuses stay as they are.</summary>
+    public void Configure(ScsiTargetOptions options)
+    {
+        Check.That(options.PortalGroups.Count > 0);
+        Options = options;
+    }
+
+    /// <summary>Puts <paramref name="unit"/> at <paramref name="lun"/>, or takes it away (null). Nexuses are told (3F/0E).
+    /// <paramref name="isReadOnly"/>: changes that come by this target are refused.</summary>
+    public void SetLun(ushort lun, LogicalUnit? unit, bool isReadOnly = false)
     {
         Check.That(lun <= LunMax);
+        bool changesProtection = unit is not null && isReadOnly != _readOnly.Contains(lun);
+        if (isReadOnly && unit is not null) _readOnly.Add(lun);
+        else _readOnly.Remove(lun);
+        if (changesProtection && _luns.GetValueOrDefault(lun) == unit)
+        {
+            foreach (NexusState state in _nexuses)
+            {
+                if (!state.Units.TryGetValue(lun, out UnitNexus? nexus)) continue;
+                nexus.IsReadOnly = isReadOnly;
+                nexus.Attend(Attention.ModeChanged);
+            }
+        }
+
         if (unit is null) _luns.Remove(lun);
         else _luns[lun] = unit;
         RefreshLuns();
@@ -74,7 +103,7 @@ public sealed class ScsiTarget : IScsiTarget
             foreach ((ushort lun, LogicalUnit unit) in _luns)
             {
                 if (state.Units.ContainsKey(lun) || !MayUse(state.Nexus, lun)) continue;
-                state.Units[lun] = unit.Attach(state.Nexus, this);
+                state.Units[lun] = unit.Attach(state.Nexus, this, _readOnly.Contains(lun));
                 changed = true;
             }
 
@@ -90,7 +119,7 @@ public sealed class ScsiTarget : IScsiTarget
         nexus.TargetState = state;
         foreach ((ushort lun, LogicalUnit unit) in _luns)
         {
-            if (MayUse(nexus, lun)) state.Units[lun] = unit.Attach(nexus, this);
+            if (MayUse(nexus, lun)) state.Units[lun] = unit.Attach(nexus, this, _readOnly.Contains(lun));
         }
 
         _nexuses.Add(state);

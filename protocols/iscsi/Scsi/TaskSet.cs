@@ -83,7 +83,7 @@ internal sealed class TaskSet
         var hit = new List<ScsiTask>();
         for (ScsiTask? task = _first; task is not null; task = task.Next)
         {
-            if (task != except && !task.Command.IsAborted && which(task)) hit.Add(task);
+            if (task != except && !task.Command.IsAborted && !task.Command.IsSpared && which(task)) hit.Add(task);
         }
 
         foreach (ScsiTask task in hit)

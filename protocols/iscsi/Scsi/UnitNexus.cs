@@ -17,6 +17,12 @@ internal sealed class UnitNexus(LogicalUnit unit, ScsiNexus nexus, ScsiTarget ta
 
     public ScsiTarget Target { get; } = target;
 
+    /// <summary>Relative identifier of the target port.</summary>
+    public ushort Port => Target.Options.PortOf(Nexus.PortalGroup);
+
+    /// <summary>The LUN is read-only by this target, whatever the unit is.</summary>
+    public bool IsReadOnly { get; set; }
+
     /// <summary>PREVENT ALLOW MEDIUM REMOVAL is in force.</summary>
     public bool Prevents { get; set; }
 

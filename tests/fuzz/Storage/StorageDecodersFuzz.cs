@@ -108,13 +108,13 @@ public sealed class StorageDecodersFuzz
         var page = new byte[Units.BlockBytes];
         int at = RedoPageHeader.Size;
         Span<byte> rest = page;
-        at += RedoRecordWriter.Write(rest[at..], 4, 7, 2, true, 77, [new BlockRun(0, 3, 900), new BlockRun(200, 2, 800)], [1, 2, 3, 4, 5]);
-        at += RedoRecordWriter.Write(rest[at..], 5, 7, 3, false, 77, [new BlockRun(0, 1, 910)], [6], isContinued: true);
-        at += RedoRecordWriter.Hole(rest[at..], 4, 7, 2, 78, [new BlockRun(1, 2, 0), new BlockRun(255, 1, 0)]);
+        at += RedoRecordWriter.Write(rest[at..], 4, 7, 2, 0, true, 77, [new BlockRun(0, 3, 900), new BlockRun(200, 2, 800)], [1, 2, 3, 4, 5]);
+        at += RedoRecordWriter.Write(rest[at..], 5, 7, 3, 99, false, 77, [new BlockRun(0, 1, 910)], [6], isContinued: true);
+        at += RedoRecordWriter.Hole(rest[at..], 4, 7, 2, 98, 78, [new BlockRun(1, 2, 0), new BlockRun(255, 1, 0)]);
         at += RedoRecordWriter.Volume(rest[at..], 9, new VolumeHeadLayout { Head = new VolumeHead(7, Store, "v7", Units.MiB, 1) });
-        at += RedoRecordWriter.Plain(rest[at..], RedoKind.VolumeDelete, 9, 7, 0);
-        at += RedoRecordWriter.Plain(rest[at..], RedoKind.DropPage, 4, 7, 2);
-        at += RedoRecordWriter.BadBlock(rest[at..], 3, 1234);
+        at += RedoRecordWriter.VolumeDelete(rest[at..], 9, 7, 97);
+        at += RedoRecordWriter.DropPage(rest[at..], 4, 7, 2);
+        at += RedoRecordWriter.BadBlock(rest[at..], 3, 96, 1234);
         at += RedoRecordWriter.Note(rest[at..], 5, 6);
         at += RedoRecordWriter.Epoch(rest[at..], 7, 2, Store);
         new RedoPageHeader

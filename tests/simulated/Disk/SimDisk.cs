@@ -143,7 +143,7 @@ public sealed class SimDisk : IFile
                 byte mask = (byte)(maskOf(i, page) & write.MaskOf(page));
                 if (mask == 0) continue;
                 name = (name ^ write.Ordinal) * 1099511628211;
-                name = (name ^ (uint)page) * 1099511628211;
+                name = (name ^ (write.FirstPage + (ulong)page)) * 1099511628211; // where it went: a misdirected one moves
                 name = (name ^ mask) * 1099511628211;
             }
         }

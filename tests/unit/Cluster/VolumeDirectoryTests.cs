@@ -185,6 +185,23 @@ public sealed class VolumeDirectoryTests
     }
 
     [Fact]
+    public async Task A_size_is_a_multiple_of_the_logical_block()
+    {
+        var world = new DirectoryWorld();
+        using VolumeDirectory directory = await StartedAsync(world);
+        var large = new ExportOptions(BlockBytes: 4096);
+        async Task<string?> CodeAsync(Task<DirectoryResult> result) => (await result).Fault?.Code;
+        Assert.Equal("invalid-size", await CodeAsync(directory.CreateAsync(new CreateVolume("odd", Units.MiB + 512, Export: large))));
+        Assert.Equal("invalid-block-size", await CodeAsync(directory.CreateAsync(new CreateVolume("odd", Units.MiB, Export: new ExportOptions(BlockBytes: 1024)))));
+        Assert.Null(await CodeAsync(directory.CreateAsync(new CreateVolume("odd", Units.MiB + 512))));
+        Assert.Equal("invalid-size", await CodeAsync(directory.ChangeAsync("odd", new ChangeVolume(Export: large))));
+        Assert.Equal("invalid-block-size", await CodeAsync(directory.ChangeAsync("odd", new ChangeVolume(Export: new ExportOptions(BlockBytes: 0)))));
+        Assert.Null(await CodeAsync(directory.ChangeAsync("odd", new ChangeVolume(SizeBytes: 2 * Units.MiB, Export: large))));
+        Assert.Equal("invalid-size", await CodeAsync(directory.ChangeAsync("odd", new ChangeVolume(SizeBytes: 2 * Units.MiB + 512))));
+        Assert.Equal(large, directory.Find("odd")!.Export);
+    }
+
+    [Fact]
     public async Task A_change_costs_the_same_among_ten_and_among_two_thousand_volumes()
     {
         var world = new DirectoryWorld();

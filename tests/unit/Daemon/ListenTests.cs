@@ -33,8 +33,8 @@ public sealed class ListenTests : IDisposable
     [InlineData("cert tls=perhaps", "refused --tls")]
     [InlineData("cert tls-clients=required", "refused --tls-clients")]
     [InlineData("cert ca", "refused --tls-ca")]
-    [InlineData("nbd-connections=0", "refused --nbd-connections")]
-    [InlineData("nbd-connections-per-address=x", "refused --nbd-connections-per-address")]
+    [InlineData("connections=0", "refused --connections")]
+    [InlineData("connections-per-address=x", "refused --connections-per-address")]
     public void Settings_of_TLS_agree_or_are_refused_by_name(string given, string expected)
     {
         var values = new Dictionary<string, IReadOnlyList<string>>();
@@ -65,10 +65,10 @@ public sealed class ListenTests : IDisposable
         var sessions = new Sessions(new ConnectionLimits(Connections: 4, PerAddress: 2));
         Assert.Null(sessions.Enter("10.0.0.1:1", 0, out string address));
         Assert.Null(sessions.Enter("10.0.0.1:2", 0, out _));
-        Assert.Equal("more than 2 connections of 10.0.0.1 (--nbd-connections-per-address)", sessions.Enter("10.0.0.1:3", 0, out _));
+        Assert.Equal("more than 2 connections of 10.0.0.1 (--connections-per-address)", sessions.Enter("10.0.0.1:3", 0, out _));
         Assert.Null(sessions.Enter("[::1]:3", 0, out _));
         Assert.Null(sessions.Enter("unix:/x", 0, out string unix));
-        Assert.Equal("more than 4 connections (--nbd-connections)", sessions.Enter("unix:/x", 0, out _));
+        Assert.Equal("more than 4 connections (--connections)", sessions.Enter("unix:/x", 0, out _));
         sessions.Leave(address);
         Assert.Null(sessions.Enter("10.0.0.1:4", 0, out _));
         sessions.Leave(unix);

@@ -1,6 +1,7 @@
 using System.Globalization;
 using BlockServer.Blockd;
 using BlockServer.Cluster;
+using BlockServer.Core;
 using BlockServer.Core.Api;
 using Xunit;
 
@@ -11,10 +12,12 @@ namespace BlockServer.Tests.Unit.Daemon;
 internal sealed class TestDaemon : IAsyncDisposable
 {
     private readonly string[] _arguments;
+    private readonly Func<IFile, IFile>? _layer;
     private Blockd.Daemon? _daemon;
 
-    private TestDaemon(string[] arguments)
+    private TestDaemon(string[] arguments, Func<IFile, IFile>? layer)
     {
+        _layer = layer;
         Root = Directory.CreateTempSubdirectory("blockd-unit-").FullName;
         DataDir = Path.Combine(Root, "data");
         _arguments = arguments;
@@ -28,9 +31,12 @@ internal sealed class TestDaemon : IAsyncDisposable
     public Blockd.Daemon Daemon => _daemon!;
 
     /// <summary>Starts one; <paramref name="arguments"/> are name=value.</summary>
-    public static async Task<TestDaemon> StartAsync(params string[] arguments)
+    public static Task<TestDaemon> StartAsync(params string[] arguments) => StartAsync(null, arguments);
+
+    /// <summary>Starts one with a layer in front of its disks.</summary>
+    public static async Task<TestDaemon> StartAsync(Func<IFile, IFile>? layer, params string[] arguments)
     {
-        var test = new TestDaemon(arguments);
+        var test = new TestDaemon(arguments, layer);
         await test.StartAgainAsync();
         return test;
     }
@@ -48,13 +54,14 @@ internal sealed class TestDaemon : IAsyncDisposable
             if (parts[0] is "store-size" or "nbd" or "iscsi") values[parts[0]] = [parts[1]];
         }
 
-        _daemon = await Blockd.Daemon.StartAsync(SettingsReader.Read(values, DataDir, 1UL << 30), 0, _ => { });
+        _daemon = await Blockd.Daemon.StartAsync(SettingsReader.Read(values, DataDir, 1UL << 30), 0, _ => { }, null, _layer);
     }
 
-    public async Task StopAsync()
+    public async Task<bool> StopAsync(Action<string>? log = null)
     {
-        if (_daemon is not null) await _daemon.StopAsync(_ => { });
+        bool all = _daemon is null || await _daemon.StopAsync(log ?? (_ => { }));
         _daemon = null;
+        return all;
     }
 
     public async Task RestartAsync()

@@ -124,6 +124,15 @@ internal sealed class IscsiClient(IscsiWorld world, SimConnection connection, Is
         }
     }
 
+    /// <summary>Takes a ping and answers it.</summary>
+    public void AnswerPing()
+    {
+        Received ping = Receive(answersPings: false)!;
+        Check.That(ping.Opcode == IscsiOpcode.NopIn);
+        uint transferTag = NopInPdu.Read(ping.Bhs).TransferTag;
+        Send(b => new NopOutPdu(true, 0, IscsiWire.NoTag, transferTag, CmdSn, _expStatSn).WriteTo(b, 0));
+    }
+
     public LoginResponsePdu LoginRound(
         IscsiStage current, IscsiStage? next, byte[] text, bool isContinued = false, WriteBhs? tweak = null)
     {

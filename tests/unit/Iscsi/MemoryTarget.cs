@@ -87,7 +87,7 @@ internal sealed class MemoryTarget(ILoop loop, int blocks) : IScsiTarget
         Managed.Add((function, tag));
         if (function == TaskFunction.ClearAca) return TaskFunctionResponse.NotSupported;
         if (lun != 0 && function is not (TaskFunction.TargetWarmReset or TaskFunction.TargetColdReset)) return TaskFunctionResponse.NoLun;
-        List<ScsiCommand> hit = [.. _running.Where(c => function switch
+        List<ScsiCommand> hit = [.. _running.Where(c => !c.IsSpared && function switch
         {
             TaskFunction.AbortTask => c.Nexus == nexus && c.Tag == tag,
             TaskFunction.AbortTaskSet => c.Nexus == nexus,

@@ -276,6 +276,26 @@ public class NbdTransmissionTests
     }
 
     [Fact]
+    public void A_long_turn_sends_its_first_replies_before_it_ends()
+    {
+        var loop = new SimLoop(1);
+        var device = new MemoryDevice(1 << 20);
+        var connection = new ScriptedConnection();
+        var export = new NbdExport { Name = "x", Device = device, SizeBytes = device.SizeBytes };
+        var transmission = new NbdTransmission(
+            loop, connection, new NbdNegotiated { Connection = connection, Export = export }, new NbdOptions());
+        _ = transmission.RunAsync().AsTask();
+        var requests = new byte[15 * 28];
+        for (int i = 0; i < 15; i++)
+            new NbdRequest(NbdCommand.Read, 0, (ulong)i, 2 << 20, 512).WriteTo(requests.AsSpan(i * 28), NbdReplyMode.Simple);
+        connection.Deliver(requests);
+        Assert.Equal(3, connection.Sends);
+        loop.RunUntil(s_now);
+        Assert.Equal(4, connection.Sends);
+        Assert.Equal(0, transmission.Counters.InFlight);
+    }
+
+    [Fact]
     public void A_request_allocates_nothing_once_warm()
     {
 #if !DEBUG

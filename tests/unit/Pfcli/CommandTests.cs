@@ -14,7 +14,7 @@ public class CommandTests
         new ExportOptions(), "mail", Guid.Parse("aaaaaaaa-2222-3333-4444-555555555555"), 0, 42, Then);
 
     private static readonly DiskInfo Disk = new(
-        Vol.StoreId, "d1", "/data/d1", "file", "ok", Units.TiB, Units.TiB, Units.GiB, Units.TiB - Units.GiB, 100, 1, 4096, 1, 0, 0, 0.1, null);
+        Vol.StoreId, "d1", "/data/d1", "file", "ok", Units.TiB, Units.TiB, Units.GiB, Units.TiB - Units.GiB, 100, 1, 4096, 1, 0, 0, 321, 0.1, null);
 
     private static readonly SessionInfo Session = new("s-1", "nbd", "v1", "127.0.0.1:5000", "127.0.0.1:10809", false, null, Then, 1, 4096, 2, 8192, 3);
     private static readonly TaskInfo Running = new(5, "scrub", "v1", "running", 0.5, Then, null, null);
@@ -162,6 +162,24 @@ public class CommandTests
     }
 
     [Fact]
+    public async Task How_a_volume_looks_is_said_when_it_is_made_or_exported()
+    {
+        string[] looks = ["--thick", "--removable", "--block-size", "4096"];
+        StubDaemon made = new StubDaemon().Answer("POST /v1/volumes", Vol, ApiJson.Default.VolumeInfo, HttpStatusCode.Created);
+        Assert.Equal(0, await made.RunAsync(["create_volume", "-v", "v1", "-s", "1g", .. looks]));
+        Assert.Equal(
+            new ExportOptions(Removable: true, Thick: true, BlockBytes: 4096),
+            JsonSerializer.Deserialize(made.Bodies[0], ApiJson.Default.CreateVolume)!.Export);
+        StubDaemon changed = WithChange(Vol with { Export = new ExportOptions(ReadOnly: true, Removable: true, BlockBytes: 4096) });
+        Assert.Equal(0, await changed.RunAsync("export_volume", "-v", "v1", "--thick", "--removable=false"));
+        Assert.Equal(new ExportOptions(ReadOnly: true, Thick: true, BlockBytes: 4096), Change(changed).Export);
+        Assert.Equal(2, await changed.RunAsync("export_volume", "-v", "v1", "--block-size", "1024"));
+        StubDaemon shown = WithVolume(Vol with { Export = new ExportOptions(true, true, true, true, true, 4096) });
+        Assert.Equal(0, await shown.RunAsync("show_volume", "-v", "v1"));
+        Assert.Contains("nbd, iscsi, read-only, thick, removable, blocks of 4096 bytes\n", shown.Out, StringComparison.Ordinal);
+    }
+
+    [Fact]
     public async Task Disks_are_listed_added_and_removed()
     {
         StubDaemon daemon = new StubDaemon()
@@ -170,6 +188,8 @@ public class CommandTests
             .AnswerText($"DELETE /v1/disks/{Disk.Id}", "", HttpStatusCode.NoContent);
         Assert.Equal(0, await daemon.RunAsync("list_disk"));
         Assert.Contains("/data/d1", daemon.Out, StringComparison.Ordinal);
+        Assert.Contains("Bad blocks", daemon.Out, StringComparison.Ordinal);
+        Assert.Contains("321", daemon.Out, StringComparison.Ordinal);
         Assert.Equal(0, await daemon.RunAsync("add_disk", "/data/d1", "-s", "1t", "-n", "d1"));
         Assert.Equal(new AddDisk("/data/d1", "d1", Units.TiB), JsonSerializer.Deserialize(daemon.Bodies[0], ApiJson.Default.AddDisk));
         Assert.Equal(1, await daemon.RunAsync("add_disk", "/data/d1", "--force"));

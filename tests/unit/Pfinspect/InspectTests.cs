@@ -61,8 +61,8 @@ public class InspectTests
         Assert.Equal((1 << 20) + 9 * 4096, run.GetProperty("offsetBytes").GetInt32());
         Assert.Equal(0, store.Run("map", "v1"));
         Assert.Contains($"4096 +4096 block {first + 1} ", store.Out, StringComparison.Ordinal);
-        store.LogPlain(RedoKind.VolumeDelete, 2, 8);
-        store.LogPlain(RedoKind.DropPage, 3, 8, 1);
+        store.LogDelete(2, 8);
+        store.LogDrop(3, 8, 1);
         store.ClosePage();
         Assert.Equal(0, store.Run("volumes"));
         Assert.Contains("8 v2 2 MiB, 0 B used in 0 extents", store.Out, StringComparison.Ordinal);
@@ -159,11 +159,64 @@ public class InspectTests
         Assert.NotEqual(0u, first);
     }
 
+    [Theory]
+    [InlineData(true)]
+    [InlineData(false)]
+    public void A_page_that_is_older_than_the_log_behind_it_is_a_loss(bool isZero)
+    {
+        using StoreBuilder store = Small(out _);
+        store.PutHome(1, 0, 1500, 7, 0);
+        Assert.Equal(0, store.Run("check"));
+        if (isZero) store.Zero(1, 1);
+        else store.PutTombstone(1, 1, 0); // the newer home was never written
+        Assert.Equal(1, store.Run("check"));
+        Assert.Contains("error slot: slot 1: its page ends at LSN 1500, but the log goes on from 2000", store.Out, StringComparison.Ordinal);
+    }
+
+    [Fact]
+    public void A_damaged_home_that_the_log_does_not_explain_is_a_loss()
+    {
+        using StoreBuilder store = Small(out _);
+        store.Zero(0, 1);
+        Assert.Equal(1, store.Run("check"));
+        Assert.Contains("error slot: slot 0: a home is damaged and the log does not explain it", store.Out, StringComparison.Ordinal);
+    }
+
+    /// <summary>From a page of them and from the log; one of them still holds what it held before it was found bad.</summary>
+    [Fact]
+    public void Bad_blocks_are_listed_and_are_not_free()
+    {
+        using StoreBuilder store = Small(out uint first);
+        Assert.Equal(0, store.Run("badblocks"));
+        Assert.Equal("0 bad blocks\n", store.Out);
+        Assert.Equal(0, store.Run("check", "--json"));
+        ulong free = JsonDocument.Parse(store.Out).RootElement.GetProperty("blocksFree").GetUInt64();
+        store.PutBadBlocks(2, 0, 1200, first + 7, first);
+        store.LogBadBlock(2, first + 9);
+        store.LogBadBlock(3, first + 8); // the first of another slot
+        store.ClosePage();
+        Assert.Equal(0, store.Run("badblocks"));
+        Assert.Equal(
+            $"4 bad blocks\nblock {first} slot 2, volume 7 offset 0 still lies there\nblock {first + 7} slot 2\nblock {first + 8} slot 3\n"
+            + $"block {first + 9} slot 2\n", store.Out);
+        Assert.Equal(0, store.Run("check", "--json"));
+        JsonElement check = JsonDocument.Parse(store.Out).RootElement;
+        Assert.Equal(4u, check.GetProperty("blocksBad").GetUInt64());
+        Assert.Equal(free - 3, check.GetProperty("blocksFree").GetUInt64());
+        Assert.Equal(0, store.Run("badblocks", "--json"));
+        JsonElement held = JsonDocument.Parse(store.Out).RootElement.GetProperty("blocks")[0];
+        Assert.Equal((7u, 0UL), (held.GetProperty("volumeId").GetUInt32(), held.GetProperty("offsetBytes").GetUInt64()));
+        store.LogBadBlock(2, store.Geometry.DataEnd);
+        store.ClosePage();
+        Assert.Equal(1, store.Run("check"));
+        Assert.Contains("error S9: slot 2: names bad block", store.Out, StringComparison.Ordinal);
+    }
+
     [Fact]
     public void A_tombstone_outlives_older_records_of_its_slot()
     {
         using StoreBuilder store = Small(out _);
-        store.LogPlain(RedoKind.DropPage, 1, 7);
+        store.LogDrop(1, 7);
         store.ClosePage(durable: store.PageNumber * 4096 + 64);
         store.PutTombstone(1, 0, (store.PageNumber - 1) * 4096 + 64);
         Assert.Equal(0, store.Run("check"));

@@ -12,6 +12,7 @@ internal sealed class StoreBuilder : IDisposable
     private readonly byte[] _bytes = new byte[4 << 20];
     private readonly uint _fold = Seal.Fold(Uuid);
     private readonly byte[] _page = new byte[Units.BlockBytes];
+    private readonly Dictionary<uint, ulong> _lastLsn = [];
     private int _used;
     private ushort _count;
     private uint _previousCrc;
@@ -27,6 +28,12 @@ internal sealed class StoreBuilder : IDisposable
             StoreUuid = Uuid, Geometry = geometry, Incarnation = Incarnation, StartLsn = PageNumber * 4096 - 1, Sequence = 9, SlotHighWater = 8,
         };
         for (int copy = 0; copy < 4; copy++) PutRoot(copy, Root);
+        for (uint slot = 0; slot < Root.SlotHighWater; slot++)
+        {
+            PutTombstone(slot, 0, 0);
+            PutTombstone(slot, 1, 0);
+        }
+
         BeginPage();
     }
 
@@ -52,7 +59,7 @@ internal sealed class StoreBuilder : IDisposable
 
     public void PutHome(uint slot, int home, ulong lsn, uint volume, uint extent, params (int Index, BlockEntry Entry)[] entries)
     {
-        Span<byte> page = Home(slot, home);
+        Span<byte> page = Home(slot, home, lsn);
         new MetadataPageHeader
         {
             Kind = MetadataKind.Extent, VolumeId = volume, Extent = extent, Slot = slot, PageLsn = lsn, MinVersion = 1, MaxVersion = 100,
@@ -63,14 +70,14 @@ internal sealed class StoreBuilder : IDisposable
 
     public void PutTombstone(uint slot, int home, ulong lsn)
     {
-        Span<byte> page = Home(slot, home);
+        Span<byte> page = Home(slot, home, lsn);
         new MetadataPageHeader { Kind = MetadataKind.Free, Slot = slot, PageLsn = lsn }.WriteTo(page);
         Seal.Put(page, Geometry.HomeOffset(slot, home), _fold);
     }
 
     public void PutHead(uint slot, int home, ulong lsn, VolumeHeadLayout head)
     {
-        Span<byte> page = Home(slot, home);
+        Span<byte> page = Home(slot, home, lsn);
         new MetadataPageHeader { Kind = MetadataKind.VolumeHead, VolumeId = head.Head.Id, Slot = slot, PageLsn = lsn }.WriteTo(page);
         head.WriteTo(page[64..]);
         Seal.Put(page, Geometry.HomeOffset(slot, home), _fold);
@@ -80,16 +87,34 @@ internal sealed class StoreBuilder : IDisposable
 
     public void LogWrite(
         uint slot, uint volume, uint extent, bool isNew, ulong version, int index, uint block, uint crc, bool isContinued = false) =>
-        Logged(RedoRecordWriter.Write(
-            _page.AsSpan(_used), slot, volume, extent, isNew, version, [new BlockRun(index, 1, block)], [crc], isContinued));
+        Logged(slot, RedoRecordWriter.Write(
+            _page.AsSpan(_used), slot, volume, extent, isNew ? 0 : Before(slot), isNew, version, [new BlockRun(index, 1, block)], [crc],
+            isContinued));
 
     public void LogHole(uint slot, uint volume, uint extent, ulong version, int index) =>
-        Logged(RedoRecordWriter.Hole(_page.AsSpan(_used), slot, volume, extent, version, [new BlockRun(index, 1, 0)]));
+        Logged(slot, RedoRecordWriter.Hole(
+            _page.AsSpan(_used), slot, volume, extent, Before(slot), version, [new BlockRun(index, 1, 0)]));
 
-    public void LogVolume(uint slot, VolumeHeadLayout head) => Logged(RedoRecordWriter.Volume(_page.AsSpan(_used), slot, head));
+    public void LogVolume(uint slot, VolumeHeadLayout head) => Logged(slot, RedoRecordWriter.Volume(_page.AsSpan(_used), slot, head));
 
-    public void LogPlain(RedoKind kind, uint slot, uint volume, uint extent = 0) =>
-        Logged(RedoRecordWriter.Plain(_page.AsSpan(_used), kind, slot, volume, extent));
+    public void LogBadBlock(uint slot, uint block) =>
+        Logged(slot, RedoRecordWriter.BadBlock(_page.AsSpan(_used), slot, Before(slot), block));
+
+    public void PutBadBlocks(uint slot, int home, ulong lsn, params uint[] blocks)
+    {
+        Span<byte> page = Home(slot, home, lsn);
+        new MetadataPageHeader { Kind = MetadataKind.BadBlocks, Slot = slot, PageLsn = lsn }.WriteTo(page);
+        for (int i = 0; i < blocks.Length; i++) BitConverter.TryWriteBytes(page[(64 + 4 * i)..], blocks[i]);
+        Seal.Put(page, Geometry.HomeOffset(slot, home), _fold);
+    }
+
+    public void LogDelete(uint slot, uint volume) =>
+        Logged(slot, RedoRecordWriter.VolumeDelete(_page.AsSpan(_used), slot, volume, Before(slot)));
+
+    public void LogDrop(uint slot, uint volume, uint extent = 0) =>
+        Logged(slot, RedoRecordWriter.DropPage(_page.AsSpan(_used), slot, volume, extent));
+
+    public void Zero(uint slot, int home) => Home(slot, home).Clear();
 
     public void ClosePage(ulong durable = 0, ulong tail = 0, ulong incarnation = Incarnation)
     {
@@ -125,8 +150,17 @@ internal sealed class StoreBuilder : IDisposable
 
     private Span<byte> Home(uint slot, int home) => _bytes.AsSpan((int)Geometry.HomeOffset(slot, home), 4096);
 
-    private void Logged(int length)
+    private Span<byte> Home(uint slot, int home, ulong lsn)
     {
+        _lastLsn[slot] = Math.Max(lsn, Before(slot));
+        return Home(slot, home);
+    }
+
+    private ulong Before(uint slot) => _lastLsn.GetValueOrDefault(slot);
+
+    private void Logged(uint slot, int length)
+    {
+        _lastLsn[slot] = PageNumber * 4096 + (ulong)_used;
         _used += length;
         _count++;
     }

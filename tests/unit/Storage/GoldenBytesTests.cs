@@ -11,9 +11,9 @@ public class GoldenBytesTests
     {
         var bytes = new byte[64];
         int length = RedoRecordWriter.Write(
-            bytes, 0x01020304, 7, 9, isNewPage: true, 0x11, [new BlockRun(3, 2, 0xAABBCCDD)], [0x55667788, 0x99AABBCC]);
+            bytes, 0x01020304, 7, 9, before: 0, isNewPage: true, 0x11, [new BlockRun(3, 2, 0xAABBCCDD)], [0x55667788, 0x99AABBCC]);
         Assert.Equal(
-            "01012A00040302010700000009000000" + "1100000000000000" + "01000200" + "0301DDCCBBAA" + "88776655CCBBAA99",
+            "01013200040302010700000009000000" + "0000000000000000" + "1100000000000000" + "01000200" + "0301DDCCBBAA" + "88776655CCBBAA99",
             Convert.ToHexString(bytes.AsSpan(0, length)));
         Assert.Null(RedoRecord.TryRead(bytes, 0, length, out RedoRecord record));
         Assert.Equal(new BlockRun(3, 2, 0xAABBCCDD), record.Run(0));
@@ -24,20 +24,20 @@ public class GoldenBytesTests
     public void A_record_that_is_continued_says_so_in_its_flags()
     {
         var bytes = new byte[64];
-        int length = RedoRecordWriter.Write(bytes, 4, 7, 9, false, 0x11, [new BlockRun(255, 1, 5)], [6], isContinued: true);
+        int length = RedoRecordWriter.Write(bytes, 4, 7, 9, 0x22, false, 0x11, [new BlockRun(255, 1, 5)], [6], isContinued: true);
         Assert.Equal(
-            "01022600040000000700000009000000" + "1100000000000000" + "01000100" + "FF0005000000" + "06000000",
+            "01022E00040000000700000009000000" + "2200000000000000" + "1100000000000000" + "01000100" + "FF0005000000" + "06000000",
             Convert.ToHexString(bytes.AsSpan(0, length)));
         Assert.Null(RedoRecord.TryRead(bytes, 0, length, out RedoRecord record));
         Assert.True(record is { IsContinued: true, IsNewPage: false });
-        length = RedoRecordWriter.Hole(bytes, 4, 7, 9, 0x11, [new BlockRun(0, 2, 0)], isContinued: true);
-        Assert.Equal("02021E00040000000700000009000000" + "1100000000000000" + "01000000" + "0001", Convert.ToHexString(bytes.AsSpan(0, length)));
+        length = RedoRecordWriter.Hole(bytes, 4, 7, 9, 0x22, 0x11, [new BlockRun(0, 2, 0)], isContinued: true);
+        Assert.Equal("02022600040000000700000009000000" + "2200000000000000" + "1100000000000000" + "01000000" + "0001", Convert.ToHexString(bytes.AsSpan(0, length)));
         Assert.Null(RedoRecord.TryRead(bytes, 0, length, out record));
         Assert.True(record.IsContinued);
     }
 
     [Theory]
-    [InlineData(RedoKind.Write, 4)]
+    [InlineData(RedoKind.Write, 8)]
     [InlineData(RedoKind.Hole, 1)]
     [InlineData(RedoKind.DropPage, 2)]
     public void A_flag_that_means_nothing_is_refused(RedoKind kind, byte flags)
@@ -45,13 +45,42 @@ public class GoldenBytesTests
         var bytes = new byte[64];
         int length = kind switch
         {
-            RedoKind.Write => RedoRecordWriter.Write(bytes, 4, 7, 9, false, 1, [new BlockRun(0, 1, 5)], [6]),
-            RedoKind.Hole => RedoRecordWriter.Hole(bytes, 4, 7, 9, 1, [new BlockRun(0, 1, 0)]),
-            _ => RedoRecordWriter.Plain(bytes, kind, 4, 7, 9),
+            RedoKind.Write => RedoRecordWriter.Write(bytes, 4, 7, 9, 5, false, 1, [new BlockRun(0, 1, 5)], [6]),
+            RedoKind.Hole => RedoRecordWriter.Hole(bytes, 4, 7, 9, 5, 1, [new BlockRun(0, 1, 0)]),
+            _ => RedoRecordWriter.DropPage(bytes, 4, 7, 9),
         };
         Assert.Null(RedoRecord.TryRead(bytes, 0, length, out _));
         bytes[1] = flags;
         Assert.NotNull(RedoRecord.TryRead(bytes, 0, length, out _));
+    }
+
+    /// <summary>What a page must hold for the record: named by every record that changes one, and by no other.</summary>
+    [Fact]
+    public void A_record_that_changes_a_page_names_the_one_before_it()
+    {
+        var bytes = new byte[64];
+        int[] lengths =
+        [
+            RedoRecordWriter.Write(bytes, 4, 7, 9, 0, false, 1, [new BlockRun(0, 1, 5)], [6]),
+            RedoRecordWriter.Write(bytes, 4, 7, 9, 5, true, 1, [new BlockRun(0, 1, 5)], [6]),
+            RedoRecordWriter.Hole(bytes, 4, 7, 9, 0, 1, [new BlockRun(0, 1, 0)]),
+            RedoRecordWriter.VolumeDelete(bytes, 4, 7, 0),
+        ];
+        Assert.Null(RedoRecord.TryRead(bytes, 0, RedoRecordWriter.VolumeDelete(bytes, 4, 7, 0x33), out RedoRecord delete));
+        Assert.Equal(0x33UL, delete.Before);
+        Assert.Equal(0x33, bytes[16]);
+        RedoRecordWriter.Write(bytes, 4, 7, 9, 0, false, 1, [new BlockRun(0, 1, 5)], [6]);
+        Assert.Contains("nothing began", RedoRecord.TryRead(bytes, 0, lengths[0], out _), StringComparison.Ordinal);
+        RedoRecordWriter.Write(bytes, 4, 7, 9, 5, true, 1, [new BlockRun(0, 1, 5)], [6]);
+        Assert.Contains("needs no record before it", RedoRecord.TryRead(bytes, 0, lengths[1], out _), StringComparison.Ordinal);
+        RedoRecordWriter.Hole(bytes, 4, 7, 9, 0, 1, [new BlockRun(0, 1, 0)]);
+        Assert.Contains("nothing began", RedoRecord.TryRead(bytes, 0, lengths[2], out _), StringComparison.Ordinal);
+        RedoRecordWriter.VolumeDelete(bytes, 4, 7, 0);
+        Assert.Contains("nothing began", RedoRecord.TryRead(bytes, 0, lengths[3], out _), StringComparison.Ordinal);
+        // The first bad block of a slot has none, every further one has.
+        Assert.Null(RedoRecord.TryRead(bytes, 0, RedoRecordWriter.BadBlock(bytes, 4, 0, 77), out _));
+        Assert.Null(RedoRecord.TryRead(bytes, 0, RedoRecordWriter.BadBlock(bytes, 4, 0x44, 77), out RedoRecord bad));
+        Assert.Equal((0x44UL, 77u), (bad.Before, bad.BadBlock));
     }
 
     [Fact]

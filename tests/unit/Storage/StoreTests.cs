@@ -88,6 +88,71 @@ public class StoreTests
     }
 
     [Fact]
+    public void Holes_get_blocks_of_zeros_and_what_is_written_meanwhile_stays()
+    {
+        for (ulong seed = 1; seed <= 40; seed++)
+        {
+            var loop = new SimLoop(seed);
+            var file = new CutFile(new MemoryFile(loop, 64 << 20));
+            IStore store = Fresh(loop, file);
+            IBlockDevice device = store.OpenVolume(7)!;
+            var model = new byte[VolumeBytes];
+            byte[] before = Pattern(seed, 300_000);
+            Assert.Equal(IoStatus.Ok, loop.Run(device.WriteAsync(1_000_000, before, WriteFlags.None)));
+            before.CopyTo(model, 1_000_000);
+            Task<IoStatus> filling = device.WriteZeroesAsync(0, VolumeBytes, WriteFlags.HolesOnly).AsTask();
+            var random = new SeededRandom(seed);
+            var writes = new List<Task<IoStatus>>();
+            for (int i = 0; i < 24; i++)
+            {
+                // Each in a place of its own, most of them not whole blocks; in between the filling goes on.
+                int offset = i * (int)(VolumeBytes / 24) + random.NextBelow(5000);
+                byte[] data = Pattern(seed * 100 + (ulong)i, 1 + random.NextBelow(20_000));
+                data.CopyTo(model, offset);
+                writes.Add(device.WriteAsync((ulong)offset, data, WriteFlags.None).AsTask());
+                int turns = random.NextBelow(6);
+                loop.RunUntil(() => turns-- == 0);
+            }
+
+            Assert.True(loop.RunUntil(() => filling.IsCompleted && writes.TrueForAll(w => w.IsCompleted)));
+            Assert.Equal(IoStatus.Ok, filling.Result);
+            Assert.All(writes, w => Assert.Equal(IoStatus.Ok, w.Result));
+            Assert.Equal(VolumeBytes, store.UsedBytes(7));
+            Assert.Equal(model, Read(loop, device, 0, (int)VolumeBytes));
+            file.Cut();
+            store = Open(loop, new CutFile(file.Medium), Small);
+            Assert.Equal(VolumeBytes, store.UsedBytes(7));
+            Assert.Equal(model, Read(loop, store.OpenVolume(7)!, 0, (int)VolumeBytes));
+        }
+    }
+
+    [Fact]
+    public void A_thick_device_gives_nothing_back()
+    {
+        var loop = new SimLoop(3);
+        IStore store = Fresh(loop, new CutFile(new MemoryFile(loop, 64 << 20)));
+        var device = new ThickDevice(store.OpenVolume(7)!);
+        Assert.Equal(IoStatus.Ok, loop.Run(device.WriteZeroesAsync(0, VolumeBytes, WriteFlags.HolesOnly)));
+        byte[] data = Pattern(4, 64 << 10);
+        Assert.Equal(IoStatus.Ok, loop.Run(device.WriteAsync(0, data, WriteFlags.None)));
+        Assert.Equal(IoStatus.Ok, loop.Run(device.TrimAsync(0, VolumeBytes, WriteFlags.None)));
+        Assert.Equal(data, Read(loop, device, 0, data.Length));
+        Assert.Equal(IoStatus.OutOfRange, loop.Run(device.TrimAsync(4096, VolumeBytes, WriteFlags.None)));
+        Assert.Equal(IoStatus.Ok, loop.Run(device.WriteZeroesAsync(0, 2 << 20, WriteFlags.None)));
+        Assert.Equal(IoStatus.NotSupported, loop.Run(device.WriteZeroesAsync(0, 2 << 20, WriteFlags.FastOnly)));
+        Assert.Equal(new byte[data.Length], Read(loop, device, 0, data.Length));
+        Assert.Equal(VolumeBytes, store.UsedBytes(7));
+    }
+
+    [Fact]
+    public void Filling_a_store_that_is_too_small_says_so()
+    {
+        var loop = new SimLoop(5);
+        IStore store = Fresh(loop, new CutFile(new MemoryFile(loop, 8 << 20)), size: 64 << 20);
+        Assert.Equal(IoStatus.NoSpace, loop.Run(store.OpenVolume(7)!.WriteZeroesAsync(0, 64 << 20, WriteFlags.HolesOnly)));
+    }
+
+    [Fact]
     public void A_deleted_volume_gives_its_blocks_back_and_its_id_may_be_used_again()
     {
         var loop = new SimLoop(6);
@@ -139,8 +204,11 @@ public class StoreTests
 
     private static void Step(SimLoop loop, IBlockDevice device, byte[] model, SeededRandom random, int offset, int length)
     {
-        switch (random.NextBelow(8))
+        switch (random.NextBelow(9))
         {
+            case 8:
+                Assert.Equal(IoStatus.Ok, loop.Run(device.WriteZeroesAsync((ulong)offset, (ulong)length, WriteFlags.HolesOnly)));
+                break;
             case 0:
                 Assert.Equal(IoStatus.Ok, loop.Run(device.WriteZeroesAsync((ulong)offset, (ulong)length, WriteFlags.None)));
                 model.AsSpan(offset, length).Clear();

@@ -102,6 +102,9 @@ internal sealed class FaultyFile(IFile medium) : IFile
     /// <summary>Blocks that answer EIO to every read.</summary>
     public HashSet<ulong> BadReads { get; } = [];
 
+    /// <summary>Blocks that answer EIO to reads until they are written, as a sector that the drive remaps.</summary>
+    public HashSet<ulong> ReadableWhenWritten { get; } = [];
+
     /// <summary>Reads so far, by their first block.</summary>
     public List<ulong> Reads { get; } = [];
 
@@ -111,13 +114,18 @@ internal sealed class FaultyFile(IFile medium) : IFile
     {
         if (_isCut) return Never();
         Reads.Add(offsetBytes >> Units.BlockShift);
-        return Touches(BadReads, offsetBytes, target.Length) ? Fail(medium.ReadAsync(offsetBytes, target)) : medium.ReadAsync(offsetBytes, target);
+        return Touches(BadReads, offsetBytes, target.Length) || Touches(ReadableWhenWritten, offsetBytes, target.Length)
+            ? Fail(medium.ReadAsync(offsetBytes, target))
+            : medium.ReadAsync(offsetBytes, target);
     }
 
-    public ValueTask<IoStatus> WriteAsync(ulong offsetBytes, ReadOnlyMemory<byte> source) =>
-        _isCut ? Never()
-        : Touches(BadWrites, offsetBytes, source.Length) ? Fail(medium.FlushAsync())
-        : medium.WriteAsync(offsetBytes, source);
+    public ValueTask<IoStatus> WriteAsync(ulong offsetBytes, ReadOnlyMemory<byte> source)
+    {
+        if (_isCut) return Never();
+        if (Touches(BadWrites, offsetBytes, source.Length)) return Fail(medium.FlushAsync());
+        ReadableWhenWritten.RemoveWhere(b => b << Units.BlockShift >= offsetBytes && b << Units.BlockShift < offsetBytes + (ulong)source.Length);
+        return medium.WriteAsync(offsetBytes, source);
+    }
 
     public ValueTask<IoStatus> FlushAsync() => _isCut ? Never() : medium.FlushAsync();
 

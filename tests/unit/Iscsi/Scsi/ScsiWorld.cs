@@ -16,13 +16,14 @@ internal sealed class ScsiWorld
 
     public ScsiWorld(
         Func<LogicalUnitOptions, LogicalUnitOptions>? change = null, ulong sizeBytes = 4 << 20, bool isSlow = false,
-        IReservationStore? store = null, Func<ScsiNexus, ushort, bool>? mayUse = null)
+        IReservationStore? store = null, Func<ScsiNexus, ushort, bool>? mayUse = null, ushort portBase = 0)
     {
         Loop = new SimLoop(7);
         Device = new MemoryDevice(sizeBytes, isSlow ? Loop : null);
         var options = new LogicalUnitOptions { Uuid = Uuid };
-        Unit = new LogicalUnit(Loop, Device, change?.Invoke(options) ?? options, store);
-        Target = new ScsiTarget(Loop, new ScsiTargetOptions { Name = "iqn.2024-01.test:a", PortalGroups = [1, 2], MayUse = mayUse });
+        Unit = new LogicalUnit(Loop, Device, change?.Invoke(options) ?? options, store, Gate);
+        Outside = new GatedDevice(Device, Gate);
+        Target = new ScsiTarget(Loop, new ScsiTargetOptions { Name = "iqn.2024-01.test:a", PortalGroups = [1, 2], MayUse = mayUse, PortBase = portBase });
         Target.SetLun(0, Unit);
         A = Login("a", 1);
         B = Login("b", 2);
@@ -31,6 +32,11 @@ internal sealed class ScsiWorld
     public SimLoop Loop { get; }
 
     public MemoryDevice Device { get; }
+
+    public VolumeGate Gate { get; } = new();
+
+    /// <summary>The disk as an NBD client reaches it.</summary>
+    public GatedDevice Outside { get; }
 
     public LogicalUnit Unit { get; }
 

@@ -1,31 +1,64 @@
-using BlockServer.Core;
+namespace BlockServer.Core;
 
-namespace BlockServer.Protocols.Iscsi.Scsi;
+/// <summary>What a reservation leaves to clients that cannot take part in reservations.</summary>
+public enum Fence
+{
+    /// <summary>Everything.</summary>
+    None,
+
+    /// <summary>Reading.</summary>
+    Writes,
+
+    /// <summary>Nothing.</summary>
+    All,
+}
 
 /// <summary>
-/// Keeps the commands that read, decide and write (COMPARE AND WRITE, ORWRITE, EXTENDED COPY) apart from every other
-/// change of the same bytes. Plain changes share, those exclude; who waits is served in order, so nobody starves. Changes
-/// that come past SCSI (NBD) are not held back. Lives on one loop; allocates nothing once warm.
+/// What every front end of a volume passes. Ranges keep the commands that read, decide and write (COMPARE AND WRITE, ORWRITE,
+/// EXTENDED COPY) apart from every other change of the same bytes, by whichever protocol it comes: plain changes share, those
+/// exclude; who waits is served in order, so nobody starves. The fence holds back clients that know no reservations. One for
+/// each volume, on its loop; allocates nothing once warm.
 /// </summary>
-internal sealed class RangeLocks
+public sealed class VolumeGate
 {
     private Range? _held, _firstWaiting, _lastWaiting, _free;
     private int _exclusive; // held or waiting
 
-    /// <summary>A range in use, until <see cref="Release"/>.</summary>
-    internal sealed class Range : LoopOperation<bool>
+    /// <summary>What the volume's reservation leaves to clients that cannot take part in it.</summary>
+    public Fence Fence { get; set; }
+
+    /// <summary>The operator lets such clients pass the fence.</summary>
+    public bool IgnoresFence { get; set; }
+
+    /// <summary>The fence forbids it to a client that cannot take part in reservations.</summary>
+    public bool Forbids(bool isChange) => Fence != Fence.None && !IgnoresFence && (isChange || Fence == Fence.All);
+
+    /// <summary>Answers when every change that was begun before has ended; later ones wait for it.</summary>
+    public async ValueTask DrainAsync()
     {
-        public ulong Start { get; set; }
+        Range all = Take(0, ulong.MaxValue, true, out ValueTask<bool> wait);
+        await wait;
+        Release(all);
+    }
 
-        public ulong End { get; set; }
+    /// <summary>A range in use, until <see cref="Release"/>.</summary>
+    public sealed class Range : LoopOperation<bool>
+    {
+        internal Range()
+        {
+        }
 
-        public bool IsExclusive { get; set; }
+        internal ulong Start { get; set; }
 
-        public Range? Previous { get; set; }
+        internal ulong End { get; set; }
 
-        public Range? Next { get; set; }
+        internal bool IsExclusive { get; set; }
 
-        public bool Meets(Range other) =>
+        internal Range? Previous { get; set; }
+
+        internal Range? Next { get; set; }
+
+        internal bool Meets(Range other) =>
             (IsExclusive || other.IsExclusive) && Start < other.End && other.Start < End;
     }
 
@@ -52,6 +85,7 @@ internal sealed class RangeLocks
         return range;
     }
 
+    /// <summary>Gives a range back; who waited for it goes on inline.</summary>
     public void Release(Range range)
     {
         if (range.Previous is null) _held = range.Next;

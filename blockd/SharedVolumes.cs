@@ -1,0 +1,218 @@
+using System.Globalization;
+using BlockServer.Cluster;
+using BlockServer.Core;
+using BlockServer.Core.Api;
+using BlockServer.Protocols.Iscsi.Scsi;
+
+namespace BlockServer.Blockd;
+
+/// <summary>What the front ends share of one volume. Lives on the volume's loop.</summary>
+internal sealed class SharedVolume(uint id, StoreHost host, IBlockDevice device)
+{
+    /// <summary>Number of the volume.</summary>
+    public uint Id { get; } = id;
+
+    /// <summary>The disk that serves it, and its loop.</summary>
+    public StoreHost Host { get; } = host;
+
+    /// <summary>The volume itself.</summary>
+    public IBlockDevice Device { get; } = device;
+
+    /// <summary>Passed by every change.</summary>
+    public VolumeGate Gate { get; } = new();
+
+    /// <summary>The volume as a SCSI unit; null until somebody needs it.</summary>
+    public LogicalUnit? Unit { get; set; }
+
+    /// <summary>Why it may not be served: its reservations cannot be read. Null when all is well.</summary>
+    public string? Fault { get; set; }
+
+    /// <summary>The bringing back of its reservations, once begun.</summary>
+    public Task? Loading { get; set; }
+}
+
+/// <summary>
+/// What the front ends share of the volumes. A volume with saved reservations is not served by anybody before they are
+/// back in force, and not at all while they cannot be read. The table is thread-safe; what is in it lives on the loops.
+/// </summary>
+internal sealed class SharedVolumes(IMetaStore meta, Settings settings, Action<string> log)
+{
+    private readonly Lock _lock = new();
+    private readonly Dictionary<uint, SharedVolume> _volumes = [];
+    private readonly HashSet<uint> _reserved = [];
+
+    /// <summary>Reads which volumes have reservations. Throws <see cref="MetaException"/>.</summary>
+    public async Task LoadAsync()
+    {
+        foreach (MetaEntry entry in await meta.RangeAsync(VolumeDirectory.ReservationPrefix))
+        {
+            if (uint.TryParse(entry.Key.AsSpan(VolumeDirectory.ReservationPrefix.Length), NumberStyles.None, CultureInfo.InvariantCulture, out uint id))
+                MarkReserved(id);
+        }
+    }
+
+    /// <summary>Puts saved reservations in force, of the volumes whose disks are in service. Any thread but a loop's.</summary>
+    public async Task OpenReservedAsync(VolumeDirectory directory, StoreSet stores)
+    {
+        uint[] reserved;
+        lock (_lock) reserved = [.. _reserved];
+        foreach (VolumeRecord record in directory.List().Where(v => reserved.Contains(v.Id)))
+        {
+            if (stores.Find(record.StoreId) is { } host) await host.Thread.InvokeAsync(() => OpenAsync(record, host));
+        }
+    }
+
+    /// <summary>What is known of a volume that is served, or null. Any thread.</summary>
+    public SharedVolume? Find(uint volumeId)
+    {
+        lock (_lock) return _volumes.GetValueOrDefault(volumeId);
+    }
+
+    /// <summary>The volumes that somebody has used since the start. Any thread.</summary>
+    public IReadOnlyList<SharedVolume> List()
+    {
+        lock (_lock) return [.. _volumes.Values];
+    }
+
+    /// <summary>The volume, with its reservations in force if there are any saved; null when its disk does not serve it. On
+    /// the loop of <paramref name="host"/>. Look at <see cref="SharedVolume.Fault"/> before serving it.</summary>
+    public async ValueTask<SharedVolume?> OpenAsync(VolumeRecord record, StoreHost host)
+    {
+        SharedVolume? volume = Find(record.Id);
+        bool isReserved;
+        if (volume is null || volume.Host != host)
+        {
+            if (host.Store.OpenVolume(record.Id) is not { } device) return null;
+            volume = new SharedVolume(record.Id, host, device);
+            lock (_lock) _volumes[record.Id] = volume;
+        }
+
+        Apply(volume, record);
+        lock (_lock) isReserved = _reserved.Contains(record.Id);
+        if (isReserved) await LoadUnitAsync(volume, record);
+        return volume;
+    }
+
+    /// <summary>The device under a volume as it is exported now.</summary>
+    public static IBlockDevice DeviceOf(SharedVolume volume, VolumeRecord record) =>
+        record.Export.Thick ? new ThickDevice(volume.Device) : volume.Device;
+
+    /// <summary>As <see cref="OpenAsync"/>, and with its SCSI unit unless there is a fault.</summary>
+    public async ValueTask<SharedVolume?> OpenUnitAsync(VolumeRecord record, StoreHost host)
+    {
+        SharedVolume? volume = await OpenAsync(record, host);
+        if (volume is null) return null;
+        // Shown otherwise than it was: another unit. Its options change only while nobody is attached.
+        if (volume.Unit is { } unit && unit.Options with { IsReadOnly = record.Export.ReadOnly } != OptionsOf(record))
+            (volume.Unit, volume.Loading) = (null, null);
+        await LoadUnitAsync(volume, record);
+        return volume;
+    }
+
+    /// <summary>The export options of a volume have changed: they hold at once. Any thread.</summary>
+    public void OnChanged(VolumeRecord record)
+    {
+        if (Find(record.Id) is { } volume) volume.Host.Thread.Post(() => Apply(volume, record));
+    }
+
+    /// <summary>The volume is gone. Any thread.</summary>
+    public void Forget(uint volumeId)
+    {
+        lock (_lock)
+        {
+            _volumes.Remove(volumeId);
+            _reserved.Remove(volumeId);
+        }
+    }
+
+    /// <summary>Ends every reservation and registration of a volume, damaged ones too. On the loop of
+    /// <paramref name="host"/>; false when the volume is not served.</summary>
+    public async ValueTask<IoStatus> ClearReservationsAsync(VolumeRecord record, StoreHost host)
+    {
+        SharedVolume? volume = await OpenUnitAsync(record, host);
+        if (volume is null) return IoStatus.Unavailable;
+        bool wasDamaged = volume.Fault is not null;
+        if (wasDamaged) volume.Unit = MakeUnit(volume, record);
+        IoStatus status = await volume.Unit!.ClearReservationsAsync();
+        if (wasDamaged && status != IoStatus.Ok)
+        {
+            volume.Unit = null;
+            volume.Gate.Fence = Fence.All;
+        }
+
+        if (status == IoStatus.Ok) volume.Fault = null;
+        return status;
+    }
+
+    /// <summary>The reservations of a volume, or null when there are none. On the loop of the volume.</summary>
+    public ReservationInfo? Describe(uint volumeId)
+    {
+        if (Find(volumeId) is not { } volume) return null;
+        if (volume.Fault is { } fault) return new ReservationInfo("unknown", null, false, 0, [], fault);
+        if (volume.Unit is not { } unit || (unit.Registrations.Count == 0 && unit.ReservedBy is null)) return null;
+        return new ReservationInfo(
+            TypeWord(unit), unit.ReservedBy ?? unit.Registrations.FirstOrDefault(r => r.IsHolder).InitiatorPort,
+            unit.IsReservationPersistent, unit.ReservationGeneration,
+            [.. unit.Registrations.Select(r => new RegistrantInfo(
+                r.InitiatorPort, r.PortalGroup, "0x" + r.Key.ToString("x16", CultureInfo.InvariantCulture), r.IsHolder, r.IsAttached))]);
+    }
+
+    private static string TypeWord(LogicalUnit unit) => unit.ReservedBy is not null ? "reserve-6" : unit.ReservationType switch
+    {
+        ReservationType.WriteExclusive => "write-exclusive",
+        ReservationType.ExclusiveAccess => "exclusive-access",
+        ReservationType.WriteExclusiveRegistrants => "write-exclusive-registrants-only",
+        ReservationType.ExclusiveAccessRegistrants => "exclusive-access-registrants-only",
+        ReservationType.WriteExclusiveAll => "write-exclusive-all-registrants",
+        ReservationType.ExclusiveAccessAll => "exclusive-access-all-registrants",
+        _ => "none",
+    };
+
+    private static void Apply(SharedVolume volume, VolumeRecord record)
+    {
+        volume.Gate.IgnoresFence = record.Export.NbdIgnoresReservations;
+        if (volume.Unit is { } unit) unit.IsReadOnly = record.Export.ReadOnly;
+    }
+
+    private Task LoadUnitAsync(SharedVolume volume, VolumeRecord record) => volume.Loading ??= LoadUnitOnceAsync(volume, record);
+
+    private async Task LoadUnitOnceAsync(SharedVolume volume, VolumeRecord record)
+    {
+        // Until it is known who has reserved it, nobody is let in.
+        volume.Gate.Fence = Fence.All;
+        LogicalUnit unit = MakeUnit(volume, record);
+        IoStatus status = await unit.LoadAsync();
+        if (status == IoStatus.Ok)
+        {
+            (volume.Unit, volume.Fault) = (unit, null);
+            return;
+        }
+
+        if (status != IoStatus.Corrupt) volume.Loading = null; // the next one tries again
+        volume.Fault = status == IoStatus.Corrupt
+            ? "its saved persistent reservations are damaged; it is not served, since a fenced initiator could get in: look who may use it, then pfcli clear_reservations"
+            : $"its persistent reservations cannot be read ({status}); it is not served, since a fenced initiator could get in: mend the metadata database, then try again";
+        log($"volume '{record.Name}': {volume.Fault}");
+    }
+
+    private LogicalUnit MakeUnit(SharedVolume volume, VolumeRecord record)
+    {
+        var keeper = new ReservationKeeper(meta, record.Id, volume.Host.Thread, MarkReserved);
+        return new LogicalUnit(volume.Host.Thread.Loop, DeviceOf(volume, record), OptionsOf(record), keeper, volume.Gate);
+    }
+
+    private LogicalUnitOptions OptionsOf(VolumeRecord record) => new()
+    {
+        Uuid = record.Uuid,
+        IsReadOnly = record.Export.ReadOnly,
+        IsRemovable = record.Export.Removable,
+        IsThin = !record.Export.Thick,
+        BlockBytes = record.Export.BlockBytes,
+        Durability = settings.Durability,
+    };
+
+    private void MarkReserved(uint volumeId)
+    {
+        lock (_lock) _reserved.Add(volumeId);
+    }
+}
