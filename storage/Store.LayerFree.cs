@@ -141,6 +141,8 @@ public sealed partial class Store
     {
         _background++;
         RangeLock held = await _locks.TakeAsync(volume.Head.Id, FreeingLock, 0, 1);
+        // Whoever is about to write down one of the layers does so before they go.
+        RangeLock structure = await _locks.TakeAsync(volume.Head.Id, StructureLock, 0, 1);
         IoStatus status = IoStatus.Ok;
         foreach (Layer layer in volume.Layers.Values.Reverse().ToArray())
         {
@@ -153,6 +155,7 @@ public sealed partial class Store
 
         if (!_isClosing && State == StoreState.Online && status == IoStatus.Ok
             && await DropSlotAsync(volume, volume.Slot, 0) == IoStatus.Ok) _volumes.Remove(volume.Head.Id);
+        _locks.Give(structure);
         _locks.Give(held);
         _background--;
     }

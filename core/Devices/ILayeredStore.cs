@@ -42,7 +42,7 @@ public interface ILayeredStore : IStore
 
     /// <summary>Cuts one snapshot of each volume, all at one moment: what was answered before is in them, what is asked for
     /// after the answer is not. Changes wait meanwhile. Durable when Ok. Errors: Invalid (a name, no or more than
-    /// 14 volumes), Conflict (the UUID or name is taken, the volume is being flattened), NoSpace (no metadata slot).</summary>
+    /// 13 volumes), Conflict (the UUID or name is taken, the volume is being flattened), NoSpace (no metadata slot).</summary>
     ValueTask<IoStatus> CreateSnapshotsAsync(IReadOnlyList<SnapshotRequest> requests);
 
     /// <summary>Deletes a snapshot: durable when Ok, what only it needs is freed in the background (resumed after a restart).
