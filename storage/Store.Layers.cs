@@ -201,7 +201,13 @@ public sealed partial class Store
 
     private void EndFlight(Volume volume)
     {
-        if (--volume.InFlight > 0 || volume.Drained is not { } drained) return;
+        if (--volume.InFlight == 0 && volume.Drained is not null) EndDrain(volume);
+    }
+
+    /// <summary>Apart, because what it captures would cost every change an object.</summary>
+    private void EndDrain(Volume volume)
+    {
+        LoopEvent<bool> drained = volume.Drained!;
         volume.Drained = null;
         _loop.Post(() => drained.Set(true));
     }

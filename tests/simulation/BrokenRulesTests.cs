@@ -25,6 +25,11 @@ public sealed class BrokenRulesTests(ITestOutputHelper output)
         { BrokenRules.SuperblockFirst, [ViolationKind.Refused, ViolationKind.LostVolume, ViolationKind.LostWrite] },
         { BrokenRules.TrimLogTooFar, [ViolationKind.LostWrite, ViolationKind.Refused, ViolationKind.LostVolume] },
         { BrokenRules.SkipReadCrc, [ViolationKind.WrongData] },
+        { BrokenRules.FreeShared, [ViolationKind.Exception, ViolationKind.Unreadable, ViolationKind.WrongData, ViolationKind.Refused] },
+        { BrokenRules.DropSharedBlocks, [ViolationKind.Exception, ViolationKind.Unreadable, ViolationKind.WrongData, ViolationKind.Refused] },
+        { BrokenRules.CutUnderWrites, [ViolationKind.Refused, ViolationKind.WrongData, ViolationKind.LostWrite, ViolationKind.Leak] },
+        { BrokenRules.DropLayerFirst, [ViolationKind.Exception, ViolationKind.Refused] },
+        { BrokenRules.WriteIntoSnapshot, [ViolationKind.WrongData] },
         { BrokenRules.ReuseUnderRead, [ViolationKind.Unreadable, ViolationKind.WrongScrub] },
     };
 
