@@ -84,6 +84,7 @@ for suite in tidy:5 unit:15 fuzz:15 interop:20 recovery:20 simulation:40; do
     while read -r test; do
         failures+=("$again -method '$test'")
     done < <(sed -nE 's/^ *([^ (]+).* \[FAIL\]$/\1/p' "$log" | sort -u)
+    [ "$name" != interop ] || [ ! -e out/iscsi-matrix.txt ] || grep -E '^[0-9a-z]+: |^[0-9]+ s$' out/iscsi-matrix.txt
     echo "== tests/$name: $((SECONDS - began)) s"
     if [ "$code" -eq 124 ] || [ "$code" -eq 137 ]; then
         refuse "tests/$name did not end within $minutes minutes; alone: $again -showliveoutput"

@@ -15,6 +15,7 @@ internal sealed class AdminRoutes : IAdminRoutes
     private readonly Daemon _daemon;
     private readonly AdminTasks _tasks = new();
     private readonly ThickVolumes _thick;
+    private readonly TargetRoutes _targets;
     private readonly Dictionary<string, Func<ApiCall, Task>> _handlers;
 
     /// <summary>Routes to <paramref name="daemon"/>.</summary>
@@ -22,6 +23,7 @@ internal sealed class AdminRoutes : IAdminRoutes
     {
         _daemon = daemon;
         _thick = new ThickVolumes(daemon, _tasks);
+        _targets = new TargetRoutes(daemon);
         _handlers = new(StringComparer.Ordinal)
         {
             ["GET version"] = VersionAsync,
@@ -44,6 +46,7 @@ internal sealed class AdminRoutes : IAdminRoutes
             ["DELETE tasks/{id}"] = CancelAsync,
             ["GET openapi.json"] = c => c.AnswerAsync(s_openApi),
         };
+        foreach ((string key, Func<ApiCall, Task> handler) in _targets.Handlers) _handlers.Add(key, handler);
         Check.That(_handlers.Keys.ToHashSet().SetEquals(ApiRouteTable.All.Select(r => r.Key)));
     }
 
@@ -116,8 +119,14 @@ internal sealed class AdminRoutes : IAdminRoutes
         int sessions = _daemon.Sessions.CountOf(volume.Id);
         if (sessions > 0 && !isForced)
             throw new ApiException(409, "volume-in-use", $"{sessions} clients are attached; detach them or say force=true");
+        if (_targets.UseOf(volume) is { } use)
+        {
+            if (!isForced) throw new ApiException(409, "volume-is-lun", use);
+            await _targets.RemoveVolumeAsync(volume);
+        }
+
         Must(await _daemon.Directory.DeleteAsync(volume.Name, volume.Id, revision, isForced));
-        foreach (Session session in _daemon.Sessions.List().Where(s => s.VolumeId == volume.Id)) session.Cut("the volume was deleted");
+        foreach (Session session in _daemon.Sessions.List().Where(s => s.Volumes.Contains(volume.Id))) session.Cut("the volume was deleted");
         _daemon.Meters.Forget(volume.Id);
         _daemon.Volumes.Forget(volume.Id);
         await call.AnswerNothingAsync();
@@ -171,6 +180,7 @@ internal sealed class AdminRoutes : IAdminRoutes
             StoreHost host = await _daemon.Disks.AddAsync(request);
             await _daemon.Volumes.OpenReservedAsync(_daemon.Directory, _daemon.Stores);
             await _thick.BeginAsync();
+            await _daemon.ServedTargets.ApplyAllAsync();
             await call.AnswerAsync(await host.DescribeAsync(), ApiJson.Default.DiskInfo, 201);
         }
         catch (DiskException e)
@@ -186,6 +196,7 @@ internal sealed class AdminRoutes : IAdminRoutes
         try
         {
             await _daemon.RemoveDiskAsync(uuid, call.QueryFlag("force"));
+            await _daemon.ServedTargets.ApplyAllAsync();
         }
         catch (DiskException e)
         {
@@ -206,7 +217,7 @@ internal sealed class AdminRoutes : IAdminRoutes
         foreach (IGrouping<LoopThread, Session> there in _daemon.Sessions.List().GroupBy(s => s.Thread))
         {
             sessions.AddRange(await there.Key.InvokeAsync(() => new ValueTask<SessionInfo[]>(
-                [.. there.Select(s => s.Describe(names.GetValueOrDefault(s.VolumeId, "")))])));
+                [.. there.Select(s => s.Describe(names))])));
         }
 
         await call.AnswerAsync(new SessionList([.. sessions.OrderBy(s => long.Parse(s.Id, CultureInfo.InvariantCulture))]), ApiJson.Default.SessionList);

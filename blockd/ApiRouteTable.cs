@@ -54,6 +54,11 @@ internal static class ApiRouteTable
 
     private static readonly (int, string) s_noVolume = (404, "no-such-volume");
     private static readonly (int, string) s_badName = (400, "invalid-name");
+    private static readonly (int, string) s_noTarget = (404, "no-such-target");
+    private static readonly (int, string) s_ownTarget = (409, "own-target");
+    private static readonly (int, string) s_meanwhile = (409, "changed-meanwhile");
+    private static readonly (int, string) s_badQuery = (400, "invalid-query");
+    private static readonly ApiQuery s_mutual = new("mutual", "boolean", "The user by which we prove ourselves.");
     private static readonly ApiQuery s_force = new("force", "boolean", "Confirms what would be refused otherwise.");
 
     /// <summary>Every route.</summary>
@@ -73,7 +78,7 @@ internal static class ApiRouteTable
         new("DELETE", "volumes/{name}", "Deletes a volume; its id or revision must be named.", 204, null, null,
             [new("id", "integer", "The volume's id."), new("revision", "integer", "The volume's revision."),
                 new("force", "boolean", "Also while clients are attached or the disk is away.")],
-            [s_badName, s_noVolume, (400, "id-or-revision-needed"), (400, "invalid-query"), (409, "volume-in-use"), (409, "changed-meanwhile"),
+            [s_badName, s_noVolume, (400, "id-or-revision-needed"), (400, "invalid-query"), (409, "volume-in-use"), (409, "volume-is-lun"), (409, "changed-meanwhile"),
                 (412, "id-differs"), (412, "revision-differs"), (503, "disk-unavailable"), (503, "delete-unfinished")]),
         new("POST", "volumes/{name}/scrub", "Begins to read a volume and to verify every checksum.", 202, typeof(TaskInfo), typeof(ScrubRequest), [],
             [s_badName, s_noVolume, (503, "disk-unavailable")]),
@@ -88,6 +93,37 @@ internal static class ApiRouteTable
             [(404, "no-such-disk"), (409, "disk-in-use"), (400, "invalid-query")]),
         new("GET", "sessions", "The clients that are attached.", 200, typeof(SessionList), null, [], []),
         new("DELETE", "sessions/{id}", "Cuts a client off.", 204, null, null, [], [(404, "no-such-session")]),
+        new("GET", "portals", "The addresses at which iSCSI is served.", 200, typeof(PortalList), null, [], []),
+        new("GET", "targets", "All iSCSI targets, the volumes' own among them, by name.", 200, typeof(TargetList), null, [], []),
+        new("POST", "targets", "Creates an iSCSI target, into which nobody may log in yet.", 201, typeof(TargetInfo), typeof(CreateTarget), [],
+            [(400, "invalid-target-name"), (400, "invalid-portal-group"), (400, "invalid-description"), (409, "target-exists"), (409, "too-many-targets"), s_meanwhile]),
+        new("GET", "targets/{name}", "One target.", 200, typeof(TargetInfo), null, [], [s_noTarget]),
+        new("PATCH", "targets/{name}", "Changes a target; what is null stays as it is. Sessions that may not stay end.", 200, typeof(TargetInfo), typeof(ChangeTarget), [],
+            [s_noTarget, s_ownTarget, (400, "invalid-portal-group"), (400, "invalid-description"), (412, "revision-differs"), s_meanwhile]),
+        new("DELETE", "targets/{name}", "Deletes a target; its volumes stay.", 204, null, null,
+            [new("revision", "integer", "The target's revision."), new("force", "boolean", "Also while initiators are attached.")],
+            [s_noTarget, s_ownTarget, s_badQuery, (409, "target-in-use"), (412, "revision-differs"), s_meanwhile]),
+        new("POST", "targets/{name}/luns", "Makes a volume a LUN of a target. The volume's own target is withdrawn unless it is kept.", 201,
+            typeof(TargetInfo), typeof(AddLun), [],
+            [s_noTarget, s_ownTarget, s_noVolume, (400, "invalid-lun"), (409, "lun-taken"), (409, "volume-is-lun"), (409, "volume-in-use"),
+                (409, "lun-on-other-loop"), (409, "too-many-luns"), s_meanwhile]),
+        new("DELETE", "targets/{name}/luns/{id}", "Takes a LUN away from a target; the volume stays.", 204, null, null,
+            [new("force", "boolean", "Also while initiators are attached.")],
+            [s_noTarget, s_ownTarget, (404, "no-such-lun"), s_badQuery, (409, "target-in-use"), s_meanwhile]),
+        new("POST", "targets/{name}/access", "Lets initiators log in.", 201, typeof(TargetInfo), typeof(AccessRule), [],
+            [s_noTarget, s_ownTarget, (400, "invalid-initiator"), (400, "invalid-address"), (409, "too-many-rules"), s_meanwhile]),
+        new("DELETE", "targets/{name}/access", "Takes such a rule back; sessions that no other rule lets in end.", 204, null, null,
+            [new("initiator", "string", "As in the rule; default: *."), new("address", "string", "As in the rule, if it has one.")],
+            [s_noTarget, s_ownTarget, (404, "no-such-rule"), (400, "invalid-initiator"), (400, "invalid-address"), s_badQuery, s_meanwhile]),
+        new("POST", "targets/{name}/users", "Adds a CHAP user to a target. From the first on, initiators must prove themselves: sessions that have not end.", 201,
+            typeof(TargetInfo), typeof(AddChapUser), [],
+            [s_noTarget, s_ownTarget, (400, "invalid-user"), (400, "invalid-secret"), (400, "secret-reused"), (409, "user-exists"), (409, "too-many-users"), s_meanwhile]),
+        new("DELETE", "targets/{name}/users/{id}", "Takes a CHAP user away; its sessions end.", 204, null, null, [s_mutual],
+            [s_noTarget, s_ownTarget, (404, "no-such-user"), s_badQuery, s_meanwhile]),
+        new("GET", "discovery", "Who may discover targets.", 200, typeof(DiscoveryInfo), null, [], []),
+        new("POST", "discovery/users", "Adds a CHAP user of discovery.", 201, typeof(DiscoveryInfo), typeof(AddChapUser), [],
+            [(400, "invalid-user"), (400, "invalid-secret"), (400, "secret-reused"), (409, "user-exists"), (409, "too-many-users"), s_meanwhile]),
+        new("DELETE", "discovery/users/{id}", "Takes a CHAP user of discovery away.", 204, null, null, [s_mutual], [(404, "no-such-user"), s_badQuery, s_meanwhile]),
         new("GET", "stats", "Counters of the volumes that were attached since the start.", 200, typeof(StatsInfo), null, [], []),
         new("GET", "tasks", "The last hundred tasks, newest first.", 200, typeof(TaskList), null, [], []),
         new("GET", "tasks/{id}", "One task.", 200, typeof(TaskInfo), null, [], [(404, "no-such-task")]),

@@ -35,6 +35,7 @@ internal sealed class Daemon
         _meta = meta;
         _threads = threads;
         Directory = new VolumeDirectory(meta, SystemClock.Instance, new SystemRandom());
+        Targets = new TargetDirectory(meta);
         Volumes = new SharedVolumes(meta, settings, Warn);
         Disks = new Disks(settings, data, meta, Directory, threads, Warn, watch, layer);
         StartedAt = SystemClock.Instance.UtcNow;
@@ -44,6 +45,9 @@ internal sealed class Daemon
 
     public VolumeDirectory Directory { get; }
 
+    /// <summary>The iSCSI targets that the operator has configured.</summary>
+    public TargetDirectory Targets { get; }
+
     public Disks Disks { get; }
 
     /// <summary>The disks in service.</summary>
@@ -51,6 +55,12 @@ internal sealed class Daemon
 
     /// <summary>What the front ends share of the volumes.</summary>
     public SharedVolumes Volumes { get; }
+
+    /// <summary>The iSCSI targets as they are now. Set when it serves.</summary>
+    public IscsiCatalog Catalog { get; private set; } = null!;
+
+    /// <summary>The iSCSI targets in use. Set when it serves.</summary>
+    public ServedTargets ServedTargets => _iscsi!.Targets;
 
     public Sessions Sessions { get; }
 
@@ -89,6 +99,7 @@ internal sealed class Daemon
         Daemon? daemon = null;
         try
         {
+            data.ProtectMetadata();
             SqliteMetaStore meta = SqliteMetaStore.Open(data.MetadataPath);
             var threads = new List<LoopThread>();
             daemon = new Daemon(settings, data, meta, threads, watch ?? new StartWatch(), layer);
@@ -131,6 +142,7 @@ internal sealed class Daemon
         HashSet<LoopThread> stuck = await CloseStoresAsync(log);
         foreach (LoopThread thread in _threads.Where(t => !stuck.Contains(t))) thread.Dispose();
         Directory.Dispose();
+        Targets.Dispose();
         Disks.Dispose();
         await _meta.DisposeAsync();
         _data.Dispose();
@@ -138,17 +150,13 @@ internal sealed class Daemon
     }
 
     /// <summary>A volume has another size or other export options: whoever is attached is told.</summary>
-    public void OnChanged(VolumeRecord record)
-    {
-        Volumes.OnChanged(record);
-        _iscsi?.OnResized(record.Id);
-    }
+    public void OnChanged(VolumeRecord record) => Volumes.OnChanged(record);
 
     /// <summary>Takes a disk out of service; its file stays. Throws <see cref="DiskException"/>.</summary>
     public Task RemoveDiskAsync(Guid id, bool isForced) => Disks.RemoveAsync(id, isForced, store =>
     {
         var volumes = Directory.List().Where(v => v.StoreId == store).Select(v => v.Id).ToHashSet();
-        foreach (Session session in Sessions.List().Where(s => volumes.Contains(s.VolumeId))) session.Cut("the disk was removed");
+        foreach (Session session in Sessions.List().Where(s => s.Volumes.Any(volumes.Contains))) session.Cut("the disk was removed");
     });
 
     /// <summary>Closes all stores at once. A disk that answers nothing for <see cref="Settings.StopWaitSeconds"/> is given up:
@@ -192,6 +200,7 @@ internal sealed class Daemon
                 throw new StartException($"the metadata database {_data.MetadataPath} cannot be written; free space or mend its disk");
         }
 
+        await Targets.LoadAsync();
         await Volumes.LoadAsync();
         await Disks.OpenAllAsync();
         foreach (string note in await Directory.ReconcileAsync(Stores.All)) Warn(note);
@@ -228,7 +237,8 @@ internal sealed class Daemon
         }
 
         IscsiAuthentication? chap = Settings.IscsiChap is null ? null : ChapFile.Load(Settings.IscsiChap);
-        _iscsi = new IscsiFrontEnd(first, Directory, Stores, Volumes, Sessions, Meters, Settings, chap, log);
+        Catalog = new IscsiCatalog(Directory, Targets, Stores, Settings, chap);
+        _iscsi = new IscsiFrontEnd(first, Catalog, Stores, Volumes, Sessions, Meters, Settings, log);
         foreach (ListenAddress address in Settings.Iscsi)
         {
             try
@@ -241,6 +251,8 @@ internal sealed class Daemon
             }
         }
 
+        if (!Settings.Insecure && Catalog.Portals.FirstOrDefault(p => !p.IsLocal) is { } beyond)
+            Warn($"iSCSI at {beyond.EndPoint}: targets without CHAP users, and discovery without, are refused there (--iscsi-chap, pfcli add_chap_user)");
         foreach (ListenerInfo listener in _listeners.Where(l => l.Insecure))
             Warn($"{listener.Protocol} at {listener.Address} is open to everybody who reaches it (--insecure)");
     }

@@ -99,6 +99,18 @@ internal sealed class DataDirectory : IDisposable
     /// <summary>SHA-256 of a token in hex.</summary>
     public static string HashOf(string token) => Convert.ToHexStringLower(SHA256.HashData(Encoding.UTF8.GetBytes(token)));
 
+    /// <summary>The metadata hold secrets of CHAP: only the owner reads them. Makes the file, empty, if there is none, so that it is
+    /// never readable by others.</summary>
+    public void ProtectMetadata()
+    {
+        var options = new FileStreamOptions { Mode = FileMode.OpenOrCreate, Access = FileAccess.ReadWrite, UnixCreateMode = OwnerOnly };
+        new FileStream(MetadataPath, options).Dispose();
+        foreach (string path in new[] { MetadataPath, MetadataPath + "-wal", MetadataPath + "-shm" })
+        {
+            if (File.Exists(path)) File.SetUnixFileMode(path, OwnerOnly);
+        }
+    }
+
     /// <summary>Size of the first store file: what was asked for, else half of the free disk, at most 64 GiB, whole MiB.</summary>
     public ulong FirstStoreBytes(ulong? wanted)
     {

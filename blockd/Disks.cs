@@ -161,12 +161,29 @@ internal sealed class Disks(
         var records = new Dictionary<Guid, DiskRecord>();
         foreach (MetaEntry entry in await meta.RangeAsync("disk/"))
         {
-            DiskRecord record = JsonSerializer.Deserialize(entry.Value.Span, DiskRecordJson.Default.DiskRecord)
-                ?? throw new InvalidDataException($"the metadata of {entry.Key} are empty");
-            records.Add(Guid.Parse(entry.Key["disk/".Length..]), record);
+            (Guid id, DiskRecord record) = DecodeRecord(entry);
+            records.Add(id, record);
         }
 
         return records;
+    }
+
+    /// <summary>Reads one record. Throws <see cref="InvalidDataException"/> with its key.</summary>
+    internal static (Guid Id, DiskRecord Record) DecodeRecord(MetaEntry entry)
+    {
+        DiskRecord? record = null;
+        string what = "it is empty";
+        try
+        {
+            record = JsonSerializer.Deserialize(entry.Value.Span, DiskRecordJson.Default.DiskRecord);
+        }
+        catch (JsonException e)
+        {
+            what = e.Message;
+        }
+
+        bool isWhole = Guid.TryParse(entry.Key["disk/".Length..], out Guid id) & record is { Path: not null, Name: not null };
+        return isWhole ? (id, record!) : throw new InvalidDataException($"the metadata of {entry.Key} are damaged ({what})");
     }
 
     /// <summary>Reads the cluster's identity; without one (a first start, or a lost database) takes that of the stores in the
@@ -175,7 +192,8 @@ internal sealed class Disks(
     {
         if (await meta.GetAsync(ClusterKey) is { } known)
         {
-            ClusterId = Guid.Parse(System.Text.Encoding.ASCII.GetString(known.Value.Span));
+            ClusterId = Guid.TryParse(System.Text.Encoding.ASCII.GetString(known.Value.Span), out Guid cluster)
+                ? cluster : throw new InvalidDataException($"the metadata of {ClusterKey} are damaged");
             return;
         }
 
@@ -368,6 +386,7 @@ internal sealed class Disks(
         // In equal shares; a disk that is added later gets one more until the next start.
         MetadataBudgetBytes = settings.MetadataRamBytes / (ulong)_storesAtStart,
         ClusterUuid = ClusterId,
+        RelayoutBytesPerSecond = settings.RelayoutBytesPerSecond,
     };
 
     private async Task<StoreHost> OpenAsync(string path, string name)

@@ -1,60 +1,47 @@
-using System.Net;
-using BlockServer.Cluster;
 using BlockServer.Core;
 using BlockServer.Core.Api;
 using BlockServer.Io;
 using BlockServer.Protocols.Iscsi;
-using BlockServer.Protocols.Iscsi.Scsi;
 
 namespace BlockServer.Blockd;
 
 /// <summary>
-/// iSCSI as the daemon offers it: one target for each volume, which is its LUN 0. Listeners, logins and discovery live on
-/// the first loop; a connection moves to the loop of its volume's store, where the target with all its sessions lives.
-/// Lives on the first loop, except where said.
+/// iSCSI as the daemon offers it. Listeners, logins and discovery live on the first loop; a connection moves to the loop of
+/// its target's units, where the target with all its sessions lives. Lives on the first loop, except where said.
 /// </summary>
-internal sealed class IscsiFrontEnd : IIscsiTargets
+internal sealed class IscsiFrontEnd
 {
     private readonly LoopThread _thread;
-    private readonly VolumeDirectory _directory;
-    private readonly StoreSet _stores;
-    private readonly SharedVolumes _volumes;
     private readonly Sessions _sessions;
-    private readonly Meters _meters;
     private readonly Settings _settings;
     private readonly Action<string> _log;
     private readonly IscsiOptions _options = new();
-    private readonly IscsiTarget _discovery;
     private readonly List<SocketListener> _listeners = [];
-    private readonly Lock _lock = new();
-    private readonly Dictionary<uint, VolumeTarget> _targets = [];
-    private volatile string[] _addresses = [];
     private bool _isStopping;
 
     public IscsiFrontEnd(
-        LoopThread thread, VolumeDirectory directory, StoreSet stores, SharedVolumes volumes, Sessions sessions, Meters meters, Settings settings,
-        IscsiAuthentication? authentication, Action<string> log)
+        LoopThread thread, IscsiCatalog catalog, StoreSet stores, SharedVolumes volumes, Sessions sessions, Meters meters, Settings settings,
+        Action<string> log)
     {
-        (_thread, _directory, _stores, _volumes, _sessions, _meters, _settings, _log) = (thread, directory, stores, volumes, sessions, meters, settings, log);
-        Discovery = authentication;
-        _discovery = new IscsiTarget(thread.Loop, null, this, _options);
+        (_thread, Catalog, _sessions, _settings, _log) = (thread, catalog, sessions, settings, log);
+        Targets = new ServedTargets(catalog, stores, volumes, meters, thread, settings, new PortalView(this, null), _options);
     }
 
-    /// <inheritdoc/>
-    public IscsiAuthentication? Discovery { get; }
+    /// <summary>The targets in use.</summary>
+    public ServedTargets Targets { get; }
+
+    private IscsiCatalog Catalog { get; }
 
     /// <summary>Listens and accepts until <see cref="StopAcceptingAsync"/>. Any thread. Throws <see cref="IOException"/>.</summary>
     public Task<ListenerInfo> ListenAsync(ListenAddress address) => _thread.InvokeAsync(() =>
     {
         SocketListener listener = SocketListener.ListenTcp(_thread.Loop, address.Tcp!);
         _listeners.Add(listener);
-
-        // One that listens everywhere has no address to tell; without any an initiator uses the one that it asked at.
-        bool isAnywhere = _listeners.Any(l => l.BoundEndPoint!.Address.Equals(IPAddress.Any) || l.BoundEndPoint.Address.Equals(IPAddress.IPv6Any));
-        _addresses = isAnywhere ? [] : [.. _listeners.Select(l => l.BoundEndPoint + ",1")];
-        _ = AcceptAsync(listener);
-        bool isOpen = Discovery is null && !IPAddress.IsLoopback(listener.BoundEndPoint!.Address);
-        return new ValueTask<ListenerInfo>(new ListenerInfo("iscsi", listener.Address, false, isOpen));
+        var portal = new IscsiPortal(listener.BoundEndPoint!, address.Group);
+        Catalog.Add(portal);
+        var view = new PortalView(this, portal);
+        _ = AcceptAsync(listener, view, new IscsiTarget(_thread.Loop, null, view, _options));
+        return new ValueTask<ListenerInfo>(new ListenerInfo("iscsi", listener.Address, false, _settings.Insecure && !portal.IsLocal));
     });
 
     /// <summary>Closes every listener. Any thread.</summary>
@@ -65,36 +52,7 @@ internal sealed class IscsiFrontEnd : IIscsiTargets
         return default;
     });
 
-    /// <summary>The volume may have another size: initiators are told. Any thread.</summary>
-    public void OnResized(uint volumeId)
-    {
-        VolumeTarget? target;
-        lock (_lock) target = _targets.GetValueOrDefault(volumeId);
-        target?.Host.Thread.Post(target.Unit.OnResized);
-    }
-
-    /// <inheritdoc/>
-    public IscsiLookup Find(string targetName, string initiatorName, string peer)
-    {
-        if (_isStopping) return new IscsiLookup(IscsiLoginStatus.ServiceUnavailable);
-        string head = _settings.IscsiPrefix + ":";
-        VolumeRecord? record = targetName.StartsWith(head, StringComparison.Ordinal) ? _directory.Find(targetName[head.Length..]) : null;
-        if (record is null || !record.Export.Iscsi) return new IscsiLookup(IscsiLoginStatus.NotFound);
-        if (_stores.Find(record.StoreId) is not { } host) return new IscsiLookup(IscsiLoginStatus.ServiceUnavailable);
-        var entry = new IscsiTargetEntry
-        {
-            Name = targetName, Alias = record.Name, Authentication = Discovery, Tag = new TargetTag(record, host),
-        };
-        return new IscsiLookup(IscsiLoginStatus.Success, entry);
-    }
-
-    /// <summary>Any thread.</summary>
-    public IReadOnlyList<IscsiListing> List(string initiatorName, string? user, string peer) =>
-        [.. _directory.List().Where(v => v.Export.Iscsi).Select(v => new IscsiListing(NameOf(v), _addresses))];
-
-    private string NameOf(VolumeRecord record) => $"{_settings.IscsiPrefix}:{record.Name}";
-
-    private async Task AcceptAsync(SocketListener listener)
+    private async Task AcceptAsync(SocketListener listener, PortalView portal, IscsiTarget discovery)
     {
         try
         {
@@ -107,7 +65,7 @@ internal sealed class IscsiFrontEnd : IIscsiTargets
                     continue;
                 }
 
-                _ = ServeAndLeaveAsync(connection, listener.Address, address);
+                _ = ServeAndLeaveAsync(connection, listener.Address, address, portal, discovery);
             }
         }
         catch (IOException e)
@@ -116,13 +74,13 @@ internal sealed class IscsiFrontEnd : IIscsiTargets
         }
     }
 
-    private async Task ServeAndLeaveAsync(SocketConnection connection, string listener, string address)
+    private async Task ServeAndLeaveAsync(SocketConnection connection, string listener, string address, PortalView portal, IscsiTarget discovery)
     {
         string peer = connection.Peer;
         string reason;
         try
         {
-            reason = await ServeAsync(connection, listener, address);
+            reason = await ServeAsync(connection, listener, address, portal, discovery);
         }
 #pragma warning disable CA1031 // A bug ends its session and is told, nothing else.
         catch (Exception bug)
@@ -136,9 +94,9 @@ internal sealed class IscsiFrontEnd : IIscsiTargets
     }
 
     /// <summary>Ends on this loop.</summary>
-    private async Task<string> ServeAsync(SocketConnection connection, string listener, string address)
+    private async Task<string> ServeAsync(SocketConnection connection, string listener, string address, PortalView portal, IscsiTarget discovery)
     {
-        var login = new IscsiLogin(_thread.Loop, connection, this, _options);
+        var login = new IscsiLogin(_thread.Loop, connection, portal, _options);
         LinkedListNode<Handshake> waiting = _sessions.BeginHandshake(
             new Handshake(_thread, () => login.Cut("the server is shutting down"), login.Cut));
         try
@@ -146,9 +104,17 @@ internal sealed class IscsiFrontEnd : IIscsiTargets
             IscsiNegotiated? negotiated = await login.RunAsync();
             if (login.WereCredentialsWrong) _sessions.Failed(address, _thread.Loop.NowNanos);
             if (negotiated is null) return login.EndReason ?? "left during login";
-            if (negotiated.Login.IsDiscovery) return await _discovery.ServeAsync(negotiated);
+            if (negotiated.Login.IsDiscovery) return await discovery.ServeAsync(negotiated);
             _sessions.EndHandshake(waiting);
-            return await MoveAsync(connection, negotiated, listener);
+            ServedTarget target = Targets.Enter((TargetView)negotiated.Login.Target!.Tag!);
+            try
+            {
+                return await MoveAsync(target, connection, negotiated, listener, portal.Place);
+            }
+            finally
+            {
+                Targets.Leave(target);
+            }
         }
         finally
         {
@@ -156,23 +122,23 @@ internal sealed class IscsiFrontEnd : IIscsiTargets
         }
     }
 
-    private async Task<string> MoveAsync(SocketConnection connection, IscsiNegotiated negotiated, string listener)
+    private async Task<string> MoveAsync(
+        ServedTarget target, SocketConnection connection, IscsiNegotiated negotiated, string listener, PortalPlace portal)
     {
-        var tag = (TargetTag)negotiated.Login.Target!.Tag!;
-        if (tag.Host.Thread == _thread) return await ServeThereAsync(tag, negotiated, listener);
+        if (target.Thread == _thread) return await ServeThereAsync(target, negotiated, listener, portal);
         string peer = connection.Peer;
         int fd = connection.Detach();
         var ended = new LoopEvent<string>();
-        tag.Host.Thread.Post(() => _ = RunThereAsync());
+        target.Thread.Post(() => _ = RunThereAsync());
         return await ended.WaitAsync();
 
         async Task RunThereAsync()
         {
-            SocketConnection moved = SocketConnection.Attach(tag.Host.Thread.Loop, fd, peer);
+            SocketConnection moved = SocketConnection.Attach(target.Thread.Loop, fd, peer);
             string reason;
             try
             {
-                reason = await ServeThereAsync(tag, negotiated with { Connection = moved }, listener);
+                reason = await ServeThereAsync(target, negotiated with { Connection = moved }, listener, portal);
             }
 #pragma warning disable CA1031 // As in ServeAndLeaveAsync.
             catch (Exception bug)
@@ -185,65 +151,107 @@ internal sealed class IscsiFrontEnd : IIscsiTargets
         }
     }
 
-    /// <summary>On the loop of the volume.</summary>
-    private async Task<string> ServeThereAsync(TargetTag tag, IscsiNegotiated negotiated, string listener)
+    /// <summary>On the loop of the target. What was asked when the login began is asked again: it may have changed meanwhile.</summary>
+    private async Task<string> ServeThereAsync(ServedTarget target, IscsiNegotiated negotiated, string listener, PortalPlace portal)
     {
-        if (await OpenAsync(tag) is not { } target)
+        LoginMachine login = negotiated.Login;
+        await Targets.RenewAsync(target);
+        if (RefusalOf(target, login, negotiated.Connection.Peer, portal) is { } refusal)
         {
-            await IscsiTarget.RefuseAsync(negotiated, IscsiLoginStatus.ServiceUnavailable);
-            return $"volume '{tag.Record.Name}' cannot be served: {_volumes.Find(tag.Record.Id)?.Fault ?? "its disk does not serve it"}";
+            await IscsiTarget.RefuseAsync(negotiated, refusal.Status);
+            return refusal.Why;
         }
 
         Session? known = null;
+        Admission? admission = null;
         try
         {
-            return await target.Target.ServeAsync(negotiated, session =>
+            return await target.Iscsi.ServeAsync(negotiated, session =>
             {
+                admission = new Admission(session, IscsiRules.AddressOf(negotiated.Connection.Peer), portal);
+                target.Admissions.Add(admission);
                 string identity = session.User is null ? session.InitiatorName : $"{session.InitiatorName} ({session.User})";
                 var handle = new SessionHandle(
-                    "iscsi", tag.Host.Thread, reason => target.Target.Cut(session.Tsih, reason), target.Target.RequestStop,
+                    "iscsi", target.Thread, reason => target.Iscsi.Cut(session.Tsih, reason), target.Iscsi.RequestStop,
                     () => FiguresOf(session.Counters));
                 known = new Session(
-                    _sessions.NextId(), tag.Record.Id, negotiated.Connection.Peer, listener, false, identity,
+                    _sessions.NextId(), () => target.Volumes, target.Name, negotiated.Connection.Peer, listener, false, identity,
                     SystemClock.Instance.UtcNow, handle);
                 _sessions.Add(known);
             });
         }
         finally
         {
+            if (admission is not null) target.Admissions.Remove(admission);
             if (known is not null) _sessions.Remove(known);
         }
+    }
+
+    private (IscsiLoginStatus Status, string Why)? RefusalOf(ServedTarget target, LoginMachine login, string peer, PortalPlace portal)
+    {
+        string name = login.Target!.Name;
+        if (Catalog.Find(name) is not { } view || view.Key != target.Key) return (IscsiLoginStatus.NotFound, $"target {name} is gone");
+        IscsiLoginStatus status = IscsiRules.Decide(view, login.InitiatorName, IscsiRules.AddressOf(peer), portal, _settings.Insecure);
+        if (status != IscsiLoginStatus.Success) return (status, $"target {name} does not let {login.InitiatorName} in any more");
+        if (!IscsiRules.IsProven(view, login.User)) return (IscsiLoginStatus.AuthenticationFailure, $"target {name}: the user is gone");
+        if (!view.IsOwn || target.Scsi.Luns.Count > 0) return null;
+        string why = Targets.FaultOf(view, view.Luns[0]) ?? "its disk does not serve it";
+        return (IscsiLoginStatus.ServiceUnavailable, $"volume '{view.Luns[0].Volume.Name}' cannot be served: {why}");
     }
 
     private static SessionFigures FiguresOf(IscsiCounters counters) =>
         new(counters.Reads, counters.ReadBytes, counters.Writes, counters.WrittenBytes, counters.InFlight);
 
-    /// <summary>The target of a volume: made for the first initiator and kept, since reservations and unit attentions live in
-    /// it. On the loop of the volume.</summary>
-    private async ValueTask<VolumeTarget?> OpenAsync(TargetTag tag)
+    /// <summary>What there is to log in to for who comes in at one portal; without a portal, for who is attached already.</summary>
+    private sealed class PortalView(IscsiFrontEnd owner, IscsiPortal? portal) : IIscsiTargets
     {
-        (VolumeRecord record, StoreHost host) = tag;
-        if (await _volumes.OpenUnitAsync(record, host) is not { Unit: { } unit }) return null;
-        lock (_lock)
+        // Nobody knows a secret of it: beyond this machine nothing is told to who cannot prove himself.
+        private static readonly IscsiAuthentication s_nobody = new(new Dictionary<string, byte[]>());
+
+        public PortalPlace Place => portal!.Place;
+
+        public IscsiAuthentication? Discovery =>
+            owner.Catalog.Discovery ?? (portal is { IsLocal: false } && !owner._settings.Insecure ? s_nobody : null);
+
+        public IscsiLookup Find(string targetName, string initiatorName, string peer)
         {
-            if (_targets.TryGetValue(record.Id, out VolumeTarget? known))
+            if (owner._isStopping) return new IscsiLookup(IscsiLoginStatus.ServiceUnavailable);
+            if (owner.Catalog.Find(targetName) is not { } target) return new IscsiLookup(IscsiLoginStatus.NotFound);
+            IscsiLoginStatus status = IscsiRules.Decide(target, initiatorName, IscsiRules.AddressOf(peer), Place, owner._settings.Insecure);
+            if (status == IscsiLoginStatus.NotFound && target.Enabled)
             {
-                if (known.Unit == unit) return known;
-                if (known.Target.Sessions.Count > 0) return null; // of a disk that was taken away
+                string? elsewhere = owner.Catalog.ElsewhereOf(target, portal!);
+                return elsewhere is null ? new IscsiLookup(status) : new IscsiLookup(IscsiLoginStatus.MovedTemporarily, null, elsewhere);
             }
 
-            foreach (uint gone in _targets.Keys.Except(_directory.List().Select(v => v.Id)).ToArray()) _targets.Remove(gone);
+            if (status == IscsiLoginStatus.AuthorizationFailure)
+            {
+                owner._log(IscsiRules.IsTooOpen(target, Place, owner._settings.Insecure)
+                    ? $"iscsi {peer}: target {targetName} has no CHAP users and is not served beyond loopback; pfcli add_chap_user, or --insecure"
+                    : $"iscsi {peer}: target {targetName} does not let {initiatorName} in; pfcli allow_initiator");
+            }
+
+            if (status != IscsiLoginStatus.Success) return new IscsiLookup(status);
+            bool isAway = target.IsOwn && owner.Catalog.ThreadOf(target) is null;
+            if (isAway) return new IscsiLookup(IscsiLoginStatus.ServiceUnavailable);
+            return new IscsiLookup(IscsiLoginStatus.Success, new IscsiTargetEntry
+            {
+                Name = targetName, Alias = target.Alias, Authentication = target.Authentication, PortalGroup = Place.Group, Tag = target,
+            });
         }
 
-        KernelLoop loop = host.Thread.Loop;
-        var scsi = new ScsiTarget(loop, new ScsiTargetOptions { Name = NameOf(record) });
-        scsi.SetLun(0, unit);
-        var target = new VolumeTarget(host, unit, new IscsiTarget(loop, scsi, this, _options) { Meter = _meters.Of(record.Id) });
-        lock (_lock) _targets[record.Id] = target;
-        return target;
+        /// <summary>Any thread.</summary>
+        public IReadOnlyList<IscsiListing> List(string initiatorName, string? user, string peer)
+        {
+            System.Net.IPAddress? address = IscsiRules.AddressOf(peer);
+            return
+            [
+                .. owner.Catalog.List()
+                    .Where(t => t.Enabled && IscsiRules.IsLetIn(t.Access, initiatorName, address)
+                        && (portal is null || !IscsiRules.IsTooOpen(t, portal.Place, owner._settings.Insecure))
+                        && owner.Catalog.Portals.Any(p => t.IsAt(p.Group)))
+                    .Select(t => new IscsiListing(t.Name, owner.Catalog.AddressesOf(t, portal))),
+            ];
+        }
     }
-
-    private sealed record TargetTag(VolumeRecord Record, StoreHost Host);
-
-    private sealed record VolumeTarget(StoreHost Host, LogicalUnit Unit, IscsiTarget Target);
 }

@@ -215,8 +215,9 @@ internal sealed class NbdFrontEnd(
         LoopThread there, IConnection connection, NbdNegotiated negotiated, ExportTag tag, string peer, string listener)
     {
         var transmission = new NbdTransmission(there.Loop, connection, negotiated, options);
+        uint[] volume = [tag.VolumeId];
         var session = new Session(
-            sessions.NextId(), tag.VolumeId, peer, listener, negotiated.IsTls, negotiated.Identity,
+            sessions.NextId(), () => volume, null, peer, listener, negotiated.IsTls, negotiated.Identity,
             SystemClock.Instance.UtcNow, new SessionHandle("nbd", there, transmission.Cut, transmission.RequestStop, Figures));
         sessions.Add(session);
         try

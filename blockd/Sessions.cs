@@ -17,12 +17,16 @@ internal sealed record Handshake(LoopThread Thread, Action RequestStop, Action<s
 
 /// <summary>One client that negotiated a volume.</summary>
 internal sealed class Session(
-    string id, uint volumeId, string peer, string listener, bool isTls, string? identity, DateTimeOffset since,
-    SessionHandle handle)
+    string id, Func<IReadOnlyList<uint>> volumes, string? target, string peer, string listener, bool isTls, string? identity,
+    DateTimeOffset since, SessionHandle handle)
 {
     public string Id { get; } = id;
 
-    public uint VolumeId { get; } = volumeId;
+    /// <summary>The volumes that it reaches now. Any thread.</summary>
+    public IReadOnlyList<uint> Volumes => volumes();
+
+    /// <summary>The iSCSI target, or null.</summary>
+    public string? Target { get; } = target;
 
     /// <summary>Ends it at once.</summary>
     public void Cut(string reason) => handle.Thread.Post(() => handle.Cut(reason));
@@ -34,12 +38,13 @@ internal sealed class Session(
     public LoopThread Thread => handle.Thread;
 
     /// <summary>As the API shows it. On the loop.</summary>
-    public SessionInfo Describe(string volume)
+    public SessionInfo Describe(IReadOnlyDictionary<uint, string> names)
     {
+        string volume = string.Join(',', Volumes.Select(v => names.GetValueOrDefault(v)).OfType<string>());
         SessionFigures figures = handle.Figures();
         return new SessionInfo(
             Id, handle.Protocol, volume, peer, listener, isTls, identity, since, figures.Reads, figures.ReadBytes,
-            figures.Writes, figures.WrittenBytes, figures.InFlight);
+            figures.Writes, figures.WrittenBytes, figures.InFlight, Target);
     }
 }
 
@@ -73,11 +78,14 @@ internal sealed class Sessions(ConnectionLimits limits)
 
     public IReadOnlyList<Session> List() => [.. _sessions.Values.OrderBy(s => s.Id, StringComparer.Ordinal)];
 
-    public int CountOf(uint volumeId) => _sessions.Values.Count(s => s.VolumeId == volumeId);
+    public int CountOf(uint volumeId) => _sessions.Values.Count(s => s.Volumes.Contains(volumeId));
 
     /// <summary>How many sessions each volume has; volumes without one are left out.</summary>
     public Dictionary<uint, int> CountByVolume() =>
-        _sessions.Values.GroupBy(s => s.VolumeId).ToDictionary(g => g.Key, g => g.Count());
+        _sessions.Values.SelectMany(s => s.Volumes).GroupBy(v => v).ToDictionary(g => g.Key, g => g.Count());
+
+    /// <summary>Connections to a target.</summary>
+    public int CountOf(string target) => _sessions.Values.Count(s => s.Target == target);
 
     public Session? Find(string id) => _sessions.GetValueOrDefault(id);
 

@@ -10,7 +10,8 @@ namespace BlockServer.Blockd;
 /// <summary>An address to listen at.</summary>
 /// <param name="Tcp">Address and port, or null.</param>
 /// <param name="UnixPath">Absolute path of a unix socket, or null.</param>
-internal sealed record ListenAddress(IPEndPoint? Tcp, string? UnixPath)
+/// <param name="Group">Tag of the portal group, for iSCSI.</param>
+internal sealed record ListenAddress(IPEndPoint? Tcp, string? UnixPath, ushort Group = 1)
 {
     public bool IsLocal => Tcp is null || IPAddress.IsLoopback(Tcp.Address);
 
@@ -53,6 +54,9 @@ internal sealed record Settings
     /// <summary>RAM for metadata pages, bytes, shared by all stores.</summary>
     public required ulong MetadataRamBytes { get; init; }
 
+    /// <summary>Bytes a second that each store may write anew to lay scattered extents out in order; 0: never.</summary>
+    public required ulong RelayoutBytesPerSecond { get; init; }
+
     public required int Loops { get; init; }
 
     /// <summary>How long a loop looks for the next request before it sleeps, in microseconds; 0: never.</summary>
@@ -79,6 +83,9 @@ internal sealed record Settings
 
     /// <summary>Seconds after which a stop gives up a disk that answers nothing.</summary>
     public required int StopWaitSeconds { get; init; }
+
+    /// <summary>A disk with less than this part free runs low, percent; 0: never.</summary>
+    public required int LowSpacePercent { get; init; }
 
     public required bool Insecure { get; init; }
 
@@ -119,6 +126,8 @@ internal static class SettingsReader
 
     private const string AddressHelp = "write ADDRESS:PORT (for instance 127.0.0.1:10809 or [::1]:10809), unix:/PATH or none";
 
+    private const string PortalHelp = "write ADDRESS:PORT or ADDRESS:PORT,GROUP (for instance 127.0.0.1:3260,2; groups are 1 to 63) or none";
+
     /// <summary>What an address beyond loopback needs.</summary>
     public const string BeyondHelp =
         "an address beyond loopback needs --tls-cert, --tls-key, --tls-ca and --tls-clients required, or --insecure";
@@ -129,14 +138,16 @@ internal static class SettingsReader
     [
         ("data-dir", "DIR", false, "Where everything is kept: stores, metadata, admin token. Default: $XDG_DATA_HOME/blockd or ~/.local/share/blockd."),
         ("nbd", "ADDRESS", true, "Where NBD is served: ADDRESS:PORT, unix:PATH or none; repeatable. Default: 127.0.0.1:10809 and unix:DIR/nbd.sock."),
-        ("iscsi", "ADDRESS", true, "Where iSCSI is served: ADDRESS:PORT or none; repeatable, every address is a portal. Default: 127.0.0.1:3260 if it is free."),
+        ("iscsi", "ADDRESS", true, "Where iSCSI is served: ADDRESS:PORT[,GROUP] or none; repeatable, every address is a portal of portal group GROUP, 1 to 63 (default 1). Default: 127.0.0.1:3260 if it is free."),
         ("iscsi-prefix", "IQN", false, "Name of the target of volume NAME is IQN:NAME. Default: iqn.2026-11.org.blockserver."),
-        ("iscsi-chap", "FILE", false, "CHAP users of all targets and of discovery: a line 'user NAME SECRET' each, and at most one 'mutual NAME SECRET' by which the target proves itself."),
+        ("iscsi-chap", "FILE", false, "CHAP users of discovery and of targets that have none of their own: a line 'user NAME SECRET' each, and at most one 'mutual NAME SECRET' by which the target proves itself."),
         ("api", "ADDRESS", true, "Where the admin API is served: ADDRESS:PORT, unix:PATH or none; repeatable. Default: 127.0.0.1:49180."),
         ("store-size", "SIZE", false, "Size of the first store file DIR/store-0.blk, for instance 20g. Default: half of the free disk, at most 64g."),
         ("durability", "MODE", false, "flush: like a disk with a cache, FLUSH and FUA make writes durable (default). ack: every write is durable when answered."),
         ("engine", "ENGINE", false, "How the disk is driven: auto (default: io_uring, else aio), io_uring or aio."),
         ("metadata-ram", "SIZE", false, "RAM for metadata pages. Default: an eighth of the RAM."),
+        ("relayout", "MODE", false, "on (default): what was overwritten at random is laid out in order again while the disk has nothing else to do. off: never."),
+        ("relayout-rate", "SIZE", false, "Most that --relayout writes to a disk in a second. Default: 64m."),
         ("loops", "COUNT", false, "Threads that serve, 1 to 64. Default: 1. Stores are spread over them."),
         ("busy-poll", "MICROSECONDS", false, "How long a thread that serves looks for the next request before it sleeps, while requests come faster than that; 0 to 1000. Default: 50, and 0 unless there is a processor more than --loops. 0 saves processor time, a sleep costs a client that waits for each answer some latency. io_uring only."),
         ("tls", "MODE", false, "off, optional or required: whether NBD clients use TLS. Default: off without --tls-cert, else optional, but required when an address is beyond loopback or --tls-clients is required. Beyond loopback optional means required unless --insecure."),
@@ -144,10 +155,11 @@ internal static class SettingsReader
         ("tls-key", "FILE", false, "Private key (PEM, no passphrase) of --tls-cert."),
         ("tls-ca", "FILE", false, "Authorities (PEM) that sign client certificates."),
         ("tls-clients", "MODE", false, "Client certificates: none (default), optional or required."),
-        ("insecure", "", false, "Permit addresses beyond loopback without TLS, client certificates and CHAP. Everybody who reaches them can read and write the volumes."),
+        ("insecure", "", false, "Permit addresses beyond loopback without TLS and client certificates, and targets without CHAP there. Everybody who reaches them can read and write the volumes."),
         ("connections", "COUNT", false, "Most connections of clients at once, NBD and iSCSI together, 1 to 65536. Default: 256."),
         ("connections-per-address", "COUNT", false, "Most of them from one address, 1 to 65536; unix sockets have no such limit. Default: 32."),
         ("stop-wait", "SECONDS", false, "How long a stop waits for a disk that answers nothing, 1 to 3600; then blockd names it and ends with code 4. Default: 30."),
+        ("low-space", "PERCENT", false, "A disk with less than this part free runs low: initiators and the log are told, 0 (never) to 50. Default: 10."),
         ("create-volume", "NAME:SIZE", true, "Create this volume at start unless it exists, for instance demo:1g; repeatable."),
         ("stdio", "EXPORT", false, "Serve one client, whose default export is EXPORT, on the socket that is standard input and output (or on an inherited listening socket, as nbdcopy -- [ blockd ... ] makes one); nothing else is served."),
     ];
@@ -185,9 +197,8 @@ internal static class SettingsReader
         int loops = Number("loops", 1, 1, 64);
 
         IReadOnlyList<ListenAddress> nbd = Addresses("nbd", ["127.0.0.1:10809", "unix:" + Path.Combine(dataDir, "nbd.sock")]);
-        IReadOnlyList<ListenAddress> iscsi = Addresses("iscsi", ["127.0.0.1:3260"]);
-        if (iscsi.FirstOrDefault(a => a.Tcp is null) is { } notTcp)
-            throw new SettingException("--iscsi", notTcp.ToString(), "write ADDRESS:PORT (for instance 127.0.0.1:3260) or none");
+        IReadOnlyList<ListenAddress> iscsi = Addresses("iscsi", ["127.0.0.1:3260"], Portal);
+        if (iscsi.FirstOrDefault(a => a.Tcp is null) is { } notTcp) throw new SettingException("--iscsi", notTcp.ToString(), PortalHelp);
         string? chap = ExistingFile("iscsi-chap");
         string prefix = One("iscsi-prefix") ?? "iqn.2026-11.org.blockserver";
         if (!IscsiName.TryNormalize(prefix, out string normal) || normal != prefix || prefix.Length > 150)
@@ -197,8 +208,6 @@ internal static class SettingsReader
         {
             if (clients != TlsClients.Required && nbd.FirstOrDefault(a => !a.IsLocal) is { } open)
                 throw new SettingException("--nbd", open.ToString(), BeyondHelp);
-            if (chap is null && iscsi.FirstOrDefault(a => !a.IsLocal) is { } openIscsi)
-                throw new SettingException("--iscsi", openIscsi.ToString(), "an address beyond loopback needs --iscsi-chap, or --insecure");
             if (api.FirstOrDefault(a => !a.IsLocal) is { } openApi)
                 throw new SettingException("--api", openApi.ToString(), "the API speaks plain HTTP: bind it to loopback behind a TLS proxy, or say --insecure");
         }
@@ -217,11 +226,13 @@ internal static class SettingsReader
             Durability = Choice("durability", "flush", "ack") == "ack" ? Durability.Ack : Durability.Flush,
             Engine = Choice("engine", "auto", "io_uring", "aio"),
             MetadataRamBytes = Size("metadata-ram", Units.MiB, Units.VolumeBytesMax) ?? Math.Max(ramBytes / 8, 16 * Units.MiB),
+            RelayoutBytesPerSecond = RelayoutRate(),
             Loops = loops,
             BusyPollMicros = Number("busy-poll", loops < Environment.ProcessorCount ? 50 : 0, 0, 1000),
             Connections = Number("connections", 256, 1, 65536),
             ConnectionsPerAddress = Number("connections-per-address", 32, 1, 65536),
             StopWaitSeconds = Number("stop-wait", 30, 1, 3600),
+            LowSpacePercent = Number("low-space", 10, 0, 50),
             TlsCert = cert,
             TlsKey = key,
             TlsCa = ca,
@@ -256,6 +267,13 @@ internal static class SettingsReader
                 : throw new SettingException("--" + name, text, $"allowed: {SizeText.Format(least)} to {SizeText.Format(most)}");
         }
 
+        ulong RelayoutRate()
+        {
+            ulong rate = Size("relayout-rate", Units.MiB, Units.TiB) ?? 64 * Units.MiB;
+            if (Choice("relayout", "on", "off") == "on") return rate;
+            return One("relayout-rate") is not { } text ? 0UL : throw new SettingException("--relayout-rate", text, "it contradicts --relayout off");
+        }
+
         NbdTlsMode TlsMode()
         {
             string text = One("tls") is null ? "" : Choice("tls", "off", "optional", "required");
@@ -286,12 +304,21 @@ internal static class SettingsReader
             return path is null || File.Exists(path) ? path : throw new SettingException("--" + name, path, "there is no such file");
         }
 
-        IReadOnlyList<ListenAddress> Addresses(string name, string[] defaults)
+        IReadOnlyList<ListenAddress> Addresses(string name, string[] defaults, Func<string, string, ListenAddress>? read = null)
         {
             IReadOnlyList<string> texts = Many(name) ?? defaults;
-            if (!texts.Contains("none")) return [.. texts.Select(t => Address(name, t))];
+            if (!texts.Contains("none")) return [.. texts.Select(t => (read ?? Address)(name, t))];
             return texts.Count == 1 ? [] : throw new SettingException("--" + name, string.Join(' ', texts), "none excludes every other address");
         }
+    }
+
+    private static ListenAddress Portal(string name, string text)
+    {
+        int comma = text.LastIndexOf(',');
+        if (comma < 0) return Address(name, text);
+        bool isGroup = ushort.TryParse(text.AsSpan(comma + 1), NumberStyles.None, CultureInfo.InvariantCulture, out ushort group)
+            && group is >= 1 and <= Cluster.TargetDirectory.PortalGroupMax;
+        return isGroup ? Address(name, text[..comma]) with { Group = group } : throw new SettingException("--" + name, text, PortalHelp);
     }
 
     private static ListenAddress Address(string name, string text)

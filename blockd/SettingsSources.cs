@@ -57,7 +57,7 @@ internal sealed class SettingsSources
                 Set(name, texts, path);
             }
         }
-        catch (JsonException e)
+        catch (Exception e) when (e is JsonException or InvalidOperationException) // the latter: text that is no UTF-8
         {
             throw new SettingException("--config", path, "it is not JSON: " + e.Message);
         }

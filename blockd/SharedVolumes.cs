@@ -40,6 +40,7 @@ internal sealed class SharedVolumes(IMetaStore meta, Settings settings, Action<s
     private readonly Lock _lock = new();
     private readonly Dictionary<uint, SharedVolume> _volumes = [];
     private readonly HashSet<uint> _reserved = [];
+    private readonly Dictionary<StoreHost, SpaceWatch> _watches = [];
 
     /// <summary>Reads which volumes have reservations. Throws <see cref="MetaException"/>.</summary>
     public async Task LoadAsync()
@@ -83,7 +84,7 @@ internal sealed class SharedVolumes(IMetaStore meta, Settings settings, Action<s
         if (volume is null || volume.Host != host)
         {
             if (host.Store.OpenVolume(record.Id) is not { } device) return null;
-            volume = new SharedVolume(record.Id, host, device);
+            volume = new SharedVolume(record.Id, host, new WatchedDevice(device, WatchOf(host)));
             lock (_lock) _volumes[record.Id] = volume;
         }
 
@@ -103,16 +104,21 @@ internal sealed class SharedVolumes(IMetaStore meta, Settings settings, Action<s
         SharedVolume? volume = await OpenAsync(record, host);
         if (volume is null) return null;
         // Shown otherwise than it was: another unit. Its options change only while nobody is attached.
-        if (volume.Unit is { } unit && unit.Options with { IsReadOnly = record.Export.ReadOnly } != OptionsOf(record))
+        if (volume.Unit is { } unit && unit.Options with { IsReadOnly = record.Export.ReadOnly, Usage = null } != OptionsOf(record))
             (volume.Unit, volume.Loading) = (null, null);
         await LoadUnitAsync(volume, record);
         return volume;
     }
 
-    /// <summary>The export options of a volume have changed: they hold at once. Any thread.</summary>
+    /// <summary>The size or the export options of a volume have changed: that holds at once. Any thread.</summary>
     public void OnChanged(VolumeRecord record)
     {
-        if (Find(record.Id) is { } volume) volume.Host.Thread.Post(() => Apply(volume, record));
+        if (Find(record.Id) is not { } volume) return;
+        volume.Host.Thread.Post(() =>
+        {
+            Apply(volume, record);
+            volume.Unit?.OnResized();
+        });
     }
 
     /// <summary>The volume is gone. Any thread.</summary>
@@ -168,6 +174,27 @@ internal sealed class SharedVolumes(IMetaStore meta, Settings settings, Action<s
         _ => "none",
     };
 
+    private SpaceWatch WatchOf(StoreHost host)
+    {
+        lock (_lock)
+        {
+            if (_watches.TryGetValue(host, out SpaceWatch? known)) return known;
+            SpaceWatch watch = host.Watch(settings.LowSpacePercent);
+            watch.Crossed = free => OnLowSpace(host, free);
+            return _watches[host] = watch;
+        }
+    }
+
+    /// <summary>On the loop of the disk: initiators of its volumes are told, and the operator.</summary>
+    private void OnLowSpace(StoreHost host, ulong freeBytes)
+    {
+        log($"disk {host.Name} runs low: {SizeText.Format(freeBytes)} free, less than {settings.LowSpacePercent}% (--low-space); trim or delete something, or add a disk");
+        foreach (SharedVolume volume in List())
+        {
+            if (volume.Host == host) volume.Unit?.OnLowSpace();
+        }
+    }
+
     private static void Apply(SharedVolume volume, VolumeRecord record)
     {
         volume.Gate.IgnoresFence = record.Export.NbdIgnoresReservations;
@@ -197,8 +224,12 @@ internal sealed class SharedVolumes(IMetaStore meta, Settings settings, Action<s
 
     private LogicalUnit MakeUnit(SharedVolume volume, VolumeRecord record)
     {
+        LogicalUnitOptions options = OptionsOf(record) with
+        {
+            Usage = () => new ThinUsage(volume.Host.FreeBytesNow, volume.Host.Store.UsedBytes(volume.Id)),
+        };
         var keeper = new ReservationKeeper(meta, record.Id, volume.Host.Thread, MarkReserved);
-        return new LogicalUnit(volume.Host.Thread.Loop, DeviceOf(volume, record), OptionsOf(record), keeper, volume.Gate);
+        return new LogicalUnit(volume.Host.Thread.Loop, DeviceOf(volume, record), options, keeper, volume.Gate);
     }
 
     private LogicalUnitOptions OptionsOf(VolumeRecord record) => new()

@@ -38,6 +38,12 @@ internal sealed class StoreHost : IVolumeHost
     /// <inheritdoc/>
     public Guid StoreId { get; }
 
+    /// <summary>Bytes that data may still use; 0 when the store has failed. On the loop.</summary>
+    public ulong FreeBytesNow => Store.State == StoreState.Online ? FreeBytes(Store.GetStats()) : 0;
+
+    /// <summary>A watch of the store for that level.</summary>
+    public SpaceWatch Watch(int percent) => new(() => Store.State == StoreState.Online ? Store.GetStats() : null, FreeBytes, percent);
+
     /// <summary>Makes an empty store of the whole file or device at <paramref name="path"/>. Throws <see cref="IOException"/> with
     /// a sentence.</summary>
     public static async Task FormatAsync(LoopThread thread, string path, StoreOptions options)
@@ -124,7 +130,7 @@ internal sealed class StoreHost : IVolumeHost
             StoreId, Name, DiskPath, _file.IsBlockDevice ? "device" : "file", StateWord(state), _file.SizeBytes,
             stats.BlocksTotal * Units.BlockBytes, stats.BlocksUsed * Units.BlockBytes, FreeBytes(stats), stats.SlotsTotal,
             stats.SlotsUsed, stats.MetadataResidentBytes, volumes, stats.ChecksumErrors, stats.IoErrors, stats.BlocksBad, stats.RingOccupancy,
-            stats.FailReason);
+            stats.FailReason, stats.ExtentsScattered, stats.BlocksRelaid * Units.BlockBytes);
     }
 
     /// <summary>Closes store and file; the sentence that went wrong, or null.</summary>

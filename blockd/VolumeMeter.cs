@@ -1,12 +1,13 @@
 using System.Numerics;
 using BlockServer.Core.Api;
 using BlockServer.Protocols.Iscsi;
+using BlockServer.Protocols.Iscsi.Scsi;
 using BlockServer.Protocols.Nbd;
 
 namespace BlockServer.Blockd;
 
 /// <summary>Counters of one volume. Lives on the volume's loop: written and read there only.</summary>
-internal sealed class VolumeMeter : INbdMeter, IIscsiMeter
+internal sealed class VolumeMeter : INbdMeter
 {
     private const int Buckets = 28;
 
@@ -43,7 +44,7 @@ internal sealed class VolumeMeter : INbdMeter, IIscsiMeter
         }
     }
 
-    /// <inheritdoc/>
+    /// <summary>A SCSI command was answered; as <see cref="IIscsiMeter.OnCommand"/>.</summary>
     public void OnCommand(byte operationCode, ulong bytes, ulong durationNanos, bool hasFailed) => OnRequest(
         operationCode switch
         {
@@ -63,4 +64,24 @@ internal sealed class VolumeMeter : INbdMeter, IIscsiMeter
     // Bucket i: less than 2^i microseconds.
     private static int BucketOf(ulong nanos) =>
         Math.Min(Buckets - 1, 64 - BitOperations.LeadingZeroCount(nanos / 1000));
+}
+
+/// <summary>Counts the commands of a target's units, each for its volume. Lives on the target's loop.</summary>
+internal sealed class LunMeter : IIscsiMeter
+{
+    private readonly Dictionary<ushort, VolumeMeter> _meters = [];
+
+    /// <summary>The commands of a LUN are those of this volume from now on; null: of none.</summary>
+    public void Set(ushort lun, VolumeMeter? meter)
+    {
+        if (meter is null) _meters.Remove(lun);
+        else _meters[lun] = meter;
+    }
+
+    /// <inheritdoc/>
+    public void OnCommand(ulong lun, byte operationCode, ulong bytes, ulong durationNanos, bool hasFailed)
+    {
+        if (_meters.TryGetValue((ushort)((lun >> 48) & ScsiTarget.LunMax), out VolumeMeter? meter))
+            meter.OnCommand(operationCode, bytes, durationNanos, hasFailed);
+    }
 }

@@ -21,38 +21,51 @@ public sealed partial class VolumeDirectory
 
     private static byte[] Number(uint id) => JsonSerializer.SerializeToUtf8Bytes(id, VolumeRecordJson.Default.UInt32);
 
-    private static uint NumberOf(MetaEntry entry) => JsonSerializer.Deserialize(entry.Value.Span, VolumeRecordJson.Default.UInt32);
+    private static uint NumberOf(MetaEntry entry)
+    {
+        try
+        {
+            uint number = JsonSerializer.Deserialize(entry.Value.Span, VolumeRecordJson.Default.UInt32);
+            return number < uint.MaxValue ? number : throw Damaged(entry, "the number is the last one");
+        }
+        catch (JsonException e)
+        {
+            throw Damaged(entry, e.Message);
+        }
+    }
+
+    private static InvalidDataException Damaged(MetaEntry entry, string what) =>
+        new($"the metadata of {entry.Key} are damaged ({what}); restore the database, or move it away: volumes are found on the disks again");
 
     private static byte[] Encode(VolumeRecord record) =>
         JsonSerializer.SerializeToUtf8Bytes(record, VolumeRecordJson.Default.VolumeRecord);
 
+    /// <summary>Reads a record. Throws <see cref="InvalidDataException"/>: nothing of a record that is not whole is acted on,
+    /// since a wrong state or number could delete a volume.</summary>
     private static VolumeRecord Decode(MetaEntry entry)
     {
-        VolumeRecord record = JsonSerializer.Deserialize(entry.Value.Span, VolumeRecordJson.Default.VolumeRecord)
-            ?? throw new InvalidDataException($"the metadata of {entry.Key} are empty");
+        VolumeRecord? record;
+        try
+        {
+            record = JsonSerializer.Deserialize(entry.Value.Span, VolumeRecordJson.Default.VolumeRecord);
+        }
+        catch (JsonException e)
+        {
+            throw Damaged(entry, e.Message);
+        }
+
+        if (record is null) throw Damaged(entry, "it is empty");
+        if (VolumeKey(record.Id) != entry.Key) throw Damaged(entry, "it is of another volume");
+        if (!Enum.IsDefined(record.State)) throw Damaged(entry, "its state is unknown");
+        if (!VolumeName.IsValid(record.Name, out string? reason)) throw Damaged(entry, reason);
+        if (record.Export is null) throw Damaged(entry, "it does not say how the volume is offered");
+        if (record.SizeBytes == 0 || record.SizeBytes % Units.SectorBytes != 0) throw Damaged(entry, "its size cannot be");
         return record with { Revision = entry.ModRevision };
     }
 
-    /// <summary>
-    /// A transaction whose unknown outcome is found out by reading back: nobody else changes these keys while the change
-    /// lock is held. Committed, Failed (a compare did not hold), or Unknown when it certainly did not happen because the
-    /// store failed. Throws <see cref="MetaException"/> when it cannot be found out: the volume stays unsettled.
-    /// </summary>
-    private async Task<MetaResult> CommitAsync(IReadOnlyList<MetaCompare> compares, IReadOnlyList<MetaChange> changes)
-    {
-        MetaResult result = await meta.TransactAsync(compares, changes);
-        if (result.Outcome != MetaOutcome.Unknown) return result;
-        long revision = 0;
-        foreach (MetaChange change in changes)
-        {
-            MetaEntry? now = await meta.GetAsync(change.Key);
-            bool isThere = change.Value is { } value ? now is not null && now.Value.Span.SequenceEqual(value.Span) : now is null;
-            if (!isThere) return result;
-            revision = Math.Max(revision, now?.ModRevision ?? 0);
-        }
-
-        return new MetaResult(MetaOutcome.Committed, revision);
-    }
+    /// <summary>As <see cref="MetaCommit.CommitAsync"/>; when it throws, the volume stays unsettled.</summary>
+    private Task<MetaResult> CommitAsync(IReadOnlyList<MetaCompare> compares, IReadOnlyList<MetaChange> changes) =>
+        MetaCommit.CommitAsync(meta, compares, changes);
 
     /// <summary>Writes a record over that of its revision and, on a rename, moves the name's key from
     /// <paramref name="oldName"/>.</summary>

@@ -113,7 +113,7 @@ public sealed partial class VolumeDirectory(IMetaStore meta, IWallClock clock, I
         if (written.Outcome != MetaOutcome.Committed)
         {
             _unsettled.Remove(id);
-            return MetaFault(written.Outcome);
+            return MetaCommit.FaultOf(written.Outcome);
         }
 
         IoStatus status = await host.CreateAsync(HeadOf(record));
@@ -127,7 +127,7 @@ public sealed partial class VolumeDirectory(IMetaStore meta, IWallClock clock, I
                 return Show(record with { State = VolumeState.Ready, Revision = done.Revision });
             }
 
-            fault = MetaFault(done.Outcome);
+            fault = MetaCommit.FaultOf(done.Outcome);
         }
 
         await SettleAsync(); // as a start would: a volume that is only being created goes
@@ -154,7 +154,7 @@ public sealed partial class VolumeDirectory(IMetaStore meta, IWallClock clock, I
         if (!isRename && newSize == old.SizeBytes)
         {
             MetaResult only = await WriteAsync(wanted);
-            return only.Outcome == MetaOutcome.Committed ? Show(wanted with { Revision = only.Revision }) : MetaFault(only.Outcome);
+            return only.Outcome == MetaOutcome.Committed ? Show(wanted with { Revision = only.Revision }) : MetaCommit.FaultOf(only.Outcome);
         }
 
         if (!_hosts.TryGetValue(old.StoreId, out IVolumeHost? host)) return StoreFault(IoStatus.Unavailable);
@@ -166,7 +166,7 @@ public sealed partial class VolumeDirectory(IMetaStore meta, IWallClock clock, I
         if (written.Outcome != MetaOutcome.Committed)
         {
             _unsettled.Remove(old.Id);
-            return MetaFault(written.Outcome);
+            return MetaCommit.FaultOf(written.Outcome);
         }
 
         IoStatus status = await host.UpdateAsync(HeadOf(wanted));
@@ -208,7 +208,7 @@ public sealed partial class VolumeDirectory(IMetaStore meta, IWallClock clock, I
         if (written.Outcome != MetaOutcome.Committed)
         {
             _unsettled.Remove(old.Id);
-            return MetaFault(written.Outcome);
+            return MetaCommit.FaultOf(written.Outcome);
         }
 
         // From here on it is deleted for good: whatever fails now is finished by the next settling or start.
@@ -274,10 +274,6 @@ public sealed partial class VolumeDirectory(IMetaStore meta, IWallClock clock, I
 
     private static DirectoryFault RevisionFault(VolumeRecord old) =>
         new(IoStatus.Conflict, "revision-differs", $"the volume has revision {old.Revision} now; read it again", "revision");
-
-    private static DirectoryFault MetaFault(MetaOutcome outcome) => outcome == MetaOutcome.Failed
-        ? new(IoStatus.Conflict, "changed-meanwhile", "the metadata changed meanwhile; try again")
-        : new(IoStatus.Unavailable, "metadata-unavailable", "the metadata database failed and nothing was changed; see the daemon's log");
 
     private static DirectoryFault StoreFault(IoStatus status) => status switch
     {

@@ -5,7 +5,7 @@ namespace BlockServer.Cluster;
 
 /// <summary>Where a volume is in its life. A change is written to the metadata first, then done on the store, then
 /// written as done; whoever starts next finishes or undoes what is in between.</summary>
-[JsonConverter(typeof(JsonStringEnumConverter<VolumeState>))]
+[JsonConverter(typeof(VolumeStateJson))]
 public enum VolumeState
 {
     /// <summary>Named in the metadata, perhaps not on its store yet. Undone at start: nobody was told that it exists.</summary>
@@ -41,7 +41,11 @@ public sealed record VolumeRecord(
     public long Revision { get; init; }
 }
 
-[JsonSourceGenerationOptions(PropertyNamingPolicy = JsonKnownNamingPolicy.CamelCase)]
+/// <summary>States by their names only: a number would be a state by accident.</summary>
+internal sealed class VolumeStateJson() : JsonStringEnumConverter<VolumeState>(null, allowIntegerValues: false);
+
+// Without its state a record would say Creating, and the next start would delete the volume.
+[JsonSourceGenerationOptions(PropertyNamingPolicy = JsonKnownNamingPolicy.CamelCase, RespectRequiredConstructorParameters = true)]
 [JsonSerializable(typeof(VolumeRecord))]
 [JsonSerializable(typeof(uint))]
 internal sealed partial class VolumeRecordJson : JsonSerializerContext;

@@ -6,8 +6,8 @@ namespace BlockServer.Core;
 
 /// <summary>
 /// CRC-32C (Castagnoli, reflected 0x82F63B78, initial and final inversion; RFC 3720 B.4): the checksum of every block,
-/// page and record, and of iSCSI digests. Uses the CPU's instruction through <see cref="BitOperations"/>; a whole block
-/// is cut into four lanes so that the instruction's latency (3 cycles) is hidden, about 3x faster than one stream.
+/// page and record, and of iSCSI digests. Uses the CPU's instruction through <see cref="BitOperations"/>; every 4 KiB
+/// are cut into four lanes so that the instruction's latency (3 cycles) is hidden, about 3x faster than one stream.
 /// </summary>
 public static class Crc32C
 {
@@ -24,7 +24,7 @@ public static class Crc32C
 
     /// <summary>The checksum of <paramref name="data"/>.</summary>
     public static uint Compute(ReadOnlySpan<byte> data) =>
-        data.Length == Units.BlockBytes ? ComputeBlock(data) : ~Update(~0u, data);
+        data.Length == Units.BlockBytes ? ~UpdateBlock(~0u, data) : ~Update(~0u, data);
 
     /// <summary>Continues a checksum: <c>Append(Compute(a), b) == Compute(a + b)</c>.</summary>
     public static uint Append(uint crc, ReadOnlySpan<byte> data) => ~Update(~crc, data);
@@ -34,15 +34,15 @@ public static class Crc32C
     {
         Check.That(data.Length == results.Length * Units.BlockBytes);
         for (int i = 0; i < results.Length; i++)
-            results[i] = ComputeBlock(data.Slice(i * Units.BlockBytes, Units.BlockBytes));
+            results[i] = ~UpdateBlock(~0u, data.Slice(i * Units.BlockBytes, Units.BlockBytes));
     }
 
-    private static uint ComputeBlock(ReadOnlySpan<byte> block)
+    private static uint UpdateBlock(uint register, ReadOnlySpan<byte> block)
     {
         ReadOnlySpan<ulong> words = MemoryMarshal.Cast<byte, ulong>(block);
         ref ulong p = ref MemoryMarshal.GetReference(words);
         const nuint lane = LaneBytes / 8;
-        uint a = ~0u, b = 0, c = 0, d = 0;
+        uint a = register, b = 0, c = 0, d = 0;
         for (nuint i = 0; i < lane; i++)
         {
             a = BitOperations.Crc32C(a, Unsafe.Add(ref p, i));
@@ -51,11 +51,12 @@ public static class Crc32C
             d = BitOperations.Crc32C(d, Unsafe.Add(ref p, i + 3 * lane));
         }
 
-        return ~(Shift(Over3, a) ^ Shift(Over2, b) ^ Shift(Over1, c) ^ d);
+        return Shift(Over3, a) ^ Shift(Over2, b) ^ Shift(Over1, c) ^ d;
     }
 
     private static uint Update(uint register, ReadOnlySpan<byte> data)
     {
+        for (; data.Length >= Units.BlockBytes; data = data[Units.BlockBytes..]) register = UpdateBlock(register, data);
         ReadOnlySpan<ulong> words = MemoryMarshal.Cast<byte, ulong>(data);
         foreach (ulong word in words) register = BitOperations.Crc32C(register, word);
         foreach (byte b in data[(words.Length * 8)..]) register = BitOperations.Crc32C(register, b);

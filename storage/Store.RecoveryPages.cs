@@ -113,7 +113,8 @@ public sealed partial class Store
         Slot known = _slots[slot];
         bool isHere = known.Kind == MetadataKind.Extent && known.VolumeId == record.VolumeId && known.Extent == record.Extent;
         if (own <= known.PageLsn) return judges && isHere; // only to see what an earlier recovery made of it
-        begins = record.BeginsPage || !isHere || record.Before > known.PageLsn;
+        // When it is judged, what came before it is not replayed yet; when it is replayed, a page that lacks that is lost.
+        begins = record.BeginsPage || !isHere || (!judges && IsOlder(known, record));
         return true;
     }
 

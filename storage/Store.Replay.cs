@@ -299,7 +299,7 @@ public sealed partial class Store
         _slots.Reach(record.Slot);
         ref Slot slot = ref _slots[record.Slot];
         bool isStale = lsn <= slot.PageLsn;
-        if (!isStale && record.Before > slot.PageLsn && LoseBase(record) is { } lost) return lost;
+        if (!isStale && IsOlder(slot, record) && LoseBase(record) is { } lost) return lost;
         // All that came after the page in hand is in the log, whatever the other home held.
         suspects.Remove(record.Slot);
         if (isStale) return null;
@@ -375,6 +375,9 @@ public sealed partial class Store
         record.Entries.CopyTo(entries);
         for (int i = 0; i < Units.BlocksPerExtent; i++) slot.MaxVersion = Math.Max(slot.MaxVersion, MetadataPage.Entry(entries, i).Version);
     }
+
+    /// <summary>The page in hand lacks what the record was made on, and the log has it no more.</summary>
+    private bool IsOlder(in Slot slot, RedoRecord record) => record.Before > slot.PageLsn && !Breaks(BrokenRules.OlderPage);
 
     private void ReplayBlocks(RedoRecord record, ref Slot slot)
     {

@@ -352,9 +352,10 @@ public sealed partial class Store
     /// <summary>Puts a complete record into the pages in RAM.</summary>
     private void Apply(Pending record, bool isMoved)
     {
-        // Of a moved record only the page that it begins counts: the later one brings the blocks.
+        // Of a moved record only the page that it begins counts: the later one brings the blocks. But the later one names it as
+        // the record before it, so the log keeps it as long as the page is not home.
         if (!isMoved) ApplyKind(record);
-        else if (record.IsNewPage) Touch(record.Slot, record.Lsn);
+        else Touch(record.Slot, record.Lsn);
         if (record.Volume is not null) _slots.Unpin(record.Slot);
         if (record.Heir != 0) _slots.Unpin(record.Heir - 1);
     }

@@ -145,6 +145,9 @@ public enum BrokenRules
     /// <summary>An extent is laid out anew although its last changes are not claimed, so that a power cut may take them and
     /// leave the new layout (P3).</summary>
     RelayUnclaimed = 1 << 22,
+
+    /// <summary>Recovery goes on from a page that is older than the log behind it needs (B1.7, step 3).</summary>
+    OlderPage = 1 << 30,
 }
 
 /// <summary>What became of opening a store.</summary>

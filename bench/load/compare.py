@@ -13,6 +13,9 @@ import machine
 from machine import BenchError
 from workloads import judge
 
+# A run during which the hypervisor took more of the machine than this is made once more, and the better of the two is kept.
+STOLEN_CORES_MAX = 0.15
+
 FIGURES = ("iops", "mb_per_s", "p50_us", "p99_us", "cpu_us_per_io", "other_cores", "stolen_cores")
 
 
@@ -142,7 +145,11 @@ class Comparison:
                 turn = (number - 1) % len(servers)
                 for server in servers[turn:] + servers[:turn]:
                     if self.measures(server, workload):
-                        self.keep(number, backing, transport, workload, server, self.measure(number, transport, workload, server))
+                        figures = self.measure(number, transport, workload, server)
+                        if figures["stolen_cores"] > STOLEN_CORES_MAX:
+                            again = self.measure(number, transport, workload, server)
+                            figures = min(figures, again, key=lambda f: f["stolen_cores"])
+                        self.keep(number, backing, transport, workload, server, figures)
             took = time.monotonic() - started
         self.after_rounds(backing, transport, workloads, servers)
         for server in servers:

@@ -47,7 +47,7 @@ class Blockd(IscsiServer, servers.Blockd):
     def command(self, transport):
         volumes = [f"--create-volume=bench{lun}:{size}" for lun, size in enumerate(self.sizes())]
         return [self.program, "--data-dir", os.path.join(self.folder, "data"), "--nbd", f"unix:{self.socket}", "--api", "none",
-                "--iscsi", f"127.0.0.1:{self.port}", "--store-size", str(int(sum(self.sizes()) * 2.2) + (256 << 20)), *volumes, *self.options]
+                "--iscsi", f"127.0.0.1:{self.port}", "--store-size", str(int(sum(self.sizes()) * 2.2) + (256 << 20)), *volumes, *self.layout(), *self.options]
 
     def prepare(self):
         self.start("tcp")

@@ -7,14 +7,14 @@ import sys
 import compare
 import fio
 from servers import PEERS, Blockd
-from workloads import AGED, AGED_OVERWRITE, WORKLOADS
+from workloads import AGED, AGED_OVERWRITE, RELAID, WORKLOADS
 
 
 class NbdComparison(compare.Comparison):
     """NBD over unix sockets and TCP."""
 
     script = "bench/load/nbd.sh"
-    workloads = (*WORKLOADS, AGED)
+    workloads = (*WORKLOADS, AGED, RELAID)
 
     def __init__(self, options):
         super().__init__(options)
@@ -30,6 +30,9 @@ class NbdComparison(compare.Comparison):
             name = f"{backing}/{transport}/{workload.name}"
             if self.options.only:
                 if re.search(self.options.only, name):
+                    chosen.append(workload)
+            elif workload is RELAID:
+                if backing == "disk" and transport == "unix":
                     chosen.append(workload)
             elif transport == "unix" or (workload is not AGED and (workload.quick_tcp or not self.options.quick)):
                 chosen.append(workload)
@@ -55,25 +58,31 @@ class NbdComparison(compare.Comparison):
                                                "--runtime=1", "--norandommap=1"])
 
     def in_rounds(self, workloads):
-        return [w for w in workloads if w is not AGED]
+        return [w for w in workloads if w not in (AGED, RELAID)]
 
     def measure(self, number, transport, workload, server):
         return fio.run(server.target(transport), workload.fio(server.size, self.options.seconds, number * 7919), server.pid)
 
     def after_rounds(self, backing, transport, workloads, servers):
-        if AGED not in workloads:
-            return
-        for number in range(1, 2 if self.options.quick else 4):
-            for server in servers:
-                if self.measures(server, AGED):
-                    self.keep(number, backing, transport, AGED, server, self.aged(number, transport, server))
+        for workload in [w for w in (AGED, RELAID) if w in workloads]:
+            for number in range(1, 2 if self.options.quick or workload is RELAID else 4):
+                for server in servers:
+                    if self.measures(server, workload):
+                        self.keep(number, backing, transport, workload, server, self.aged(number, transport, server, workload))
 
-    def aged(self, number, transport, server):
-        """Overwrites a region at random twice, then reads it in order, once through."""
+    def aged(self, number, transport, server, workload):
+        """Overwrites a region at random twice, lets blockd lay it out anew if that is the line, then reads it in order, once through."""
         region = min(self.options.size // 2, 128 << 20) if self.options.quick else self.options.size // 2
         target = [*server.target(transport), f"--size={region}"]
         over = fio.run(target, [*AGED_OVERWRITE, f"--randseed={number * 7919}"], server.pid)
-        figures = fio.run(target, ["--rw=read", "--bs=128k", "--iodepth=16"], server.pid)
+        waited = None
+        if workload is RELAID and isinstance(server, Blockd):
+            waited = server.lay_out(transport)
+            self.say(f"laid out anew after {waited:.0f} s, {server.disk()['relaidBytes'] >> 20} MiB")
+            fio.run(server.target(transport), ["--rw=randread", "--bs=4k", "--iodepth=32", f"--size={region}", "--time_based=1", "--runtime=1",
+                                               "--norandommap=1"])
+        figures = fio.run([*server.target(transport), f"--size={region}"], ["--rw=read", "--bs=128k", "--iodepth=16"], server.pid)
+        figures["relayout_s"] = waited
         figures["overwrite_iops"] = over["iops"]
         figures["overwrite_cpu_us_per_io"] = over["cpu_us_per_io"]
         return figures

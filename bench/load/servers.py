@@ -1,10 +1,13 @@
 """The servers under comparison. Each serves one volume from a folder on the backing, and is ended by its pid."""
 
+import json
 import os
 import signal
 import socket
 import subprocess
 import time
+import urllib.error
+import urllib.request
 
 import fio
 from machine import BenchError, read
@@ -140,11 +143,24 @@ class Blockd(Server):
         super().__init__(folder, size, direct)
         self.program = os.path.abspath(program)
         self.options = list(options)
+        self.relayout = "off"  # its work between two runs would be noise in those of the peers
+        self.knows_relayout = None
+        self.api = None
 
     def command(self, transport):
         listen = f"unix:{self.socket}" if transport == "unix" else f"127.0.0.1:{self.port}"
-        return [self.program, "--data-dir", os.path.join(self.folder, "data"), "--nbd", listen, "--api", "none",
-                "--store-size", str(int(self.size * 2.4) + (256 << 20)), "--create-volume", f"bench:{self.size}", *self.options]
+        return [self.program, "--data-dir", self.data, "--nbd", listen, "--api", f"127.0.0.1:{self.api}" if self.api else "none",
+                "--store-size", str(int(self.size * 2.4) + (256 << 20)), "--create-volume", f"bench:{self.size}", *self.layout(), *self.options]
+
+    def layout(self):
+        if self.knows_relayout is None:
+            told = subprocess.run([self.program, "--help"], capture_output=True, text=True, timeout=30, check=False).stdout
+            self.knows_relayout = "--relayout" in told  # builds of older commits do not
+        return ["--relayout", self.relayout] if self.knows_relayout and "--relayout" not in self.options else []
+
+    @property
+    def data(self):
+        return os.path.join(self.folder, "data")
 
     def export(self):
         return "bench"
@@ -156,6 +172,38 @@ class Blockd(Server):
 
     def note(self):
         return " ".join(["durability flush, checksums on", *self.options])
+
+    def call(self, path, body=None):
+        """A POST to the admin API, or a GET when there is no body."""
+        token = read(os.path.join(self.data, "admin.token")).strip()
+        request = urllib.request.Request(f"http://127.0.0.1:{self.api}{path}", body and json.dumps(body).encode(),
+                                         {"Authorization": f"Bearer {token}", "Content-Type": "application/json"})
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return json.load(answer)
+        except urllib.error.HTTPError as e:
+            raise BenchError(f"{path}: {e.code} {e.read().decode(errors='replace')}") from None
+
+    def disk(self):
+        return self.call("/v1/disks")["disks"][0]
+
+    def left_scattered(self):
+        try:
+            return self.disk()["scatteredExtents"]
+        except urllib.error.URLError:
+            return 1  # the API is not there yet
+
+    def lay_out(self, transport, limit=900):
+        """Starts anew with relayout and waits until it has nothing left to do; seconds that took."""
+        self.stop()
+        self.relayout, self.api = "on", free_port()
+        self.start(transport)
+        began = time.monotonic()
+        while self.left_scattered() > 0:
+            if time.monotonic() - began > limit:
+                raise BenchError(f"relayout is not done after {limit} s:\n{self.said()}")
+            time.sleep(0.5)
+        return time.monotonic() - began
 
 
 class QemuNbd(Server):

@@ -1,4 +1,5 @@
-"""The benches that look at blockd alone: opening after a kill, a full store, an idle daemon. Run them by open.sh, full.sh, idle.sh.
+"""The benches that look at blockd alone: opening after a kill, a full store, an idle daemon, relayout at work. Run them
+by open.sh, full.sh, idle.sh, relayout.sh.
 
 Each prints one line, and with --json FILE writes it with the machine and every figure.
 """
@@ -13,8 +14,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 
 import fio
 import machine
@@ -28,15 +27,12 @@ class Daemon(Blockd):
         super().__init__(folder, volume, machine.takes_direct(folder), program, options)
         self.store = store
         self.api = free_port() if with_api else None
+        self.relayout = "on"
 
     def command(self, transport):
         api = f"127.0.0.1:{self.api}" if self.api else "none"
         return [self.program, "--data-dir", self.data, "--nbd", f"unix:{self.socket}", "--api", api,
-                "--store-size", str(self.store), *(["--create-volume", f"bench:{self.size}"] if self.size else []), *self.options]
-
-    @property
-    def data(self):
-        return os.path.join(self.folder, "data")
+                "--store-size", str(self.store), *(["--create-volume", f"bench:{self.size}"] if self.size else []), *self.layout(), *self.options]
 
     def start_ready(self, limit=600):
         """Starts it; seconds until it said `ready`."""
@@ -55,17 +51,6 @@ class Daemon(Blockd):
                 raise BenchError(f"blockd ended with {self.process.returncode}:\n{self.said()}")
             time.sleep(0.005)
         raise BenchError(f"blockd is not ready after {limit} s:\n{self.said()}")
-
-    def call(self, path, body=None):
-        """A POST to the admin API, or a GET when there is no body."""
-        token = machine.read(os.path.join(self.data, "admin.token")).strip()
-        request = urllib.request.Request(f"http://127.0.0.1:{self.api}{path}", body and json.dumps(body).encode(),
-                                         {"Authorization": f"Bearer {token}", "Content-Type": "application/json"})
-        try:
-            with urllib.request.urlopen(request, timeout=30) as answer:
-                return json.load(answer)
-        except urllib.error.HTTPError as e:
-            raise BenchError(f"{path}: {e.code} {e.read().decode(errors='replace')}") from None
 
 
 def open_after_kill(options, folder):
@@ -163,11 +148,47 @@ def idle(options, folder):
         f"target < 0.5 % at 1000 volumes: {verdict(percent < 0.5)}")
 
 
+def relayout(options, folder):
+    """4k random writes to one half of a volume while the other half, overwritten at random, is laid out anew, and without that."""
+    size = machine.parse_size(options.size or "1g")
+    machine.need_space(folder, 3 * size)
+    seconds = options.seconds or 8
+    daemon = Daemon(folder, size, int(size * 2.4) + (256 << 20), options.blockd, options.blockd_options.split(), with_api=True)
+    figures, relaid = {"off": [], "on": []}, []
+    write = [f"--size={size // 2}", "--rw=randwrite", "--bs=4k", "--iodepth=32", "--time_based=1", "--norandommap=1"]
+    try:
+        daemon.start_ready()
+        fio.run(daemon.target("unix"), [f"--size={size}", "--rw=write", "--bs=1M", "--iodepth=8", "--refill_buffers=1"], limit=3600)
+        for number in range(1, (options.rounds or 3) + 1):
+            for mode in ("off", "on") if number % 2 else ("on", "off"):
+                daemon.stop()
+                daemon.relayout = "off"
+                daemon.start_ready()
+                fio.run(daemon.target("unix"), [f"--offset={size // 2}", f"--size={size // 2}", "--rw=randwrite", "--bs=4k", "--iodepth=32"], limit=600)
+                daemon.stop()
+                daemon.relayout = mode
+                daemon.start_ready()
+                # Until what was written before the start is old enough to be laid out anew clients are at work too.
+                fio.run(daemon.target("unix"), [*write, "--runtime=12", f"--randseed={number}"], daemon.pid)
+                before = daemon.disk()["relaidBytes"]
+                figures[mode].append(fio.run(daemon.target("unix"), [*write, f"--runtime={seconds}", f"--randseed={number + 99}"], daemon.pid))
+                if mode == "on":
+                    relaid.append((daemon.disk()["relaidBytes"] - before) / seconds)
+    finally:
+        daemon.stop()
+    ratio = statistics.median(r["iops"] for r in figures["on"]) / statistics.median(r["iops"] for r in figures["off"])
+    tails = {mode: statistics.median(r["p99_us"] for r in runs) for mode, runs in figures.items()}
+    return {"size": size, "seconds": seconds, "runs": figures, "ratio": ratio, "relaid_bytes_per_s": relaid}, (
+        f"relayout: 4k random writes QD32 at {ratio:.2f}x of those without it, p99 {tails['on']:.0f} against {tails['off']:.0f} us, while "
+        f"{statistics.median(relaid) / 2**20:.1f} MiB/s were laid out anew (medians of {options.rounds or 3} rounds); "
+        f"target >= 0.95x: {verdict(ratio >= 0.95)}")
+
+
 def verdict(is_met):
     return "met" if is_met else "MISSED"
 
 
-BENCHES = {"open": open_after_kill, "full": full, "idle": idle}
+BENCHES = {"open": open_after_kill, "full": full, "idle": idle, "relayout": relayout}
 
 
 def main():
@@ -177,12 +198,12 @@ def main():
     parser = argparse.ArgumentParser(prog=f"bench/load/{name}.sh", description=bench.__doc__)
     parser.add_argument("--backing", choices=["shm", "disk"], default="disk")
     parser.add_argument("--scratch", help="folder on the disk (default: the temporary folder)")
-    parser.add_argument("--seconds", type=float, help="open: of load before each kill (10); full: of each run (5); idle: watched (30)")
+    parser.add_argument("--seconds", type=float, help="open: of load before each kill (10); full: of each run (5); idle: watched (30); relayout: of each run (8)")
     parser.add_argument("--blockd", default=os.environ.get("BLOCKD", "out/blockd"))
     parser.add_argument("--blockd-options", default="", help="further options of the daemon, for instance '--engine aio'")
     parser.add_argument("--json", metavar="FILE")
     if name != "idle":
-        parser.add_argument("--size", help="open: data in the store (30g); full: of each of the two stores (4g)")
+        parser.add_argument("--size", help="open: data in the store (30g); full: of each of the two stores (4g); relayout: of the volume (1g)")
         parser.add_argument("--rounds", type=int, help="of which the median is taken (3)")
     if name == "full":
         parser.add_argument("--percent", type=float, default=90)

@@ -72,6 +72,8 @@ WORKLOADS = [
 # After a random overwrite of every block of a region, twice. Published without a target.
 AGED = Workload("aged-read-128k-qd16", "128k sequential read of a region whose blocks were all overwritten at random, twice", "read",
                 "128k", 16, metric="mb_per_s")
+# The same, after blockd was left alone until it had laid the region out anew.
+RELAID = Workload("relaid-read-128k-qd16", "128k sequential read of such a region after relayout", "read", "128k", 16, metric="mb_per_s")
 AGED_OVERWRITE = ["--rw=randwrite", "--bs=4k", "--iodepth=32", "--loops=2"]
 
 

@@ -19,6 +19,11 @@ namespace BlockServer.Core.Api;
 //   DELETE /v1/disks/{id}                      204 (409 while volumes lie on it without force=true)
 //   GET    /v1/sessions                        SessionList
 //   DELETE /v1/sessions/{id}                   204, the session is cut
+//   GET    /v1/portals                         PortalList
+//   GET    /v1/targets, POST /v1/targets       TargetList; CreateTarget -> 201 TargetInfo
+//   GET, PATCH, DELETE /v1/targets/{name}      TargetInfo, ChangeTarget (TargetRecords.cs)
+//   POST   /v1/targets/{name}/luns, /access, /users   AddLun, AccessRule, AddChapUser -> TargetInfo; DELETE takes each away
+//   GET    /v1/discovery, POST /v1/discovery/users    DiscoveryInfo
 //   GET    /v1/stats                           StatsInfo (counters since start; a client computes rates)
 //   GET    /v1/tasks, GET /v1/tasks/{id}, DELETE /v1/tasks/{id} (cancel)   TaskList, TaskInfo
 //   GET    /v1/openapi.json                    the OpenAPI document
@@ -96,11 +101,14 @@ public sealed record ChangeVolume(
 
 /// <summary>A disk, that is one store. Its status is <c>online</c>, <c>failed</c> (stopped by an error), <c>missing</c> (not where
 /// it was) or <c>refused</c> (there, and not fit to be served); all but the first come with a reason. The figures of a disk
-/// that is not open are 0. Bad blocks are those of 4 KiB that the disk did not take or keep, and that are never used again.</summary>
+/// that is not open are 0. Bad blocks are those of 4 KiB that the disk did not take or keep, and that are never used again.
+/// Scattered extents are the MiB of volumes that are to be laid out anew; relaid bytes were written for that since the disk was
+/// opened.</summary>
 public sealed record DiskInfo(
     Guid Id, string Name, string Path, string Kind, string Status, ulong SizeBytes, ulong DataBytes, ulong UsedBytes,
     ulong FreeBytes, ulong MetadataSlots, ulong MetadataSlotsUsed, ulong MetadataResidentBytes, int Volumes,
-    ulong ChecksumErrors, ulong IoErrors, ulong BlocksBad, double RingOccupancy, string? FailReason);
+    ulong ChecksumErrors, ulong IoErrors, ulong BlocksBad, double RingOccupancy, string? FailReason,
+    ulong ScatteredExtents = 0, ulong RelaidBytes = 0);
 
 /// <summary>All disks.</summary>
 public sealed record DiskList(IReadOnlyList<DiskInfo> Disks);
@@ -113,10 +121,10 @@ public sealed record DiskList(IReadOnlyList<DiskInfo> Disks);
 /// <param name="Force">Overwrite whatever the device holds.</param>
 public sealed record AddDisk(string Path, string? Name = null, ulong? SizeBytes = null, bool Force = false);
 
-/// <summary>One client attached to a volume.</summary>
+/// <summary>One client attached to a volume, or over iSCSI to a <paramref name="Target"/> with several: their names with commas.</summary>
 public sealed record SessionInfo(
     string Id, string Protocol, string Volume, string Peer, string Listener, bool Tls, string? Identity,
-    DateTimeOffset Since, ulong ReadOps, ulong ReadBytes, ulong WriteOps, ulong WriteBytes, int InFlight);
+    DateTimeOffset Since, ulong ReadOps, ulong ReadBytes, ulong WriteOps, ulong WriteBytes, int InFlight, string? Target = null);
 
 /// <summary>All sessions.</summary>
 public sealed record SessionList(IReadOnlyList<SessionInfo> Sessions);
@@ -167,6 +175,15 @@ public sealed record TaskList(IReadOnlyList<TaskInfo> Tasks);
 [JsonSerializable(typeof(ChangeVolume))]
 [JsonSerializable(typeof(DiskInfo))]
 [JsonSerializable(typeof(DiskList))]
+[JsonSerializable(typeof(PortalList))]
+[JsonSerializable(typeof(TargetList))]
+[JsonSerializable(typeof(TargetInfo))]
+[JsonSerializable(typeof(CreateTarget))]
+[JsonSerializable(typeof(ChangeTarget))]
+[JsonSerializable(typeof(AddLun))]
+[JsonSerializable(typeof(AccessRule))]
+[JsonSerializable(typeof(AddChapUser))]
+[JsonSerializable(typeof(DiscoveryInfo))]
 [JsonSerializable(typeof(AddDisk))]
 [JsonSerializable(typeof(SessionList))]
 [JsonSerializable(typeof(StatsInfo))]

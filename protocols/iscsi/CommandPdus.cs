@@ -78,11 +78,9 @@ public readonly record struct ScsiResponsePdu(
     /// <summary>Writes.</summary>
     public void WriteTo(Span<byte> bhs, int dataBytes)
     {
-        Begin(bhs, IscsiOpcode.ScsiResponse, 0x80 | Residual.Flags, dataBytes);
+        BeginAnswer(bhs, IscsiOpcode.ScsiResponse, 0x80 | Residual.Flags, dataBytes, Tag, Numbers);
         bhs[2] = Response;
         bhs[3] = (byte)Status;
-        Put(bhs, 16, Tag);
-        Numbers.WriteTo(bhs);
         Put(bhs, 36, ExpDataSn);
         Put(bhs, 44, Residual.Bytes);
     }
@@ -133,10 +131,8 @@ public readonly record struct TaskManagementResponsePdu(TaskFunctionResponse Res
     /// <summary>Writes.</summary>
     public void WriteTo(Span<byte> bhs)
     {
-        Begin(bhs, IscsiOpcode.TaskManagementResponse, 0x80, 0);
+        BeginAnswer(bhs, IscsiOpcode.TaskManagementResponse, 0x80, 0, Tag, Numbers);
         bhs[2] = (byte)Response;
-        Put(bhs, 16, Tag);
-        Numbers.WriteTo(bhs);
     }
 
     /// <summary>Reads.</summary>

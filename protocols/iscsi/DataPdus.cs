@@ -48,10 +48,8 @@ public readonly record struct DataInPdu(
     public void WriteTo(Span<byte> bhs, int dataBytes)
     {
         int flags = (IsFinal ? 0x80 : 0) | (HasStatus ? 1 | Residual.Flags : 0);
-        Begin(bhs, IscsiOpcode.DataIn, flags, dataBytes);
-        Put(bhs, 16, Tag);
+        BeginAnswer(bhs, IscsiOpcode.DataIn, flags, dataBytes, Tag, Numbers);
         Put(bhs, 20, IscsiWire.NoTag);
-        Numbers.WriteTo(bhs);
         Put(bhs, 36, DataSn);
         Put(bhs, 40, Offset);
         if (!HasStatus)
@@ -85,11 +83,9 @@ public readonly record struct R2TPdu(
     /// <summary>Writes.</summary>
     public void WriteTo(Span<byte> bhs)
     {
-        Begin(bhs, IscsiOpcode.R2T, 0x80, 0);
+        BeginAnswer(bhs, IscsiOpcode.R2T, 0x80, 0, Tag, Numbers);
         Put(bhs, 8, Lun);
-        Put(bhs, 16, Tag);
         Put(bhs, 20, TransferTag);
-        Numbers.WriteTo(bhs);
         Put(bhs, 36, R2TSn);
         Put(bhs, 40, Offset);
         Put(bhs, 44, LengthBytes);

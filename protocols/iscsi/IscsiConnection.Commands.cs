@@ -362,31 +362,38 @@ public sealed partial class IscsiConnection
         LogoutRequestPdu pdu = LogoutRequestPdu.Read(_head);
         if (!await ReceiveDataAsync(default, header.DataBytes)) return false;
         if (!pdu.IsImmediate && !TakeNumber(pdu.CmdSn)) return true;
-        IscsiLogoutResponse response;
         if (pdu.Reason == IscsiLogoutReason.CloseSession || (pdu.Reason == IscsiLogoutReason.CloseConnection && pdu.Cid == Cid))
         {
             _logout = pdu;
             _isLoggingOut = true;
+            _session.DropUndispatchedOf(this); // no more data is read for them, and others may wait for what they hold
             if (pdu.Reason == IscsiLogoutReason.CloseSession) await _session.EndOthersAsync(this);
             return false;
         }
 
-        if (pdu.Reason == IscsiLogoutReason.CloseConnection)
+        if (pdu.Reason == IscsiLogoutReason.CloseConnection && _session.FindConnection(pdu.Cid) is { } other)
         {
-            IscsiConnection? other = _session.FindConnection(pdu.Cid);
-            other?.EndOrderly("the initiator closed it");
-            if (other is not null) await other.WaitEndedAsync();
-            response = other is null ? IscsiLogoutResponse.CidNotFound : IscsiLogoutResponse.Success;
-        }
-        else
-        {
-            response = IscsiLogoutResponse.RecoveryNotSupported;
+            _ = EndOtherAsync(other, pdu.Tag); // meanwhile this one is read on: the other's end may wait for its commands
+            return true;
         }
 
-        SmallPdu answer = RentPdu();
-        new LogoutResponsePdu(response, pdu.Tag, default).WriteTo(answer.Bytes);
-        Enqueue(answer);
+        bool isClose = pdu.Reason == IscsiLogoutReason.CloseConnection;
+        AnswerLogout(pdu.Tag, isClose ? IscsiLogoutResponse.CidNotFound : IscsiLogoutResponse.RecoveryNotSupported);
         return true;
+    }
+
+    private async Task EndOtherAsync(IscsiConnection other, uint tag)
+    {
+        other.EndOrderly("the initiator closed it");
+        await other.WaitEndedAsync();
+        if (!IsClosed) AnswerLogout(tag, IscsiLogoutResponse.Success);
+    }
+
+    private void AnswerLogout(uint tag, IscsiLogoutResponse response)
+    {
+        SmallPdu answer = RentPdu();
+        new LogoutResponsePdu(response, tag, default).WriteTo(answer.Bytes);
+        Enqueue(answer);
     }
 
     /// <summary>Takes the number of a command that is run at once; false when it is outside the window.</summary>

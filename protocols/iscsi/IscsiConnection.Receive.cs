@@ -97,7 +97,8 @@ public sealed partial class IscsiConnection
         return digest == _crc || _options.Breaks(IscsiBrokenRules.IgnoreDigests) || Broken("a data digest does not match");
     }
 
-    /// <summary>Fills from what was received already, then straight from the connection.</summary>
+    /// <summary>Fills from what was received already, then straight from the connection. Initiators send header and data by
+    /// two calls: when the header is here the data mostly is too, and is taken without another turn of the loop.</summary>
     [AsyncMethodBuilder(typeof(LoopMethodBuilder<>))]
     private async ValueTask<bool> FillAsync(Memory<byte> target)
     {
@@ -108,10 +109,15 @@ public sealed partial class IscsiConnection
         while (!target.IsEmpty)
         {
             if (IsClosed) return false;
-            _halfSince = _loop.NowNanos;
-            int count = await _connection.ReceiveAsync(target);
-            _halfSince = 0;
-            if (count <= 0) return false;
+            int count = _connection.ReceiveNow(target);
+            if (count <= 0)
+            {
+                _halfSince = _loop.NowNanos;
+                count = await _connection.ReceiveAsync(target);
+                _halfSince = 0;
+                if (count <= 0) return false;
+            }
+
             _heard = _loop.NowNanos;
             target = target[count..];
         }

@@ -19,6 +19,9 @@ public sealed partial class IscsiConnection
     // With so much unsent the socket is not read: a peer that asks and does not read is held back.
     private const int QueueMax = 512;
 
+    // A long turn sends its answers in lots of this many: the initiator works on the first ones while the rest is prepared.
+    private const int EarlyAnswers = 4;
+
     private readonly Queue<Outgoing> _out = new();
     private readonly Queue<Outgoing> _sending = new();
     private readonly SendBatch _batch = new();
@@ -29,7 +32,7 @@ public sealed partial class IscsiConnection
     private SmallPdu? _freePdus;
     private int _arenaEnd, _runStart, _pduStart;
     private uint _statSn;
-    private bool _isSending;
+    private bool _isSending, _isInSend, _hasSendFailed;
 
     /// <summary>Another PDU fits the batch.</summary>
     internal bool HasRoom => _batch.Count + 3 <= SendBatch.PartsMax && _arenaEnd + PduRoom <= ArenaBytes
@@ -43,6 +46,14 @@ public sealed partial class IscsiConnection
     {
         _out.Enqueue(outgoing);
         _loop.CallAtTurnEnd(_sendHook);
+    }
+
+    /// <summary>A command has its answer: it leaves with the next few, at the latest at the end of the turn. Sending gives
+    /// other tasks back, so this is the last thing that the caller does; within a send it waits for the end of the turn.</summary>
+    internal void EnqueueAnswer(Outgoing answer)
+    {
+        Enqueue(answer);
+        if (_out.Count >= EarlyAnswers && !_isSending && !_isInSend && !_hasSendFailed && !IsClosed) SendReady();
     }
 
     internal void EnqueueR2T(in R2TPdu r2t)
@@ -132,7 +143,15 @@ public sealed partial class IscsiConnection
 
     private void SendReady()
     {
+        if (_hasSendFailed && !IsClosed) Fail("a send failed");
         if (_isSending) return;
+        _isInSend = true;
+        Send();
+        _isInSend = false;
+    }
+
+    private void Send()
+    {
         while (IsClosed && _out.TryDequeue(out Outgoing? lost)) lost.OnSent(this);
         while (_out.TryPeek(out Outgoing? next) && next.Emit(this)) _sending.Enqueue(_out.Dequeue());
         FlushRun();
@@ -148,11 +167,18 @@ public sealed partial class IscsiConnection
 #pragma warning disable CA2012 // The awaiter is kept and asked once, in OnSent.
         _sent = _connection.SendAsync(_batch).GetAwaiter();
 #pragma warning restore CA2012
-        if (_sent.IsCompleted) OnSent();
+        if (_sent.IsCompleted) TakeSent();
         else _sent.UnsafeOnCompleted(_onSent);
     }
 
     private void OnSent()
+    {
+        _isInSend = true;
+        TakeSent();
+        _isInSend = false;
+    }
+
+    private void TakeSent()
     {
 #pragma warning disable CA2012 // Completed: either seen so, or this is its continuation.
         int answer = _sent.GetResult();
@@ -160,9 +186,11 @@ public sealed partial class IscsiConnection
         _isSending = false;
         _batch.Clear();
         (_arenaEnd, _runStart) = (0, 0);
+
+        // The session is not ended from here: an early send may stand on the stack of one of its tasks.
+        _hasSendFailed |= answer < 0;
         while (_sending.TryDequeue(out Outgoing? sent)) sent.OnSent(this);
-        if (answer < 0) Fail("a send failed");
-        if (_out.Count > 0) _loop.CallAtTurnEnd(_sendHook);
+        if (_out.Count > 0 || _hasSendFailed) _loop.CallAtTurnEnd(_sendHook);
         CloseIfStopped();
         if (_room.IsPending) _room.Complete(true);
     }

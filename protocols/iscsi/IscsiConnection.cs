@@ -3,9 +3,9 @@ using BlockServer.Core;
 namespace BlockServer.Protocols.Iscsi;
 
 /// <summary>
-/// One connection in full feature phase. Lives on its session's loop; owns the connection. What is ready at the end of a
-/// turn leaves in one gathered send. Nothing that a peer sends makes it throw, and in steady state a command allocates
-/// nothing.
+/// One connection in full feature phase. Lives on its session's loop; owns the connection. Answers leave a few at a
+/// time in gathered sends, at the latest at the end of the turn. Nothing that a peer sends makes it throw, and in steady
+/// state a command allocates nothing.
 /// </summary>
 public sealed partial class IscsiConnection
 {

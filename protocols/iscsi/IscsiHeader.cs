@@ -41,6 +41,15 @@ public readonly record struct IscsiHeader(
         SetDataBytes(bhs, dataBytes);
     }
 
+    /// <summary>Begins what only targets send: the tag and the three numbers stand at the same place in all of them.</summary>
+    internal static void BeginAnswer(
+        Span<byte> bhs, IscsiOpcode opcode, int flags, int dataBytes, uint tag, in IscsiNumbers numbers)
+    {
+        Begin(bhs, opcode, flags, dataBytes);
+        Put(bhs, 16, tag);
+        numbers.WriteTo(bhs);
+    }
+
     /// <summary>Sets DataSegmentLength.</summary>
     public static void SetDataBytes(Span<byte> bhs, int dataBytes)
     {

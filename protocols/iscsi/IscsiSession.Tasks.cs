@@ -108,8 +108,8 @@ public sealed partial class IscsiSession
         Counters.WrittenBytes += (uint)command.OutLength;
         if (hasFailed) Counters.Errors++;
         ulong bytes = (uint)Math.Max(command.InLength, command.OutLength);
-        _target.Meter?.OnCommand(command.Cdb[0], bytes, _loop.NowNanos - task.BeganNanos, hasFailed);
-        task.Connection.Enqueue(task);
+        _target.Meter?.OnCommand(command.Lun, command.Cdb[0], bytes, _loop.NowNanos - task.BeganNanos, hasFailed);
+        task.Connection.EnqueueAnswer(task);
     }
 
     /// <summary>Its status is about to be sent: the tag is free and the window moves.</summary>
@@ -146,6 +146,27 @@ public sealed partial class IscsiSession
         foreach (IscsiTask task in _tasks.Values.ToArray())
         {
             if (!task.IsDispatched && task.Connection == connection) DropTask(task);
+        }
+
+        ReleaseDropped();
+    }
+
+    /// <summary>Dropped tasks do not wait for the window: who holds it may wait for them, as a logout waits for the other
+    /// connections and reads no data meanwhile.</summary>
+    private void ReleaseDropped()
+    {
+        List<IscsiTask> gone = [];
+        for (int i = _waiting.Count; i > 0; i--)
+        {
+            IscsiTask task = _waiting.Dequeue();
+            if (task.IsDropped) gone.Add(task);
+            else _waiting.Enqueue(task);
+        }
+
+        foreach (IscsiTask task in gone)
+        {
+            task.IsQueued = false;
+            if (!task.IsFilling) Release(task);
         }
     }
 

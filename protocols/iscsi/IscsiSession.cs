@@ -31,8 +31,9 @@ public sealed class IscsiCounters
 /// <summary>Counts commands of a target. Called on the target's loop; must not allocate.</summary>
 public interface IIscsiMeter
 {
-    /// <summary>A command's answer was queued, <paramref name="durationNanos"/> after its header was read.</summary>
-    void OnCommand(byte operationCode, ulong bytes, ulong durationNanos, bool hasFailed);
+    /// <summary>A command's answer was queued, <paramref name="durationNanos"/> after its header was read.
+    /// <paramref name="lun"/> is the field of the header.</summary>
+    void OnCommand(ulong lun, byte operationCode, ulong bytes, ulong durationNanos, bool hasFailed);
 }
 
 /// <summary>

@@ -60,10 +60,8 @@ public readonly record struct LoginResponsePdu(
     public void WriteTo(Span<byte> bhs, int dataBytes)
     {
         int flags = (IsTransit ? 0x80 : 0) | (IsContinued ? 0x40 : 0) | ((int)Current << 2) | (IsTransit ? (int)Next : 0);
-        Begin(bhs, IscsiOpcode.LoginResponse, flags, dataBytes);
+        BeginAnswer(bhs, IscsiOpcode.LoginResponse, flags, dataBytes, Tag, Numbers);
         Put(bhs, 8, Isid << 16 | Tsih);
-        Put(bhs, 16, Tag);
-        Numbers.WriteTo(bhs);
         bhs[36] = (byte)((int)Status >> 8);
         bhs[37] = (byte)Status;
     }
@@ -114,10 +112,8 @@ public readonly record struct TextResponsePdu(
     /// <summary>Writes.</summary>
     public void WriteTo(Span<byte> bhs, int dataBytes)
     {
-        Begin(bhs, IscsiOpcode.TextResponse, (IsFinal ? 0x80 : 0) | (IsContinued ? 0x40 : 0), dataBytes);
-        Put(bhs, 16, Tag);
+        BeginAnswer(bhs, IscsiOpcode.TextResponse, (IsFinal ? 0x80 : 0) | (IsContinued ? 0x40 : 0), dataBytes, Tag, Numbers);
         Put(bhs, 20, TransferTag);
-        Numbers.WriteTo(bhs);
     }
 
     /// <summary>Reads.</summary>
@@ -161,10 +157,8 @@ public readonly record struct LogoutResponsePdu(IscsiLogoutResponse Response, ui
     /// <summary>Writes.</summary>
     public void WriteTo(Span<byte> bhs)
     {
-        Begin(bhs, IscsiOpcode.LogoutResponse, 0x80, 0);
+        BeginAnswer(bhs, IscsiOpcode.LogoutResponse, 0x80, 0, Tag, Numbers);
         bhs[2] = (byte)Response;
-        Put(bhs, 16, Tag);
-        Numbers.WriteTo(bhs);
     }
 
     /// <summary>Reads.</summary>
@@ -230,11 +224,9 @@ public readonly record struct NopInPdu(ulong Lun, uint Tag, uint TransferTag, Is
     /// <summary>Writes.</summary>
     public void WriteTo(Span<byte> bhs, int dataBytes)
     {
-        Begin(bhs, IscsiOpcode.NopIn, 0x80, dataBytes);
+        BeginAnswer(bhs, IscsiOpcode.NopIn, 0x80, dataBytes, Tag, Numbers);
         Put(bhs, 8, Lun);
-        Put(bhs, 16, Tag);
         Put(bhs, 20, TransferTag);
-        Numbers.WriteTo(bhs);
     }
 
     /// <summary>Reads.</summary>
@@ -256,10 +248,8 @@ public readonly record struct AsyncMessagePdu(
     /// <summary>Writes.</summary>
     public void WriteTo(Span<byte> bhs, int dataBytes)
     {
-        Begin(bhs, IscsiOpcode.AsyncMessage, 0x80, dataBytes);
+        BeginAnswer(bhs, IscsiOpcode.AsyncMessage, 0x80, dataBytes, IscsiWire.NoTag, Numbers);
         Put(bhs, 8, Lun);
-        Put(bhs, 16, IscsiWire.NoTag);
-        Numbers.WriteTo(bhs);
         bhs[36] = (byte)Event;
         Put(bhs, 38, (uint)Parameter1 << 16 | Parameter2);
         Put(bhs, 42, (uint)Parameter3 << 16);
@@ -280,10 +270,8 @@ public readonly record struct RejectPdu(IscsiRejectReason Reason, IscsiNumbers N
     /// <summary>Writes; the refused header follows.</summary>
     public void WriteTo(Span<byte> bhs)
     {
-        Begin(bhs, IscsiOpcode.Reject, 0x80, IscsiWire.BhsSize);
+        BeginAnswer(bhs, IscsiOpcode.Reject, 0x80, IscsiWire.BhsSize, IscsiWire.NoTag, Numbers);
         bhs[2] = (byte)Reason;
-        Put(bhs, 16, IscsiWire.NoTag);
-        Numbers.WriteTo(bhs);
     }
 
     /// <summary>Reads.</summary>

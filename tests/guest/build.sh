@@ -87,6 +87,7 @@ for program in iscsid iscsiadm dmsetup; do take "$(find "$extra/sbin" "$extra/us
 mkdir -p "$root/etc/iscsi" "$root/var/lib"
 cp "$extra/etc/iscsi/iscsid.conf" "$root/etc/iscsi/"
 echo "InitiatorName=iqn.2026-11.example:guest" >"$root/etc/iscsi/initiatorname.iscsi"
+echo "root:x:0:0:root:/tmp:/bin/sh" >"$root/etc/passwd" # iscsid asks who speaks to it
 cp "$here/init" "$root/init"
 chmod 755 "$root/init"
 

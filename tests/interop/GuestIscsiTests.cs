@@ -57,7 +57,7 @@ public sealed class GuestIscsiTests(ITestOutputHelper output)
         guest.Run($"login {Target} {Port(left.Port)} {settings} && appears /dev/sda");
         guest.Run($"login {Target} {Port(right.Port)} {settings} && appears /dev/sdb");
         guest.Run("multipath /dev/sda /dev/sdb");
-        guest.Run("mkfs.ext4 -q /dev/mapper/mp && mount /dev/mapper/mp /mnt");
+        guest.Run("mkfs.ext4 -q /dev/dm-0 && mount /dev/dm-0 /mnt");
         guest.Run("noise & putting f &");
         List<string> lines = guest.WaitFor("synced ", 4);
         foreach (Cable cable in new[] { left, right })
@@ -71,7 +71,7 @@ public sealed class GuestIscsiTests(ITestOutputHelper output)
         }
 
         lines.AddRange(guest.WaitFor("synced ", 2));
-        Dictionary<string, string> synced = End(guest, lines, "/dev/mapper/mp");
+        Dictionary<string, string> synced = End(guest, lines, "/dev/dm-0");
         guest.Run($"dmsetup remove --noudevsync mp && iscsiadm -m node -T {Target} --logout");
         JudgeOutside(blockd);
         Assert.Equal(0, blockd.Stop());
@@ -87,7 +87,7 @@ public sealed class GuestIscsiTests(ITestOutputHelper output)
         Assert.DoesNotContain(lines, line => line.StartsWith("broken", StringComparison.Ordinal));
         Dictionary<string, string> synced = GuestTests.SumsOf(lines, "synced");
         guest.Run("umount /mnt");
-        GuestTests.JudgeFiles(guest, synced, device, mayFail: device.Contains("mapper", StringComparison.Ordinal));
+        GuestTests.JudgeFiles(guest, synced, device, mayFail: device.Contains("dm-", StringComparison.Ordinal));
         Assert.DoesNotContain("EXT4-fs error", guest.Run("dmesg"), StringComparison.Ordinal);
         return synced;
     }

@@ -100,7 +100,7 @@ public sealed class IscsiJudgeTests
         }
 
         string iscsi = Url(blockd, target: "large"), nbd = blockd.Uri.Replace("/demo", "/large", StringComparison.Ordinal);
-        Assert.Contains("Block Length:4096", Blockd.Run("iscsi-readcapacity16", iscsi), StringComparison.Ordinal);
+        Assert.Contains("LOGICAL BLOCK LENGTH IN BYTES:4096", Blockd.Run("iscsi-readcapacity16", iscsi), StringComparison.Ordinal);
         Blockd.Run("qemu-io", "-f", "raw", "-c", "write -P 0x11 512 1024", nbd);
         Blockd.Run("qemu-io", "-f", "raw", "-c", "read -P 0x11 512 1024", "-c", "read -P 0 1536 2560", "-c", "write -P 0x22 4096 8k", iscsi);
         Blockd.Run("qemu-io", "-f", "raw", "-c", "read -P 0x22 4k 8k", "-c", "discard 0 32m", nbd);
@@ -115,7 +115,7 @@ public sealed class IscsiJudgeTests
 
         for (int i = 0; pfcli.Sessions().Count > 0 && i < 100; i++) Thread.Sleep(100);
         pfcli.Run("export_volume", "-v", "large", "--block-size", "512", "--thick=false");
-        Assert.Contains("Block Length:512", Blockd.Run("iscsi-readcapacity16", iscsi), StringComparison.Ordinal);
+        Assert.Contains("LOGICAL BLOCK LENGTH IN BYTES:512", Blockd.Run("iscsi-readcapacity16", iscsi), StringComparison.Ordinal);
         Blockd.Run("qemu-io", "-f", "raw", "-c", "discard 0 32m", iscsi);
         Assert.Equal(0UL, pfcli.Volume("large").UsedBytes);
         Assert.Equal(0, blockd.Stop());

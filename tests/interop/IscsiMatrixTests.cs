@@ -26,9 +26,15 @@ public sealed class IscsiMatrixTests(ITestOutputHelper output)
         ["Verify12.ZeroBlocks"] = "takes blocks above 2^31 for out of range",
     };
 
-    // They write without the leave that -d is, and want GOOD; the other tests that write ask.
+    // They write without the leave that -d is, and want GOOD, or fail by themselves without it; the others that write ask.
     private static readonly Dictionary<string, string> s_clientFaultsReadOnly = new()
     {
+        ["ProutReserve.AccessEA"] = "wants -d to register, and then writes",
+        ["ProutReserve.AccessEAAR"] = "wants -d to register, and then writes",
+        ["ProutReserve.AccessEARO"] = "wants -d to register, and then writes",
+        ["ProutReserve.AccessWE"] = "wants -d to register, and then writes",
+        ["ProutReserve.AccessWEAR"] = "wants -d to register, and then writes",
+        ["ProutReserve.AccessWERO"] = "wants -d to register, and then writes",
         ["WriteVerify10.Dpo"] = "writes without being allowed to",
         ["WriteVerify12.Dpo"] = "writes without being allowed to",
         ["WriteVerify16.Dpo"] = "writes without being allowed to",
@@ -52,7 +58,7 @@ public sealed class IscsiMatrixTests(ITestOutputHelper output)
     public void Nothing_of_the_suite_fails_on_any_kind_of_LUN()
     {
         int second = Blockd.FreePort();
-        using var blockd = new Blockd("none", "1m", "--store-size", "3g", "--nbd-connections-per-address", "256", "--iscsi", $"127.0.0.1:{second}");
+        using var blockd = new Blockd("none", "1m", "--store-size", "3g", "--connections-per-address", "256", "--iscsi", $"127.0.0.1:{second}");
         var pfcli = new Pfcli(blockd);
         var lanes = new List<SuiteLane>();
         foreach (Kind kind in s_kinds)

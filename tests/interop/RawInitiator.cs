@@ -117,11 +117,13 @@ internal sealed class RawInitiator : IDisposable
     {
         try
         {
-            while (Read() is not null)
+            // A session that goes on is pinged and would be read for ever.
+            for (long until = Environment.TickCount64 + 20_000; Environment.TickCount64 < until;)
             {
+                if (Read(wantsAnswer: false) is null) return true;
             }
 
-            return true;
+            return false;
         }
         catch (IOException e)
         {
@@ -183,8 +185,8 @@ internal sealed class RawInitiator : IDisposable
         _stream.Write([.. bhs, .. data, .. new byte[-data.Length & 3]]);
     }
 
-    /// <summary>The next PDU that is no ping and no event; null at the end.</summary>
-    private (byte[] Head, byte[] Body)? Read()
+    /// <summary>The next PDU that is no event and, where an answer is wanted, no ping; null at the end.</summary>
+    private (byte[] Head, byte[] Body)? Read(bool wantsAnswer = true)
     {
         while (true)
         {
@@ -209,6 +211,7 @@ internal sealed class RawInitiator : IDisposable
             }
 
             if (!isPing && head[0] != 0x32) return (head, body[..length]);
+            if (isPing && !wantsAnswer) return (head, []);
         }
     }
 }

@@ -31,6 +31,8 @@ public sealed class BrokenRulesTests(ITestOutputHelper output)
         { BrokenRules.DropLayerFirst, [ViolationKind.Exception, ViolationKind.Refused] },
         { BrokenRules.WriteIntoSnapshot, [ViolationKind.WrongData] },
         { BrokenRules.ReuseUnderRead, [ViolationKind.Unreadable, ViolationKind.WrongScrub] },
+        { BrokenRules.FreeRelaidEarly, [ViolationKind.Unreadable, ViolationKind.WrongScrub] },
+        { BrokenRules.RelayOverWrite, [ViolationKind.LostWrite, ViolationKind.StaleRead, ViolationKind.WrongData, ViolationKind.Unreadable] },
     };
 
     /// <summary>Looks for the first seed that shows it.</summary>
@@ -44,8 +46,8 @@ public sealed class BrokenRulesTests(ITestOutputHelper output)
             CrashStates = 40,
             // Rot is what checksums are for; elsewhere a disk that lies would only offer excuses.
             LyingDisk = broken == BrokenRules.SkipReadCrc,
-            // A block that is reused under a reader needs a disk on which blocks are reused at once.
-            SmallDisk = broken == BrokenRules.ReuseUnderRead ? true : null,
+            // A block that is reused too soon needs a disk on which blocks are reused at once.
+            SmallDisk = broken is BrokenRules.ReuseUnderRead or BrokenRules.FreeRelaidEarly ? true : null,
         };
         SeedSweep sweep = SeedSweep.Run(1, (ulong)Settings.BrokenSeeds, options, twice: false, keepGoing: false);
         Assert.True(sweep.First is not null, $"{broken} was not found in {Settings.BrokenSeeds} seeds");

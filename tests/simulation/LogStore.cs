@@ -101,6 +101,7 @@ public sealed class LogStore : IStore
         BlocksTotal = _file.SizeBytes / Units.BlockBytes,
         BlocksUsed = (ulong)_volumes.Values.Sum(volume => (long)UsedBytes(volume.Head.Id)) / Units.BlockBytes,
         BlocksQuarantined = 0,
+        BlocksFree = _file.SizeBytes / Units.BlockBytes,
         BlocksReserved = 0,
         SlotsTotal = 0,
         SlotsUsed = 0,

@@ -78,6 +78,15 @@ public enum Did
     /// <summary>Checks that what volumes use is what is used (S9).</summary>
     SpaceJudged,
 
+    /// <summary>Blocks laid out anew.</summary>
+    BlocksRelaid,
+
+    /// <summary>Extents that a client wrote while they were laid out anew.</summary>
+    RelayoutsLost,
+
+    /// <summary>Extents left as they were because a block could not be read.</summary>
+    RelayoutsSkipped,
+
     /// <summary>Requests refused because the store was full (S10).</summary>
     FullStores,
 

@@ -4,7 +4,8 @@ using BlockServer.Storage;
 namespace BlockServer.Tests.Simulation;
 
 /// <summary>Drives the product's store: small, so that the log laps and space runs short. The size of the ring is drawn, and
-/// at every opening the RAM for metadata pages (all, or so few that they come and go) and whether blocks are reused soon.</summary>
+/// at every opening the RAM for metadata pages (all, or so few that they come and go), whether blocks are reused soon, and
+/// whether extents are laid out anew, how soon and for how few cuts.</summary>
 public sealed class StorageDriver(BrokenRules broken = BrokenRules.None) : StoreDriver
 {
     /// <inheritdoc/>
@@ -29,19 +30,27 @@ public sealed class StorageDriver(BrokenRules broken = BrokenRules.None) : Store
     /// <inheritdoc/>
     public override async ValueTask<Opened> OpenAsync(ILoop loop, IFile file, IFile? log, Durability durability)
     {
-        StoreOpenResult result = await Store.OpenAsync(
-            loop, file, log, new StoreOptions
-            {
-                Durability = durability,
-                BrokenRules = broken,
-                MetadataBudgetBytes = DrawBudget(loop.Random),
-                ReusesSoon = loop.Random.NextChance(0.5),
-            });
+        StoreOpenResult result = await Store.OpenAsync(loop, file, log, DrawRelayout(loop.Random, new StoreOptions
+        {
+            Durability = durability,
+            BrokenRules = broken,
+            MetadataBudgetBytes = DrawBudget(loop.Random),
+            ReusesSoon = loop.Random.NextChance(0.5),
+        }));
         return new Opened(result.Store, result.Refusal);
     }
 
     /// <inheritdoc/>
     public override ValueTask<string?> AuditAsync(IStore store) => ((Store)store).AuditAsync();
+
+    private static StoreOptions DrawRelayout(IRandom random, StoreOptions options) =>
+        !random.NextChance(0.7) ? options : options with
+        {
+            RelayoutBytesPerSecond = Units.GiB << random.NextBelow(8),
+            RelayoutColdNanos = random.NextBelow(2UL) * random.NextBelow(3_000_000UL),
+            RelayoutCutsMin = 1 + random.NextBelow(6),
+            RelayoutBlocksPerCut = Units.BlocksPerExtent,
+        };
 
     private static ulong DrawBudget(IRandom random) =>
         random.NextChance(0.3) ? 64 * Units.MiB : (1 + random.NextBelow(8UL)) * MetadataPage.EntriesBytes;

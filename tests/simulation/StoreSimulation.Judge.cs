@@ -13,7 +13,8 @@ public sealed partial class StoreSimulation
     private readonly HashSet<ulong> _statesJudged = [];
     private readonly HashSet<ulong> _momentsJudged = [];
 
-    /// <summary>S9 as far as it shows: what volumes use is what is used in all, once deletions are through.</summary>
+    /// <summary>S9 as far as it shows: what volumes use is what is used in all, and nothing else is taken, once deletions are
+    /// through.</summary>
     private void JudgeSpace(IStore store)
     {
         ulong Sum()
@@ -24,11 +25,16 @@ public sealed partial class StoreSimulation
         }
 
         ulong until = _loop.NowNanos + 60_000_000_000;
-        bool Holds() => store.GetStats().BlocksUsed == Sum();
+        // Bad blocks may be in use or not.
+        static bool Leaks(StoreStats stats) =>
+            stats.BlocksTotal - stats.BlocksFree > stats.BlocksUsed + stats.BlocksQuarantined + stats.BlocksBad;
+        bool Holds() => store.GetStats() is { } now && now.BlocksUsed == Sum() && !Leaks(now);
         _loop.RunUntil(() => Holds() || store.State != StoreState.Online || _loop.NowNanos > until, EventsPerLifeMax);
         StoreStats stats = store.GetStats();
         if (store.State == StoreState.Online && stats.BlocksUsed != Sum())
             Violate(ViolationKind.Leak, $"S9: {stats.BlocksUsed} blocks are in use, volumes use {Sum()}");
+        if (store.State == StoreState.Online && Leaks(stats))
+            Violate(ViolationKind.Leak, $"S9: {stats.BlocksTotal - stats.BlocksFree} blocks are taken, {stats.BlocksUsed} used, {stats.BlocksQuarantined} in quarantine");
         _counters[Did.SpaceJudged]++;
     }
 

@@ -148,7 +148,7 @@ public sealed partial class StoreSimulation
         Work(store!);
         if (IsBroken) return false;
         if (store!.State == StoreState.Failed) _counters[Did.FailStops]++;
-        _counters[Did.Checkpoints] += (long)store.GetStats().Checkpoints;
+        CountStore(store.GetStats());
         if (endsClean && !_loop.IsStopped && !_disk.HasHung && store.State == StoreState.Online)
         {
             if (_random.NextChance(0.3)) CrashInClose(store);
@@ -161,6 +161,14 @@ public sealed partial class StoreSimulation
         }
 
         return !IsBroken;
+    }
+
+    private void CountStore(StoreStats stats)
+    {
+        _counters[Did.Checkpoints] += (long)stats.Checkpoints;
+        _counters[Did.BlocksRelaid] += (long)stats.BlocksRelaid;
+        _counters[Did.RelayoutsLost] += (long)stats.RelayoutsLost;
+        _counters[Did.RelayoutsSkipped] += (long)stats.RelayoutsSkipped;
     }
 
     /// <summary>Opening is short: without more faults it would hardly ever meet one.</summary>

@@ -67,6 +67,7 @@ public static class CommandLine
         ExportCommands.AddTo(commands);
         DiskCommands.AddTo(commands);
         SessionCommands.AddTo(commands);
+        TargetCommands.AddTo(commands);
         ReservationCommands.AddTo(commands);
         TaskCommands.AddTo(commands);
         TopCommand.AddTo(commands);

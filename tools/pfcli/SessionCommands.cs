@@ -9,16 +9,18 @@ namespace BlockServer.Pfcli;
 internal static class SessionCommands
 {
     private static readonly string[] Headings =
-        ["Id", "Volume", "Protocol", "Peer", "TLS", "Identity", "Since", "Read", "Written", "InFlight"];
+        ["Id", "Volume", "Protocol", "Target", "Peer", "TLS", "Identity", "Since", "Read", "Written", "InFlight"];
 
     public static void AddTo(CommandSet commands)
     {
         var volume = new Option<string>("--volume_name", "-v") { Description = "Only this volume's", HelpName = "NAME" };
         Inputs.CheckName(volume);
-        commands.Add("list_session", "Lists the attached clients", [volume], async (context, cancel) =>
+        var target = new Option<string?>("--target", "-t") { Description = "Only this iSCSI target's", HelpName = "IQN" };
+        commands.Add("list_session", "Lists the attached clients", [volume, target], async (context, cancel) =>
         {
             SessionList list = await context.Client.GetAsync("v1/sessions", ApiJson.Default.SessionList, cancel);
-            if (context.Get(volume) is { } only) list = new SessionList([.. list.Sessions.Where(s => s.Volume == only)]);
+            if (context.Get(volume) is { } only) list = new SessionList([.. list.Sessions.Where(s => s.Volume.Split(',').Contains(only))]);
+            if (context.Get(target) is { } iqn) list = new SessionList([.. list.Sessions.Where(s => s.Target == iqn)]);
             if (context.Printer.TryJson(list, ApiJson.Default.SessionList)) return ExitCode.Done;
             context.Printer.Line($"{list.Sessions.Count} sessions returned.");
             context.Printer.Table(Headings, [.. list.Sessions.Select(Row)]);
@@ -37,7 +39,7 @@ internal static class SessionCommands
 
     private static string[] Row(SessionInfo s) =>
     [
-        s.Id, s.Volume, s.Protocol, s.Peer, s.Tls ? "yes" : "no", s.Identity ?? "-",
+        s.Id, s.Volume, s.Protocol, s.Target ?? "-", s.Peer, s.Tls ? "yes" : "no", s.Identity ?? "-",
         s.Since.ToString("u", CultureInfo.InvariantCulture), SizeText.Format(s.ReadBytes), SizeText.Format(s.WriteBytes),
         s.InFlight.ToString(CultureInfo.InvariantCulture),
     ];

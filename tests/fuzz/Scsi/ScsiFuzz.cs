@@ -20,7 +20,7 @@ public sealed class ScsiFuzz
             ? inputs : 500_000;
 
     // One right example of every command with a list or an address, to be damaged.
-    private static readonly string[] Examples =
+    internal static readonly string[] Examples =
     [
         "000000000000", "030100001200", "080000050100", "0A0000050100", "120100010000", "120183010000", "12018F010000", "151000001800", "151000001800",
         "160000000000", "170000000000", "1A003F00FF00", "1B0000000200", "1B0000000300", "1D0400000000", "1E0000000100", "1E0000000000",

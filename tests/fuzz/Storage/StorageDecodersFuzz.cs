@@ -47,7 +47,7 @@ public sealed class StorageDecodersFuzz
     {
         byte[] golden = LogPage();
         Assert.Null(RedoPageHeader.TryReadPage(golden, Address, Fold, out _));
-        Assert.Equal(9, Walk(golden, golden.Length));
+        Assert.Equal(10, Walk(golden, golden.Length));
         Run(golden, page => Seal.Put(page, Address, Fold), page =>
         {
             bool isGood = RedoPageHeader.TryReadPage(page, Address, Fold, out RedoPageHeader header) is null;
@@ -109,6 +109,7 @@ public sealed class StorageDecodersFuzz
         int at = RedoPageHeader.Size;
         Span<byte> rest = page;
         at += RedoRecordWriter.Write(rest[at..], 4, 7, 2, 0, true, 77, [new BlockRun(0, 3, 900), new BlockRun(200, 2, 800)], [1, 2, 3, 4, 5]);
+        at += RedoRecordWriter.Write(rest[at..], 6, 7, 4, 95, false, 77, [new BlockRun(3, 2, 920)], [7, 8], isRelaid: true);
         at += RedoRecordWriter.Write(rest[at..], 5, 7, 3, 99, false, 77, [new BlockRun(0, 1, 910)], [6], isContinued: true);
         at += RedoRecordWriter.Hole(rest[at..], 4, 7, 2, 98, 78, [new BlockRun(1, 2, 0), new BlockRun(255, 1, 0)]);
         at += RedoRecordWriter.Volume(rest[at..], 9, new VolumeHeadLayout { Head = new VolumeHead(7, Store, "v7", Units.MiB, 1) });
@@ -119,7 +120,7 @@ public sealed class StorageDecodersFuzz
         at += RedoRecordWriter.Epoch(rest[at..], 7, 2, Store);
         new RedoPageHeader
         {
-            StoreFold = Fold, Incarnation = 2, PageNumber = 30, Count = 9, UsedBytes = (ushort)at, DurableLsn = 100, TailLsn = 50,
+            StoreFold = Fold, Incarnation = 2, PageNumber = 30, Count = 10, UsedBytes = (ushort)at, DurableLsn = 100, TailLsn = 50,
         }.WriteTo(page);
         Seal.Put(page, Address, Fold);
         return page;

@@ -24,11 +24,11 @@ internal sealed partial class Initiator
 
         _walked = session;
         await GreetAsync(session, unit);
-        await ReadAsync(session, unit, 0, 8);
-        Task first = WriteAsync(session, unit, 0, 3, null);
-        await WriteAsync(session, unit, 2, 2, null);
+        await ReadAsync(session, unit, 0, 4);
+        Task first = WriteAsync(session, unit, 0, 2, null);
+        await WriteAsync(session, unit, 1, 1, null);
         await first;
-        await WriteAndAbortAsync(session, unit);
+        await WriteAndAbortAsync(session, unit, 2, 2);
         await ZeroAsync(session, unit);
         await ExchangeAsync(session, unit);
         await FlushAsync(session, unit);

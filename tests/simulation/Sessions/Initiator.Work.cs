@@ -72,7 +72,7 @@ internal sealed partial class Initiator
 
     private static Action<SimTask> MarkStray(SimUnit unit, Action<SimTask>? also = null) => task =>
     {
-        task.MayVanish |= unit.HasStrayAborts;
+        task.MayVanish |= unit.HasStrayAborts || unit.AbortsUnderWay > 0;
         also?.Invoke(task);
     };
 
@@ -188,9 +188,14 @@ internal sealed partial class Initiator
     }
 
     /// <summary>ABORT TASK on a write, and mostly the same range once more: the old data must not come back.</summary>
-    private async Task WriteAndAbortAsync(SimSession session, SimUnit unit)
+    private Task WriteAndAbortAsync(SimSession session, SimUnit unit)
     {
         (ulong first, ulong count) = DrawRange(session, unit);
+        return WriteAndAbortAsync(session, unit, first, count);
+    }
+
+    private async Task WriteAndAbortAsync(SimSession session, SimUnit unit, ulong first, ulong count)
+    {
         bool isTaken = false;
         TaskAnswer answer = await WriteAsync(session, unit, first, count, task =>
         {
@@ -203,7 +208,18 @@ internal sealed partial class Initiator
             });
         });
         if (answer.End == TaskEnd.Aborted) world.Counters[SessionDid.Aborts]++;
-        if (!session.IsDead && _dice.NextChance(0.8)) await WriteAsync(session, unit, first, count, null);
+        if (!session.IsDead && _dice.NextChance(0.5)) await WriteAsync(session, unit, first, count, null);
+        else await LookTwiceAsync(session, unit, first, count);
+    }
+
+    /// <summary>What is settled stays as it is: two looks, the second a while later.</summary>
+    private async Task LookTwiceAsync(SimSession session, SimUnit unit, ulong first, ulong count)
+    {
+        for (int i = 0; i < 2 && !session.IsDead; i++)
+        {
+            await ReadAsync(session, unit, first, count);
+            await world.Loop.DelayAsync(1 + _dice.NextBelow(8_000_000UL));
+        }
     }
 
     /// <summary>UNMAP of one to three ranges, or WRITE SAME of zeros.</summary>
@@ -297,6 +313,7 @@ internal sealed partial class Initiator
             world.Counters[SessionDid.ReadsJudged]++;
             if (answer.DataIn.Length != length) world.Violate(ViolationKind.WrongData, $"{answer.DataIn.Length} bytes of a read of {length}");
             else if (unit.Model.EndRead(first, answer.DataIn, start) is { } fault) world.Violate(fault);
+            else if (unit.Model.JudgeSettled(first, answer.DataIn, start, world.Tick()) is { } late) world.Violate(late);
         }
 
         unit.Model.ReadDone();
@@ -370,6 +387,7 @@ internal sealed partial class Initiator
             foreach (SimUnit one in units)
             {
                 one.Causes.Add(code);
+                one.AbortsUnderWay++;
                 foreach (SimSession other in world.Sessions)
                 {
                     AttentionOracle attentions = other.Attentions[one.LunField];
@@ -384,6 +402,7 @@ internal sealed partial class Initiator
         foreach (SimUnit one in units)
         {
             if (isOwn) continue;
+            one.AbortsUnderWay--;
             if (response is null) one.HasStrayAborts = true; // it may still be done, whenever
             else one.Causes.Remove(code);
             foreach (SimSession other in world.Sessions)

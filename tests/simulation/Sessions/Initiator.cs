@@ -29,6 +29,7 @@ internal sealed partial class Initiator(SessionSimulation world, int number)
             ulong isid = isSamePort ? old?.Isid ?? _isid : _isid + (++_otherPorts << 8);
             var session = new SimSession(world, _name, isid, new SessionKeys(_dice));
             bool wasAlive = old is { IsDead: false };
+            (SimLink? Link, VolumeModel Volume, ModelWrite Write)[] left = [];
             world.Enlist(session);
             if (!await session.OpenAsync()) continue;
             if (old is not null && isSamePort)
@@ -36,6 +37,7 @@ internal sealed partial class Initiator(SessionSimulation world, int number)
                 // Its place was taken: what it had under way has ended on the disk before this login was answered.
                 if (wasAlive) world.Counters[SessionDid.Reinstatements]++;
                 old.Abandon();
+                left = [.. old.Unsettled];
                 SettleAll(old);
             }
             else
@@ -44,7 +46,7 @@ internal sealed partial class Initiator(SessionSimulation world, int number)
             }
 
             CountKeys(session);
-            await UseAsync(session);
+            await UseAsync(session, left);
             old = session;
         }
 
@@ -84,9 +86,21 @@ internal sealed partial class Initiator(SessionSimulation world, int number)
     }
 
     /// <summary>One session, until it is over or another is to take its place.</summary>
-    private async Task UseAsync(SimSession session)
+    private async Task UseAsync(SimSession session, (SimLink? Link, VolumeModel Volume, ModelWrite Write)[] left)
     {
         foreach (SimUnit unit in world.Units) await GreetAsync(session, unit);
+        foreach ((_, VolumeModel volume, ModelWrite write) in left.TakeLast(3))
+        {
+            SimUnit unit = world.Units.First(u => u.Model == volume);
+            ulong most = (ulong)session.Keys.TransferBytesMax / BlockServer.Core.Units.SectorBytes / 8 * 8;
+            _workers++;
+            world.Spawn(async () =>
+            {
+                await LookTwiceAsync(session, unit, write.FirstSector, Math.Min(write.Sectors, most));
+                _workers--;
+            });
+        }
+
         while (session.Links.Count < session.Keys.MaxConnections && !session.IsDead && world.IsWorking)
         {
             if (!await session.JoinAsync()) break;

@@ -165,11 +165,12 @@ public sealed partial class SessionSimulation : IIscsiTargets, INbdExports
         (_clientsRunning, _serversRunning, _isStopping) = (0, 0, false);
         RequestsLeft = 20 + _random.NextBelow(_options.RequestsPerLife);
         HasCuts = !isLast && _random.NextChance(0.7);
+        foreach (SimUnit unit in _units) unit.Model.ForgetSettled();
         if (!TryOpen()) return;
         Serve();
         if (IsBroken) return;
         ulong start = Loop.EventCount;
-        ulong crashAt = 500 + _random.NextBelow(40_000UL);
+        ulong crashAt = 500 + _random.NextBelow(_random.NextChance(0.7) ? 6_000UL : 40_000UL);
         var ending = isLast ? Ending.Finish : (Ending)_random.NextBelow(4);
         if (ending >= Ending.Kill) Loop.StopBeforeEvent = n => IsBroken || n >= start + crashAt;
         if (ending == Ending.Stop) Loop.Schedule(_random.NextBelow(30_000_000UL), Stop);
@@ -231,6 +232,7 @@ public sealed partial class SessionSimulation : IIscsiTargets, INbdExports
             var options = new LogicalUnitOptions { Uuid = unit.Model.Head.Uuid, BlockBytes = unit.BlockBytes, Durability = _durability };
             IReservationStore kept = unit.Kept.On(Loop, _options.Breakage == SessionBreakage.ReservationsForgotten);
             unit.HasStrayAborts = false;
+            unit.AbortsUnderWay = 0;
             unit.Causes.Clear();
             unit.Unit = new LogicalUnit(Loop, DeviceOf(unit), options, kept);
             if (Loop.Run(unit.Unit.LoadAsync()) != IoStatus.Ok) Violate(ViolationKind.Refused, "reservations could not be loaded");

@@ -35,17 +35,18 @@ public sealed class SessionSimulationTests(ITestOutputHelper output)
 
     /// <summary>One session, cut one byte later each time, both ways: whatever was acknowledged stays, whatever was under way
     /// has happened or not when the next login is answered, and at the end nothing is kept.</summary>
-    [Theory]
-    [InlineData(true, false)]
-    [InlineData(true, true)]
-    [InlineData(false, false)]
-    [InlineData(false, true)]
-    public void A_session_may_be_cut_at_every_byte(bool cutsTarget, bool isPlain)
+    [Fact]
+    public void A_session_may_be_cut_at_every_byte()
     {
-        (IReadOnlyList<Violation> violations, int cuts) = SessionSimulation.RunWalk(5, cutsTarget, isPlain);
-        output.WriteLine($"{cuts} cuts");
-        Assert.Empty(violations);
-        Assert.InRange(cuts, 2_000, 10_000);
+        (bool CutsTarget, bool IsPlain)[] ways = [(true, false), (true, true), (false, false), (false, true)];
+        var done = new (IReadOnlyList<Violation> Violations, int Cuts)[ways.Length];
+        Parallel.For(0, ways.Length, i => done[i] = SessionSimulation.RunWalk(5, ways[i].CutsTarget, ways[i].IsPlain));
+        foreach ((IReadOnlyList<Violation> violations, int cuts) in done)
+        {
+            output.WriteLine($"{cuts} cuts");
+            Assert.True(violations.Count == 0, string.Join('\n', violations));
+            Assert.InRange(cuts, 1_500, 20_000);
+        }
     }
 
     /// <summary>Trust in the tests (trust C.6): what is broken on purpose is found, by a symptom that it explains, in a world

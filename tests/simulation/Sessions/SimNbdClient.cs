@@ -74,6 +74,7 @@ internal sealed class SimNbdClient(SessionSimulation world)
             world.Tick();
             if (replied.Error is { } error) Expect(NbdCommand.Read, error);
             if (replied.IsOk && unit.Model.EndRead(first, replied.Data, start) is { } fault) world.Violate(fault);
+            else if (replied.IsOk && unit.Model.JudgeSettled(first, replied.Data, start, world.Tick()) is { } late) world.Violate(late);
             unit.Model.ReadDone();
         }
         else if (dice < 90)

@@ -30,6 +30,9 @@ internal sealed class SimUnit(ushort lun, int blockBytes, VolumeModel model)
 
     public LogicalUnit? Unit { get; set; }
 
+    /// <summary>Functions under way that end tasks of everybody.</summary>
+    public int AbortsUnderWay { get; set; }
+
     /// <summary>Somebody asked for the end of tasks and never heard of it: from now on every task may vanish.</summary>
     public bool HasStrayAborts { get; set; }
 

@@ -22,4 +22,22 @@ public class Crc32CTests
             Assert.Equal(oneStream, Crc32C.Compute(block));
         }
     }
+
+    [Theory]
+    [InlineData(4095)]
+    [InlineData(4097)]
+    [InlineData(8192)]
+    [InlineData(12_300)]
+    [InlineData(131_072)]
+    public void Any_length_gives_what_byte_after_byte_gives(int length)
+    {
+        var random = new SeededRandom((ulong)length);
+        var data = new byte[length];
+        random.Fill(data);
+        uint expected = 0;
+        foreach (byte b in data) expected = Crc32C.Append(expected, [b]);
+        Assert.Equal(expected, Crc32C.Compute(data));
+        int cut = 1 + (int)(random.NextUInt64() % (ulong)(length - 1));
+        Assert.Equal(expected, Crc32C.Append(Crc32C.Compute(data.AsSpan(0, cut)), data.AsSpan(cut)));
+    }
 }

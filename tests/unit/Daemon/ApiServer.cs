@@ -20,9 +20,9 @@ public sealed class ApiServer : IAsyncDisposable
 
     internal TestDaemon Test => _test;
 
-    internal static async Task<ApiServer> StartAsync(ApiLimits? limits = null, TimeProvider? time = null)
+    internal static async Task<ApiServer> StartAsync(ApiLimits? limits = null, TimeProvider? time = null, params string[] arguments)
     {
-        var server = new ApiServer { _test = await TestDaemon.StartAsync() };
+        var server = new ApiServer { _test = await TestDaemon.StartAsync(arguments) };
         ListenAddress address = new(new IPEndPoint(IPAddress.Loopback, 0), null);
         server._api = await AdminApi.StartAsync(new AdminRoutes(server._test.Daemon), server._test.Daemon.TokenHash, [address], limits, time);
         server.Port = new Uri(server._api.Addresses[0]).Port;

@@ -32,6 +32,7 @@ public sealed class SettingsTests
         Assert.Equal(["127.0.0.1:49180"], s.Api.Select(a => a.ToString()));
         Assert.Null(s.StoreSizeBytes);
         Assert.Equal((Durability.Flush, "auto", 1UL << 30, 1), (s.Durability, s.Engine, s.MetadataRamBytes, s.Loops));
+        Assert.Equal(64UL << 20, s.RelayoutBytesPerSecond);
         Assert.Equal((256, 32), (s.Connections, s.ConnectionsPerAddress));
         Assert.False(s.Insecure);
         Assert.Empty(s.CreateVolumes);
@@ -47,6 +48,14 @@ public sealed class SettingsTests
         Settings s = sources.Read("/d", 1 << 30);
         Assert.Equal((4, "io_uring", Durability.Ack, true), (s.Loops, s.Engine, s.Durability, s.Insecure));
         Assert.Equal(["127.0.0.1:3", "127.0.0.1:4"], s.Nbd.Select(a => a.ToString())); // replaced, not lengthened
+    }
+
+    [Fact]
+    public void Relayout_has_a_rate_unless_it_is_off()
+    {
+        Assert.Equal(0UL, Read("relayout=off").RelayoutBytesPerSecond);
+        Assert.Equal(10UL << 20, Read("relayout=on", "relayout-rate=10m").RelayoutBytesPerSecond);
+        Assert.Contains("contradicts", Assert.Throws<SettingException>(() => Read("relayout=off", "relayout-rate=10m")).Message, StringComparison.Ordinal);
     }
 
     [Theory]
@@ -65,7 +74,10 @@ public sealed class SettingsTests
     [InlineData("nbd=unix:/0123456789012345678901234567890123456789012345678901234567890123456789012345678901234567890123456789012345678", "107 bytes")]
     [InlineData("nbd=0.0.0.0:10809", "--insecure")]
     [InlineData("iscsi=unix:/tmp/x", "write ADDRESS:PORT")]
-    [InlineData("iscsi=192.0.2.1:3260", "--iscsi-chap")]
+    [InlineData("iscsi=127.0.0.1:3260,0", "groups are 1 to 63")]
+    [InlineData("iscsi=127.0.0.1:3260,64", "groups are 1 to 63")]
+    [InlineData("iscsi=127.0.0.1:3260,x", "groups are 1 to 63")]
+    [InlineData("iscsi=127.0.0.1,1", "write ADDRESS:PORT")]
     [InlineData("iscsi-prefix=disks", "iSCSI name")]
     [InlineData("iscsi-prefix=iqn.2026-11.org.Example", "lower case")]
     [InlineData("iscsi-chap=/nonexistent/x", "no such file")]
@@ -78,6 +90,8 @@ public sealed class SettingsTests
     [InlineData("durability=always", "allowed: flush, ack")]
     [InlineData("engine=spdk", "allowed: auto, io_uring, aio")]
     [InlineData("metadata-ram=1k", "1 MiB to")]
+    [InlineData("relayout=maybe", "allowed: on, off")]
+    [InlineData("relayout-rate=1k", "1 MiB to")]
     [InlineData("loops=0", "allowed: 1 to 64")]
     [InlineData("loops=65", "allowed: 1 to 64")]
     [InlineData("loops=two", "allowed: 1 to 64")]
@@ -89,6 +103,7 @@ public sealed class SettingsTests
     [InlineData("tls-clients=maybe", "allowed: none, optional, required")]
     [InlineData("tls-clients=required", "it needs --tls-cert")]
     [InlineData("insecure=perhaps", "allowed: false, true")]
+    [InlineData("low-space=51", "allowed: 0 to 50")]
     [InlineData("connections=0", "allowed: 1 to 65536")]
     [InlineData("connections-per-address=65537", "allowed: 1 to 65536")]
     [InlineData("stop-wait=0", "allowed: 1 to 3600")]

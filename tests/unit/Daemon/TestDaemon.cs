@@ -51,7 +51,7 @@ internal sealed class TestDaemon : IAsyncDisposable
         {
             string[] parts = argument.Split('=', 2);
             values[parts[0]] = [.. values.GetValueOrDefault(parts[0], []).Where(v => parts[0] is not ("nbd" or "iscsi" or "store-size") || v != "none"), parts[1]];
-            if (parts[0] is "store-size" or "nbd" or "iscsi") values[parts[0]] = [parts[1]];
+            if (parts[0] is "store-size" or "nbd" or "iscsi") values[parts[0]] = parts[1].Split(' ');
         }
 
         _daemon = await Blockd.Daemon.StartAsync(SettingsReader.Read(values, DataDir, 1UL << 30), 0, _ => { }, null, _layer);

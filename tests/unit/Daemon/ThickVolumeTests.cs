@@ -1,4 +1,6 @@
 using System.Text.Json;
+using BlockServer.Blockd;
+using BlockServer.Cluster;
 using BlockServer.Core;
 using BlockServer.Core.Api;
 using Xunit;
@@ -31,6 +33,17 @@ public sealed class ThickVolumeTests
         TaskInfo task = (await EndedAsync(server))[0];
         Assert.Equal(("failed", "allocate", "large"), (task.State, task.Kind, task.Target));
         Assert.Contains("too full", task.Result, StringComparison.Ordinal);
+    }
+
+    [Fact]
+    public async Task What_a_stop_left_is_taken_up_at_the_next_start()
+    {
+        await using TestDaemon test = await TestDaemon.StartAsync();
+        VolumeRecord volume = (await test.Daemon.Directory.CreateAsync(new CreateVolume("full", 2 * Units.MiB, Export: new ExportOptions(Thick: true)))).Volume!;
+        await test.RestartAsync();
+        await new AdminRoutes(test.Daemon).ResumeAsync();
+        StoreHost host = test.Daemon.Stores.Find(volume.StoreId)!;
+        while ((await host.UsedBytesAsync([volume.Id]))[volume.Id] < 2 * Units.MiB) await Task.Delay(20, TestContext.Current.CancellationToken);
     }
 
     private static async Task<VolumeInfo> AllocatedAsync(ApiServer server, int tasks)

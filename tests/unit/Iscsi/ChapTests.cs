@@ -152,6 +152,34 @@ public sealed class ChapTests
     public void Binary_values_are_read(string text, string? hex) =>
         Assert.Equal(hex, Chap.TryRead(text) is { } bytes ? Convert.ToHexString(bytes) : null);
 
+    [Fact]
+    public void A_session_is_replaced_only_by_who_has_proved_itself()
+    {
+        IscsiWorld world = Guarded();
+        IscsiClient held = world.Connect();
+        LogIn(held, Secret);
+        foreach (byte[] wrong in new byte[][] { MutualSecret, [1] })
+        {
+            IscsiClient thief = world.Connect(); // same name, same ISID
+            byte[] challenge = Begin(thief, "7", ChapAlgorithm.Sha256, out byte id);
+            LoginResponsePdu refused = thief.LoginRound(IscsiStage.Security, IscsiStage.Operational, Text(
+                "CHAP_N=alice", "CHAP_R=" + Chap.Text(Chap.Respond(ChapAlgorithm.Sha256, id, wrong, challenge))));
+            Assert.Equal(IscsiLoginStatus.AuthenticationFailure, refused.Status);
+        }
+
+        Assert.Equal(Protocols.Iscsi.Scsi.ScsiStatus.Good, held.Finish(held.Command([0, 0, 0, 0, 0, 0])).Status);
+        LogIn(world.Connect(), Secret);
+        Assert.Equal("the session was reinstated", held.End());
+
+        static void LogIn(IscsiClient client, byte[] secret)
+        {
+            byte[] challenge = Begin(client, "7", ChapAlgorithm.Sha256, out byte id);
+            client.LoginRound(IscsiStage.Security, IscsiStage.Operational, Text(
+                "CHAP_N=alice", "CHAP_R=" + Chap.Text(Chap.Respond(ChapAlgorithm.Sha256, id, secret, challenge))));
+            Assert.Equal(IscsiLoginStatus.Success, client.LoginRound(IscsiStage.Operational, IscsiStage.FullFeature, []).Status);
+        }
+    }
+
     private static IscsiWorld Guarded() => new()
     {
         Authentication = new IscsiAuthentication(new Dictionary<string, byte[]> { ["alice"] = Secret }, "target", MutualSecret),

@@ -134,6 +134,44 @@ public sealed class IscsiOrderTests
         world.CheckClean();
     }
 
+    [Theory]
+    [InlineData(IscsiLogoutReason.CloseSession)]
+    [InlineData(IscsiLogoutReason.CloseConnection)]
+    public void A_logout_does_not_wait_for_commands_that_wait_for_its_own(IscsiLogoutReason reason)
+    {
+        var world = new IscsiWorld(9, new IscsiOptions { WindowBytes = 4096 });
+        (IscsiClient one, IscsiClient two) = Pair(world, "ImmediateData=No");
+        byte[] data = Pattern(4096, 1);
+        uint holder = one.Command(IscsiClient.Cdb10(0x2A, 0, 8), 0, data);
+        R2TPdu r2t = R2TPdu.Read(one.Receive()!.Bhs); // it has the window, its data does not come
+        (two.CmdSn, two.ImmediateData) = (one.CmdSn, false);
+        two.Command(IscsiClient.Cdb10(0x2A, 8, 8), 0, data); // waits for the window
+        world.Loop.Run(world.Loop.DelayAsync(50_000_000));
+        one.CmdSn = two.CmdSn;
+        Assert.Equal(IscsiLogoutResponse.Success, one.Logout(reason, two.Cid));
+        Assert.Null(two.Receive());
+        if (reason == IscsiLogoutReason.CloseConnection)
+        {
+            one.DataOut(holder, r2t.TransferTag, data, 0, 4096);
+            Assert.Equal(ScsiStatus.Good, one.Finish(holder, data, 1).Status);
+            Assert.Equal(IscsiLogoutResponse.Success, one.Logout());
+        }
+
+        world.CheckClean();
+    }
+
+    [Fact]
+    public void A_peer_that_has_not_logged_in_costs_at_most_16_KiB()
+    {
+        const int peers = 64;
+        var world = new IscsiWorld();
+        new IscsiLogin(world.Loop, new ScriptedConnection(), world, world.Options).RunAsync().AsTask(); // types are made once
+        long before = GC.GetAllocatedBytesForCurrentThread();
+        for (int i = 0; i < peers; i++) _ = new IscsiLogin(world.Loop, new ScriptedConnection(), world, world.Options).RunAsync();
+        Assert.InRange((GC.GetAllocatedBytesForCurrentThread() - before) / peers, 1, 16 << 10);
+        Assert.Equal(0, world.Loop.Buffers.LentBytes);
+    }
+
     private static (IscsiClient One, IscsiClient Two) Pair(IscsiWorld world, params string[] keys)
     {
         IscsiClient one = world.Connect().Login(["MaxConnections=4", .. keys]);

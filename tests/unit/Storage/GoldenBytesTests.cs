@@ -36,8 +36,24 @@ public class GoldenBytesTests
         Assert.True(record.IsContinued);
     }
 
+    [Fact]
+    public void A_relaid_record_is_a_write_with_a_flag_of_its_own()
+    {
+        var bytes = new byte[64];
+        int length = RedoRecordWriter.Write(bytes, 4, 7, 9, 3, false, 0x11, [new BlockRun(0, 1, 5)], [6], isRelaid: true);
+        Assert.Equal(0x04, bytes[1]);
+        Assert.Null(RedoRecord.TryRead(bytes, 0, length, out RedoRecord record));
+        Assert.True(record is { IsRelaid: true, IsNewPage: false, IsContinued: false, Version: 0x11 });
+        foreach (byte flags in (byte[])[5, 6, 7, 12])
+        {
+            bytes[1] = flags;
+            Assert.NotNull(RedoRecord.TryRead(bytes, 0, length, out _));
+        }
+    }
+
     [Theory]
     [InlineData(RedoKind.Write, 8)]
+    [InlineData(RedoKind.Hole, 4)]
     [InlineData(RedoKind.Hole, 1)]
     [InlineData(RedoKind.DropPage, 2)]
     public void A_flag_that_means_nothing_is_refused(RedoKind kind, byte flags)

@@ -10,6 +10,7 @@ namespace BlockServer.Tests.Unit.Storage;
 /// </summary>
 public class StaleHomeTests
 {
+    private const int Extents = 4;
     private static readonly StoreOptions Small = new() { RingBytes = 128 << 10 };
     private static readonly StoreOptions Accepting = Small with { AcceptDataLoss = true };
 
@@ -167,35 +168,15 @@ public class StaleHomeTests
     [Fact]
     public void A_damaged_home_never_loses_anything_in_silence()
     {
-        const int extents = 4;
         int refused = 0, opened = 0;
         for (ulong seed = 1; seed <= 250; seed++)
         {
             var random = new SeededRandom(seed);
             StoreOptions options = Small with { MetadataBudgetBytes = random.NextChance(0.5) ? 1 : 64 * Units.MiB };
-            var world = new StoreWorld(seed, 16 << 20, extents << 20, options);
-            var model = new byte[extents << 20];
-            for (int step = 10 + random.NextBelow(40); step > 0; step--)
-            {
-                var running = new List<Task<IoStatus>>();
-                for (int i = 1 + random.NextBelow(3); i > 0; i--)
-                {
-                    // One block of each four, so that those of one turn do not meet.
-                    int at = (random.NextBelow(extents << 6) * 4 + i) << Units.BlockShift;
-                    byte[] data = random.NextChance(0.2) ? new byte[4096] : Block(random.NextUInt64());
-                    data.CopyTo(model, at);
-                    running.Add(data.AsSpan().ContainsAnyExcept((byte)0)
-                        ? world.Device.WriteAsync((ulong)at, data, WriteFlags.Fua).AsTask()
-                        : world.Device.WriteZeroesAsync((ulong)at, 4096, WriteFlags.Fua).AsTask());
-                }
-
-                Assert.True(world.Loop.RunUntil(() => running.TrueForAll(r => r.IsCompleted)));
-                Assert.All(running, r => Assert.Equal(IoStatus.Ok, r.Result));
-                if (random.NextChance(0.15)) world.Reopen(isClean: random.NextChance(0.5));
-            }
-
+            var world = new StoreWorld(seed, 16 << 20, Extents << 20, options);
+            byte[] model = Churn(world, random);
             world.Cut();
-            ulong home = world.Geometry.HomeOffset((uint)random.NextBelow(extents + 2), random.NextBelow(2));
+            ulong home = world.Geometry.HomeOffset((uint)random.NextBelow(Extents + 2), random.NextBelow(2));
             if (random.NextChance(0.3)) Put(world, home, new byte[4096]);
             else if (random.NextChance(0.3)) world.File.ReadableWhenWritten.Add(home >> Units.BlockShift);
             else world.File.Rot(world.Loop, home >> Units.BlockShift);
@@ -217,6 +198,59 @@ public class StaleHomeTests
         Assert.True(refused > 20 && opened > 20, $"{refused} refused, {opened} opened");
     }
 
+    /// <summary>A recovery in little RAM is cut behind the home of one extent of a request and not of the other. The next one
+    /// judges the request before it replays what was in front of it: then the other's page is behind, and not lost.</summary>
+    [Fact]
+    public void A_page_that_is_only_behind_is_not_taken_for_a_lost_one()
+    {
+        StoreOptions calm = Small with { RingBytes = 1 << 20 };
+        int opened = 0, ahead = 0;
+        for (ulong cutAt = 0; cutAt < 120; cutAt++)
+        {
+            var world = new StoreWorld(8, 32 << 20, 16 << 20, calm);
+            for (ulong extent = 0; extent < 12; extent++) world.Write(extent << 20, Block(extent));
+            world.Reopen(isClean: true);
+            world.Write((9 << 20) + (40 << 12), Block(100));
+            byte[] across = StoreWorld.Pattern(101, 8 * 4096);
+            world.Write((9 << 20) - 4 * 4096, across); // extents 8 and 9
+            for (ulong extent = 0; extent < 7; extent++) world.Write((extent << 20) + 4096, Block(extent + 200));
+            world.Cut();
+            world.Options = calm with { MetadataBudgetBytes = 1 };
+            ulong end = world.Loop.EventCount + cutAt;
+            Task<StoreOpenResult> opening = Store.OpenAsync(world.Loop, world.File, null, world.Options).AsTask();
+            world.Loop.RunUntil(() => opening.IsCompleted || world.Loop.EventCount >= end);
+            world.Cut();
+            if (opening.IsCompleted) opened++;
+            if (LsnOf(world, 9, 1) > 0 != LsnOf(world, 10, 1) > 0) ahead++;
+            StoreOpenResult result = world.TryOpen();
+            Assert.Null(result.Refusal);
+            world.Use(result.Store!);
+            Assert.Equal(Block(100), world.Read((9 << 20) + (40 << 12), 4096));
+            Assert.Equal(across, world.Read((9 << 20) - 4 * 4096, across.Length));
+        }
+
+        Assert.True(ahead > 0 && opened < 120, $"{ahead} cut between the two, {opened} not cut");
+    }
+
+    /// <summary>A request that is said again, because a block did not take it, names its first record as the one before.</summary>
+    [Fact]
+    public void A_store_whose_blocks_go_bad_opens_again_after_whatever_history()
+    {
+        for (ulong seed = 1; seed <= 60; seed++)
+        {
+            var random = new SeededRandom(seed);
+            var world = new StoreWorld(seed, 16 << 20, Extents << 20, Small);
+            for (ulong block = world.Geometry.DataStart; block < world.Geometry.DataEnd; block += 5) world.File.BadWrites.Add(block);
+            byte[] model = Churn(world, random);
+            world.Cut();
+            StoreOpenResult result = world.TryOpen();
+            Assert.True(result.Store is not null, $"seed {seed}: {result.Refusal}");
+            world.Use(result.Store);
+            Assert.True(world.Store.GetStats().BlocksBad > 0);
+            Assert.True(model.AsSpan().SequenceEqual(world.Read(0, model.Length)), $"seed {seed}");
+        }
+    }
+
     [Fact]
     public void A_store_of_an_earlier_format_is_refused_by_its_version()
     {
@@ -233,6 +267,35 @@ public class StaleHomeTests
         }
 
         Assert.Contains("format version 1, this program reads 2", world.TryOpen().Refusal, StringComparison.Ordinal);
+    }
+
+    /// <summary>Durable changes, several at a time, with crashes and clean restarts in between; what they leave.</summary>
+    private static byte[] Churn(StoreWorld world, SeededRandom random)
+    {
+        var model = new byte[Extents << 20];
+        for (int step = 10 + random.NextBelow(40); step > 0; step--)
+        {
+            var running = new List<Task<IoStatus>>();
+            for (int i = 1 + random.NextBelow(3); i > 0; i--)
+            {
+                // One block of each four, so that those of one turn do not meet.
+                int at = (random.NextBelow(Extents << 6) * 4 + i) << Units.BlockShift;
+                byte[] data = random.NextChance(0.2) ? new byte[4096] : Block(random.NextUInt64());
+                data.CopyTo(model, at);
+                running.Add(data.AsSpan().ContainsAnyExcept((byte)0)
+                    ? world.Device.WriteAsync((ulong)at, data, WriteFlags.Fua).AsTask()
+                    : world.Device.WriteZeroesAsync((ulong)at, 4096, WriteFlags.Fua).AsTask());
+            }
+
+            Assert.True(world.Loop.RunUntil(() => running.TrueForAll(r => r.IsCompleted)));
+            Assert.All(running, r => Assert.Equal(IoStatus.Ok, r.Result));
+            if (!random.NextChance(0.15)) continue;
+            HashSet<ulong> bad = world.File.BadWrites;
+            world.Reopen(isClean: random.NextChance(0.5));
+            world.File.BadWrites.UnionWith(bad);
+        }
+
+        return model;
     }
 
     /// <summary>Blocks 0, 1 and 2 of slot 1, each at home in an image of its own; and what its homes held before the last.</summary>

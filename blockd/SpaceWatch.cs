@@ -1,0 +1,79 @@
+using BlockServer.Core;
+
+namespace BlockServer.Blockd;
+
+/// <summary>
+/// Notices that a store runs low. It is asked by writes, not by a clock: the store is looked at again when so much was written
+/// that the level could have been reached, so an idle daemon stays idle. Lives on the store's loop.
+/// </summary>
+internal sealed class SpaceWatch(Func<StoreStats?> look, Func<StoreStats, ulong> free, int percent)
+{
+    private const long LookBytesMin = (long)(256 * Units.KiB), LookBytesMax = (long)Units.GiB;
+
+    private long _budget;
+
+    /// <summary>Called when less than the level has become free; once until a good deal more is free again.</summary>
+    public Action<ulong>? Crossed { get; set; }
+
+    /// <summary>Less than the level is free.</summary>
+    public bool IsLow { get; private set; }
+
+    /// <summary>So much is about to be written.</summary>
+    public void OnWriting(ulong bytes)
+    {
+        if (percent == 0) return;
+        _budget -= (long)bytes + 2 * Units.BlockBytes; // both ends may take a block more
+        if (_budget < 0) Look();
+    }
+
+    private void Look()
+    {
+        _budget = LookBytesMin;
+        if (look() is not { } stats) return;
+        ulong level = stats.BlocksTotal * Units.BlockBytes / 100 * (ulong)percent, now = free(stats);
+        bool wasLow = IsLow;
+        IsLow = now < (wasLow ? level + level / 4 : level);
+        if (!IsLow) _budget = Math.Clamp((long)Math.Min(now - level, long.MaxValue) / 2, LookBytesMin, LookBytesMax);
+        if (IsLow && !wasLow) Crossed?.Invoke(now);
+    }
+}
+
+/// <summary>A volume whose writes are told to the watch of its store. Lives on the volume's loop; does not own the device.</summary>
+internal sealed class WatchedDevice(IBlockDevice device, SpaceWatch watch) : IBlockDevice
+{
+    /// <inheritdoc/>
+    public ulong SizeBytes => device.SizeBytes;
+
+    /// <inheritdoc/>
+    public bool IsReadOnly => device.IsReadOnly;
+
+    /// <inheritdoc/>
+    public ValueTask<ReadResult> ReadAsync(ulong offsetBytes, Memory<byte> target) => device.ReadAsync(offsetBytes, target);
+
+    /// <inheritdoc/>
+    public ValueTask<IoStatus> WriteAsync(ulong offsetBytes, ReadOnlyMemory<byte> source, WriteFlags flags)
+    {
+        watch.OnWriting((ulong)source.Length);
+        return device.WriteAsync(offsetBytes, source, flags);
+    }
+
+    /// <inheritdoc/>
+    public ValueTask<IoStatus> FlushAsync() => device.FlushAsync();
+
+    /// <inheritdoc/>
+    public ValueTask<IoStatus> TrimAsync(ulong offsetBytes, ulong lengthBytes, WriteFlags flags) => device.TrimAsync(offsetBytes, lengthBytes, flags);
+
+    /// <inheritdoc/>
+    public ValueTask<IoStatus> WriteZeroesAsync(ulong offsetBytes, ulong lengthBytes, WriteFlags flags)
+    {
+        watch.OnWriting((flags & WriteFlags.NoHole) != 0 ? lengthBytes : 0); // of holes the ends only
+        return device.WriteZeroesAsync(offsetBytes, lengthBytes, flags);
+    }
+
+    /// <inheritdoc/>
+    public ValueTask<IoStatus> PrefetchAsync(ulong offsetBytes, ulong lengthBytes) => device.PrefetchAsync(offsetBytes, lengthBytes);
+
+    /// <inheritdoc/>
+    public ValueTask<IoStatus> MapAsync(ulong offsetBytes, ulong lengthBytes, int runsMax, List<MapRun> runs) =>
+        device.MapAsync(offsetBytes, lengthBytes, runsMax, runs);
+}

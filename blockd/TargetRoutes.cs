@@ -1,0 +1,277 @@
+using System.Globalization;
+using BlockServer.Cluster;
+using BlockServer.Core;
+using BlockServer.Core.Api;
+using BlockServer.Protocols.Iscsi;
+
+namespace BlockServer.Blockd;
+
+/// <summary>The admin API's iSCSI targets. A change is in force, for sessions that go on too, when it is answered.</summary>
+internal sealed class TargetRoutes(Daemon daemon)
+{
+    private const int SecretCharactersMin = 12, SecretCharactersMax = 255;
+
+    /// <summary>The handlers by the keys of <see cref="ApiRouteTable"/>.</summary>
+    public IReadOnlyDictionary<string, Func<ApiCall, Task>> Handlers => new Dictionary<string, Func<ApiCall, Task>>(StringComparer.Ordinal)
+    {
+        ["GET portals"] = PortalsAsync,
+        ["GET targets"] = c => c.AnswerAsync(new TargetList([.. daemon.Catalog.List().Select(Describe)]), ApiJson.Default.TargetList),
+        ["POST targets"] = CreateAsync,
+        ["GET targets/{name}"] = c => c.AnswerAsync(Describe(View(c)), ApiJson.Default.TargetInfo),
+        ["PATCH targets/{name}"] = ChangeAsync,
+        ["DELETE targets/{name}"] = DeleteAsync,
+        ["POST targets/{name}/luns"] = AddLunAsync,
+        ["DELETE targets/{name}/luns/{id}"] = RemoveLunAsync,
+        ["POST targets/{name}/access"] = AllowAsync,
+        ["DELETE targets/{name}/access"] = DenyAsync,
+        ["POST targets/{name}/users"] = AddUserAsync,
+        ["DELETE targets/{name}/users/{id}"] = RemoveUserAsync,
+        ["GET discovery"] = c => c.AnswerAsync(DescribeDiscovery(), ApiJson.Default.DiscoveryInfo),
+        ["POST discovery/users"] = AddDiscoveryUserAsync,
+        ["DELETE discovery/users/{id}"] = RemoveDiscoveryUserAsync,
+    };
+
+    /// <summary>Why a volume may not be deleted without force: it is a unit of configured targets. Null when it may.</summary>
+    public string? UseOf(VolumeRecord volume)
+    {
+        string[] uses = [.. daemon.Targets.List().SelectMany(t => t.Luns.Where(l => l.VolumeId == volume.Id).Select(l => $"LUN {l.Lun} of {t.Name}"))];
+        return uses.Length == 0 ? null : $"the volume is {string.Join(", ", uses)}; remove it there or say force=true";
+    }
+
+    /// <summary>Takes a volume out of every configured target.</summary>
+    public async Task RemoveVolumeAsync(VolumeRecord volume)
+    {
+        foreach (TargetRecord target in daemon.Targets.List())
+        {
+            if (target.Luns.FirstOrDefault(l => l.VolumeId == volume.Id) is { } lun)
+                await AppliedAsync(await daemon.Targets.RemoveLunAsync(target.Name, lun.Lun));
+        }
+    }
+
+    private static string AuthenticationWord(IscsiAuthentication? authentication) =>
+        authentication is null ? "none" : authentication.MutualName is null ? "chap" : "mutual-chap";
+
+    private static string NameOf(string text) => IscsiName.TryNormalize(text, out string name) ? name
+        : throw new ApiException(
+            400, "invalid-target-name", $"'{text}' is no iSCSI name; write iqn.YYYY-MM.REVERSED.DOMAIN:NAME, for instance iqn.2026-11.org.example:disks", "name");
+
+    private static IReadOnlyList<ushort>? GroupsOf(IReadOnlyList<int>? groups)
+    {
+        if (groups is null) return null;
+        if (groups.Any(g => g is < 1 or > TargetDirectory.PortalGroupMax))
+            throw new ApiException(400, "invalid-portal-group", $"portal groups are numbers from 1 to {TargetDirectory.PortalGroupMax}, each named once", "portalGroups");
+        return [.. groups.Select(g => (ushort)g)];
+    }
+
+    private static TargetAccess RuleOf(string initiator, string? address)
+    {
+        string pattern = IscsiRules.NormalizePattern(initiator) ?? throw new ApiException(
+            400, "invalid-initiator", $"'{initiator}' is no initiator name; write a whole name such as iqn.1993-08.org.debian:01:abc, or a pattern with * and ?", "initiator");
+        if (address is null) return new TargetAccess(pattern, null);
+        string network = IscsiRules.NormalizeNetwork(address) ?? throw new ApiException(
+            400, "invalid-address", $"'{address}' is no address and no network; write 10.0.0.7, 10.0.0.0/24 or fd00::/64 (no bits behind the prefix)", "address");
+        return new TargetAccess(pattern, network);
+    }
+
+    private static ChapUserSecret UserOf(AddChapUser request)
+    {
+        CheckUser(request.User);
+        bool fits = request.Secret.Length is >= SecretCharactersMin and <= SecretCharactersMax;
+        foreach (char c in request.Secret) fits &= c is > ' ' and < '\x7f';
+        if (!fits)
+        {
+            throw new ApiException(
+                400, "invalid-secret", $"a secret has {SecretCharactersMin} to {SecretCharactersMax} printable ASCII characters without spaces", "secret");
+        }
+
+        return new ChapUserSecret(request.User, request.Secret, request.Mutual);
+    }
+
+    private static void CheckUser(string user)
+    {
+        bool fits = user.Length is > 0 and <= 223;
+        foreach (char c in user) fits &= char.IsAsciiLetterOrDigit(c) || c is '.' or ':' or '_' or '-' or '@';
+        if (!fits) throw new ApiException(400, "invalid-user", "a user has 1 to 223 letters, digits and . : _ - @", "user");
+    }
+
+    private static TargetRecord Must(TargetResult result)
+    {
+        if (result.Fault is not { } fault) return result.Target!;
+        int status = fault.Code == "revision-differs" ? 412 : fault.Status switch
+        {
+            IoStatus.Invalid => 400,
+            IoStatus.NotFound => 404,
+            IoStatus.Conflict => 409,
+            _ => 503,
+        };
+        throw new ApiException(status, fault.Code, fault.Detail, fault.Field);
+    }
+
+    private async Task<TargetRecord> AppliedAsync(TargetResult result)
+    {
+        TargetRecord record = Must(result);
+        await daemon.ServedTargets.ApplyAsync(record.Name);
+        return record;
+    }
+
+    private TargetView View(ApiCall call) => daemon.Catalog.Find(call.Parts[1].ToLowerInvariant())
+        ?? throw new ApiException(404, "no-such-target", $"there is no target '{call.Parts[1]}'; pfcli list_target shows all");
+
+    /// <summary>The name of a configured target.</summary>
+    private string Configured(ApiCall call)
+    {
+        TargetView view = View(call);
+        return !view.IsOwn ? view.Name : throw new ApiException(
+            409, "own-target", $"'{view.Name}' is the own target of volume '{view.Luns[0].Volume.Name}', which everybody may use; to set rules, make one with create_target and add_lun the volume");
+    }
+
+    private TargetInfo Describe(TargetView view)
+    {
+        TargetRecord? record = view.IsOwn ? null : daemon.Targets.Find(view.Name);
+        return new TargetInfo(
+            view.Name, view.IsOwn ? "own" : "configured", view.Enabled, record?.Description,
+            [.. view.Luns.Select(l => new LunInfo(l.Lun, l.Volume.Name, l.ReadOnly || l.Volume.Export.ReadOnly, daemon.ServedTargets.FaultOf(view, l)))],
+            [.. view.PortalGroups.Select(g => (int)g)], [.. view.Access.Select(a => new AccessRule(a.Initiator, a.Address))],
+            AuthenticationWord(view.Authentication), record?.Users ?? [], record?.MutualUser, daemon.Sessions.CountOf(view.Name), record?.Revision ?? 0);
+    }
+
+    private DiscoveryInfo DescribeDiscovery()
+    {
+        TargetRecord? record = daemon.Targets.Find(TargetDirectory.Discovery);
+        return new DiscoveryInfo(AuthenticationWord(daemon.Catalog.Discovery), record?.Users ?? [], record?.MutualUser);
+    }
+
+    private Task AnswerAsync(ApiCall call, string name, int status = 200) =>
+        call.AnswerAsync(Describe(daemon.Catalog.Find(name)!), ApiJson.Default.TargetInfo, status);
+
+    private Task PortalsAsync(ApiCall call) => call.AnswerAsync(
+        new PortalList([.. daemon.Catalog.Portals.Select(p => new PortalInfo(p.EndPoint.ToString(), p.Group, p.IsLocal))]), ApiJson.Default.PortalList);
+
+    private async Task CreateAsync(ApiCall call)
+    {
+        CreateTarget request = await call.ReadAsync(ApiJson.Default.CreateTarget);
+        string name = NameOf(request.Name);
+        if (daemon.Catalog.Find(name) is { IsOwn: true } own)
+        {
+            throw new ApiException(
+                409, "target-exists", $"'{name}' is the own target of volume '{own.Luns[0].Volume.Name}'; choose another name, or unexport the volume first", "name");
+        }
+
+        TargetRecord made = Must(await daemon.Targets.CreateAsync(name, request.Description, GroupsOf(request.PortalGroups) ?? [], request.Enabled));
+        await AnswerAsync(call, made.Name, 201);
+    }
+
+    private async Task ChangeAsync(ApiCall call)
+    {
+        string name = Configured(call);
+        ChangeTarget change = await call.ReadAsync(ApiJson.Default.ChangeTarget);
+        await AppliedAsync(await daemon.Targets.ChangeAsync(name, change.Revision, change.Enabled, change.Description, GroupsOf(change.PortalGroups)));
+        await AnswerAsync(call, name);
+    }
+
+    private async Task DeleteAsync(ApiCall call)
+    {
+        string name = Configured(call);
+        int sessions = daemon.Sessions.CountOf(name);
+        if (sessions > 0 && !call.QueryFlag("force"))
+            throw new ApiException(409, "target-in-use", $"{sessions} initiators are attached; log them out or say force=true");
+        await AppliedAsync(await daemon.Targets.DeleteAsync(name, call.QueryNumber("revision")));
+        await call.AnswerNothingAsync();
+    }
+
+    private async Task AddLunAsync(ApiCall call)
+    {
+        string name = Configured(call);
+        AddLun request = await call.ReadAsync(ApiJson.Default.AddLun);
+        VolumeRecord volume = daemon.Directory.Find(request.Volume)
+            ?? throw new ApiException(404, "no-such-volume", $"there is no volume '{request.Volume}'", "volume");
+        CheckLoop(daemon.Catalog.Find(name)!, volume);
+        bool withdraws = volume.Export.Iscsi && !request.KeepOwnTarget;
+        string ownName = daemon.Catalog.OwnNameOf(volume);
+        int attached = withdraws ? daemon.Sessions.CountOf(ownName) : 0;
+        if (attached > 0 && !request.Force)
+        {
+            throw new ApiException(
+                409, "volume-in-use", $"{attached} initiators are attached to the volume's own target, which goes; log them out, keep it (keepOwnTarget) or say force", "volume");
+        }
+
+        await AppliedAsync(await daemon.Targets.AddLunAsync(name, volume.Id, request.Lun, request.ReadOnly));
+        if (withdraws)
+        {
+            // Not before the volume is in its place: what cannot be added changes nothing.
+            DirectoryResult withdrawn = await daemon.Directory.ChangeAsync(volume.Name, new ChangeVolume(Export: volume.Export with { Iscsi = false }));
+            if (withdrawn.Fault is { } fault)
+            {
+                throw new ApiException(
+                    503, fault.Code, $"the volume is a LUN of the target now, but its own target could not be withdrawn ({fault.Detail}); pfcli unexport_volume --iscsi");
+            }
+
+            await daemon.ServedTargets.CutAllAsync(IscsiCatalog.OwnPrefix + volume.Id.ToString(CultureInfo.InvariantCulture), "the volume moved to another target");
+        }
+
+        await AnswerAsync(call, name, 201);
+    }
+
+    /// <summary>The units of a target live on one loop.</summary>
+    private void CheckLoop(TargetView target, VolumeRecord volume)
+    {
+        if (daemon.Stores.Find(volume.StoreId) is not { } host || daemon.Catalog.ThreadOf(target) is not { } thread || thread == host.Thread) return;
+        throw new ApiException(
+            409, "lun-on-other-loop", $"the volume's disk {host.Name} is served by another loop than the target's other volumes; make another target for it, or start blockd with --loops 1", "volume");
+    }
+
+    private async Task RemoveLunAsync(ApiCall call)
+    {
+        string name = Configured(call);
+        bool isForced = call.QueryFlag("force");
+        if (!int.TryParse(call.Parts[3], NumberStyles.None, CultureInfo.InvariantCulture, out int lun))
+            throw new ApiException(404, "no-such-lun", $"'{call.Parts[3]}' is no LUN");
+        TargetRecord target = daemon.Targets.Find(name)!;
+        int sessions = daemon.Sessions.CountOf(name);
+        if (sessions > 0 && !isForced && target.Luns.Any(l => l.Lun == lun))
+            throw new ApiException(409, "target-in-use", $"{sessions} initiators are attached and would lose the LUN; say force=true");
+        await AppliedAsync(await daemon.Targets.RemoveLunAsync(name, lun));
+        await call.AnswerNothingAsync();
+    }
+
+    private async Task AllowAsync(ApiCall call)
+    {
+        string name = Configured(call);
+        AccessRule rule = await call.ReadAsync(ApiJson.Default.AccessRule);
+        await AppliedAsync(await daemon.Targets.AllowAsync(name, RuleOf(rule.Initiator, rule.Address)));
+        await AnswerAsync(call, name, 201);
+    }
+
+    private async Task DenyAsync(ApiCall call)
+    {
+        string name = Configured(call);
+        await AppliedAsync(await daemon.Targets.DenyAsync(name, RuleOf(call.Query("initiator") ?? "*", call.Query("address"))));
+        await call.AnswerNothingAsync();
+    }
+
+    private async Task AddUserAsync(ApiCall call)
+    {
+        string name = Configured(call);
+        await AppliedAsync(await daemon.Targets.AddUserAsync(name, UserOf(await call.ReadAsync(ApiJson.Default.AddChapUser))));
+        await AnswerAsync(call, name, 201);
+    }
+
+    private async Task RemoveUserAsync(ApiCall call)
+    {
+        string name = Configured(call);
+        await AppliedAsync(await daemon.Targets.RemoveUserAsync(name, call.Parts[3], call.QueryFlag("mutual")));
+        await call.AnswerNothingAsync();
+    }
+
+    private async Task AddDiscoveryUserAsync(ApiCall call)
+    {
+        Must(await daemon.Targets.AddUserAsync(TargetDirectory.Discovery, UserOf(await call.ReadAsync(ApiJson.Default.AddChapUser))));
+        await call.AnswerAsync(DescribeDiscovery(), ApiJson.Default.DiscoveryInfo, 201);
+    }
+
+    private async Task RemoveDiscoveryUserAsync(ApiCall call)
+    {
+        Must(await daemon.Targets.RemoveUserAsync(TargetDirectory.Discovery, call.Parts[2], call.QueryFlag("mutual")));
+        await call.AnswerNothingAsync();
+    }
+}
