@@ -78,7 +78,7 @@ class NbdComparison(compare.Comparison):
         waited = None
         if workload is RELAID and isinstance(server, Blockd):
             waited = server.lay_out(transport)
-            self.say(f"laid out anew after {waited:.0f} s, {server.disk()['relaidBytes'] >> 20} MiB")
+            self.say(f"laid out anew after {waited:.0f} s, {server.disk()['relaidBytes'] >> 20} MiB; {server.left_scattered()} extents left")
             fio.run(server.target(transport), ["--rw=randread", "--bs=4k", "--iodepth=32", f"--size={region}", "--time_based=1", "--runtime=1",
                                                "--norandommap=1"])
         figures = fio.run([*server.target(transport), f"--size={region}"], ["--rw=read", "--bs=128k", "--iodepth=16"], server.pid)

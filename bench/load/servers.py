@@ -194,12 +194,16 @@ class Blockd(Server):
             return 1  # the API is not there yet
 
     def lay_out(self, transport, limit=900):
-        """Starts anew with relayout and waits until it has nothing left to do; seconds that took."""
+        """Starts anew with relayout and waits until it has nothing left to do or does nothing more for half a minute;
+        seconds that took."""
         self.stop()
         self.relayout, self.api = "on", free_port()
         self.start(transport)
-        began = time.monotonic()
-        while self.left_scattered() > 0:
+        began = changed = time.monotonic()
+        left = None
+        while (now := self.left_scattered()) > 0 and time.monotonic() - changed < 30:
+            if now != left:
+                left, changed = now, time.monotonic()
             if time.monotonic() - began > limit:
                 raise BenchError(f"relayout is not done after {limit} s:\n{self.said()}")
             time.sleep(0.5)

@@ -125,6 +125,7 @@ public sealed partial class IscsiSession
     /// <summary>Fails a command whose Data-Out is not all there; the SCSI target never sees it.</summary>
     internal void FailForLostData(IscsiTask task)
     {
+        if (task.IsDone) return; // it failed with the data of an earlier R2T, and its answer has not left yet
         GiveUpPlace(task);
         task.FailUnexecuted();
         task.Connection.Enqueue(task);
@@ -134,10 +135,12 @@ public sealed partial class IscsiSession
     /// <summary>Ends without an answer.</summary>
     internal void Forget(IscsiTask task)
     {
+        // Decided first: going on may bring a dropped task to the head of the window's queue, which releases it there.
+        bool mayExecute = task.IsDispatched && !task.IsDone;
+        bool mayRelease = !task.IsFilling && !task.IsQueued && !mayExecute;
         UnlinkAndGoOn(task);
         OnAnswered(task);
-        bool mayExecute = task.IsDispatched && !task.IsDone;
-        if (!task.IsFilling && !task.IsQueued && !mayExecute) Release(task);
+        if (mayRelease) Release(task);
     }
 
     /// <summary>Drops what the SCSI target has not seen of one connection.</summary>

@@ -87,7 +87,10 @@ public sealed class InspectTests : IDisposable
         {
             long at = slots + ((long)home * Block);
             if (IsZero(at)) continue;
-            homes++;
+            bool isTombstone = KindAt(at) == 1;
+            // The hundreds of tombstones are alike: some of them will do.
+            if (isTombstone && home % 41 != 0) continue;
+            if (!isTombstone) homes++;
             // Which of the two homes was the only or the newer one decides whether it is a loss, never whether it is named.
             MustName(at + 900, null, $"slot {home / 2}", $"home {(home % 2 == 0 ? 'A' : 'B')}");
         }
@@ -178,6 +181,13 @@ public sealed class InspectTests : IDisposable
         int value = file.ReadByte();
         file.Position = offset;
         file.WriteByte((byte)(value ^ 4));
+    }
+
+    private byte KindAt(long offset)
+    {
+        using FileStream file = File.OpenRead(Store);
+        file.Position = offset + 4;
+        return (byte)file.ReadByte();
     }
 
     private bool IsZero(long offset)
