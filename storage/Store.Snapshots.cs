@@ -58,7 +58,7 @@ public sealed partial class Store
             : HasClone(layer) && !Breaks(BrokenRules.IgnoreClones) ? IoStatus.Conflict
             : await SayAsync(layer, layer.Head with { IsDeleting = true });
         if (status == IoStatus.Ok) status = await EnsureDurable(_appliedLsn);
-        if (status == IoStatus.Ok) _loop.Post(() => _ = FreeLayerAsync(layer!));
+        if (status == IoStatus.Ok) StartBackground(() => FreeLayerAsync(layer!));
         _locks.Give(held);
         _active--;
         return status;

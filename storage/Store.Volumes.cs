@@ -67,7 +67,7 @@ public sealed partial class Store
         RedoRecordWriter.VolumeDelete(Append(record, RedoRecord.HeadBytes), volume.Slot, volumeId, record.Before);
         IoStatus status = await record.Begin();
         if (status == IoStatus.Ok) status = await EnsureDurable(_appliedLsn);
-        if (status == IoStatus.Ok) _loop.Post(() => _ = FreeVolumeAsync(volume));
+        if (status == IoStatus.Ok) StartBackground(() => FreeVolumeAsync(volume));
         return status;
     }
 

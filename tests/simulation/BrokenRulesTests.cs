@@ -30,6 +30,8 @@ public sealed class BrokenRulesTests(ITestOutputHelper output)
         { BrokenRules.CutUnderWrites, [ViolationKind.Refused, ViolationKind.WrongData, ViolationKind.LostWrite, ViolationKind.Leak] },
         { BrokenRules.DropLayerFirst, [ViolationKind.Exception, ViolationKind.Refused] },
         { BrokenRules.WriteIntoSnapshot, [ViolationKind.WrongData] },
+        { BrokenRules.ForgetBelow, [ViolationKind.LostWrite, ViolationKind.WrongData, ViolationKind.StaleRead, ViolationKind.TornRequest, ViolationKind.Exception] },
+        { BrokenRules.IgnoreClones, [ViolationKind.WrongAnswer] },
         { BrokenRules.ReuseUnderRead, [ViolationKind.Unreadable, ViolationKind.WrongScrub] },
         { BrokenRules.FreeRelaidEarly, [ViolationKind.Unreadable, ViolationKind.WrongScrub] },
         { BrokenRules.RelayOverWrite, [ViolationKind.LostWrite, ViolationKind.StaleRead, ViolationKind.WrongData, ViolationKind.Unreadable] },

@@ -148,6 +148,8 @@ public sealed partial class StoreSimulation
         Work(store!);
         if (IsBroken) return false;
         if (store!.State == StoreState.Failed) _counters[Did.FailStops]++;
+        if (store.State == StoreState.Failed && !HasReason && !MayMiss)
+            Violate(ViolationKind.Exception, "the store stopped though the disk is honest: " + store.GetStats().FailReason);
         CountStore(store.GetStats());
         if (endsClean && !_loop.IsStopped && !_disk.HasHung && store.State == StoreState.Online)
         {
