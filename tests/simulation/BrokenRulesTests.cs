@@ -14,7 +14,7 @@ public sealed class BrokenRulesTests(ITestOutputHelper output)
     {
         { BrokenRules.SkipFlushBeforeHome, [ViolationKind.Unreadable, ViolationKind.LostWrite, ViolationKind.TornRequest] },
         { BrokenRules.FreeEarly, [ViolationKind.Unreadable] },
-        { BrokenRules.CompleteBeforeLog, [ViolationKind.LostWrite, ViolationKind.LostVolume] },
+        { BrokenRules.CompleteBeforeLog, [ViolationKind.LostWrite, ViolationKind.LostVolume, ViolationKind.Refused] },
         { BrokenRules.AckBeforeData, [ViolationKind.LostWrite, ViolationKind.Unreadable] },
         { BrokenRules.NoEndOfRecoveryCheckpoint, [ViolationKind.LostVolume, ViolationKind.LostWrite] },
         { BrokenRules.SkipTailCrc, [ViolationKind.Unreadable] },

@@ -75,6 +75,52 @@ public sealed class LayerRulesTests
         Assert.Equal((1UL, 1UL), (Read(1, 0), Read(1, 1)));
     }
 
+    /// <summary>
+    /// ThawEarly (B5). A request that is answered but not durable, then a cut, then a write over it. A power cut takes the request's data and
+    /// leaves the whole log: the request is dropped, and no page of a later layer may have it all the same.
+    /// </summary>
+    [Theory]
+    [InlineData(BrokenRules.ThawEarly)]
+    [InlineData(BrokenRules.None)]
+    public void A_page_over_a_snapshot_has_nothing_that_a_power_cut_takes(BrokenRules broken)
+    {
+        Open(broken);
+        Create(1);
+        Write(1, 0, 1, blocks: 2);
+        Assert.Equal(IoStatus.Ok, _loop.Run(_store!.FlushAsync()));
+        Write(1, 0, 2);
+        Task<IoStatus> cutting = _store.CreateSnapshotsAsync([new SnapshotRequest(1, Id(1), "s1", 1)]).AsTask();
+        var gone = new byte[Units.BlockBytes];
+        gone[0] = 2;
+        int states = 0;
+        string? refusal = null;
+        ulong seen = _disk.ChangeCount;
+        _loop.StopBeforeEvent = _ =>
+        {
+            if (_disk.ChangeCount == seen) return false;
+            seen = _disk.ChangeCount;
+            var later = new SimLoop(2);
+            SimDisk fork = _disk.ForkAfterPowerCut(later, 3, (write, page) =>
+                _disk.Pending[write].Pages[page].AsSpan().SequenceEqual(gone) ? (byte)0 : byte.MaxValue);
+            states++;
+            StoreOpenResult opened = later.Run(Store.OpenAsync(later, fork, null, Options));
+            refusal ??= opened.Refusal;
+            if (opened.Store is not ILayeredStore store) return false;
+            var data = new byte[Units.BlockBytes];
+            Assert.Equal(IoStatus.Ok, later.Run(store.OpenVolume(1)!.ReadAsync(0, data)).Status);
+            Assert.InRange(data[0], 1, 3);
+            Assert.Null(later.Run(((Store)store).AuditAsync()));
+            if (store.OpenSnapshot(1, Id(1)) is { } snapshot) Assert.Equal(IoStatus.Ok, later.Run(snapshot.ReadAsync(0, data)).Status);
+            return false;
+        };
+        Write(1, 1, 3);
+        Assert.True(_loop.RunUntil(() => cutting.IsCompleted));
+        Assert.Equal(IoStatus.Ok, cutting.Result);
+        Assert.True(states > 1);
+        if (broken == BrokenRules.None) Assert.Null(refusal);
+        else Assert.NotNull(refusal);
+    }
+
     private static VolumeHead HeadOf(uint volume) => new(volume, new Guid((int)volume, 1, 1, new byte[8]), $"v{volume}", 2 * Units.MiB, 1);
 
     private static Guid Id(int n) => new(n, 2, 2, new byte[8]);
