@@ -51,12 +51,12 @@ public sealed class BrokenRulesTests(ITestOutputHelper output)
             // A block that is reused too soon needs a disk on which blocks are reused at once.
             SmallDisk = broken is BrokenRules.ReuseUnderRead or BrokenRules.FreeRelaidEarly ? true : null,
         };
-        SeedSweep sweep = SeedSweep.Run(1, (ulong)Settings.BrokenSeeds, options, twice: false, keepGoing: false);
+        SeedSweep<SimulationCounters> sweep = StoreSimulation.Sweep(1, (ulong)Settings.BrokenSeeds, options, twice: false, keepGoing: false);
         Assert.True(sweep.First is not null, $"{broken} was not found in {Settings.BrokenSeeds} seeds");
         (ulong seed, Violation found) = sweep.First.Value;
         output.WriteLine($"{broken}: {found}");
         Assert.True(symptoms.Contains(found.Kind), $"not a symptom of {broken}: {found}");
-        SimulationResult honest = StoreSimulation.Run(seed, options with { Driver = new StorageDriver() });
+        SeedResult<SimulationCounters> honest = StoreSimulation.Run(seed, options with { Driver = new StorageDriver() });
         Assert.True(honest.Violations.Count == 0, string.Join('\n', honest.Violations));
     }
 }
