@@ -136,7 +136,8 @@ internal sealed class AdminRoutes : IAdminRoutes
 
         Must(await SnapshotRoutes.PatientlyAsync(
             () => _daemon.Directory.DeleteAsync(volume.Name, volume.Id, revision, isForced, withSnapshots), r => r.Fault, call.Aborted));
-        foreach (Session session in _daemon.Sessions.List().Where(s => s.Volumes.Contains(volume.Id))) session.Cut("the volume was deleted");
+        HashSet<uint> gone = [volume.Id];
+        foreach (Session session in _daemon.Sessions.List().Where(s => s.Touches(gone))) session.Cut("the volume was deleted");
         _daemon.Meters.Forget(volume.Id);
         _daemon.Volumes.Forget(volume.Id);
         await call.AnswerNothingAsync();

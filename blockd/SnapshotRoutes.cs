@@ -87,9 +87,14 @@ internal sealed class SnapshotRoutes(Daemon daemon, AdminTasks tasks, Func<Volum
         if (text is not null && !Guid.TryParse(text, out _)) throw new ApiException(400, "invalid-query", "uuid must be one", "uuid");
         Guid? uuid = text is null ? null : Guid.Parse(text);
         VolumeRecord volume = AdminRoutes.VolumeOf(daemon, call);
+        VolumeSnapshot named = await FindAsync(call);
+        int readers = daemon.Sessions.Reading(named.Info.Uuid).Count;
+        if (readers > 0 && !call.QueryFlag("force"))
+            throw new ApiException(409, "snapshot-in-use", $"{readers} clients read it; detach them or say force=true");
         SnapshotResult gone = Must(await PatientlyAsync(
             () => daemon.Directory.DeleteSnapshotAsync(volume.Name, call.Parts[3], uuid), r => r.Fault, call.Aborted));
         VolumeSnapshot snapshot = gone.Snapshots[0];
+        foreach (Session session in daemon.Sessions.Reading(snapshot.Info.Uuid)) session.Cut("the snapshot was deleted");
         TaskInfo task = tasks.Follow("delete-snapshot", $"{volume.Name}@{snapshot.Info.Name}", progress => FollowDeletionAsync(snapshot, progress));
         await call.AnswerAsync(task, ApiJson.Default.TaskInfo, 202);
     }
