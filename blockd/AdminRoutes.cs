@@ -25,7 +25,7 @@ internal sealed class AdminRoutes : IAdminRoutes
         _daemon = daemon;
         _thick = new ThickVolumes(daemon, _tasks);
         _targets = new TargetRoutes(daemon);
-        _snapshots = new SnapshotRoutes(daemon, _tasks, DescribeAsync, _thick.BeginAsync);
+        _snapshots = new SnapshotRoutes(daemon, _tasks, _targets, DescribeAsync, _thick.BeginAsync);
         _handlers = new(StringComparer.Ordinal)
         {
             ["GET version"] = VersionAsync,

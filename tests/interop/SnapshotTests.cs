@@ -160,6 +160,23 @@ public sealed class SnapshotTests : IDisposable
         Assert.Equal(0, _blockd.Stop());
     }
 
+    [Fact]
+    public void A_snapshot_is_a_write_protected_disk_over_iSCSI()
+    {
+        Io("demo", "write -P 1 0 8m", "flush");
+        _pfcli.Run("create_snapshot", "-v", "demo", "-n", "one");
+        Io("demo", "write -P 2 0 8m", "flush");
+        string head = $"iscsi://127.0.0.1:{_blockd.IscsiPort}/iqn.2026-11.org.blockserver:demo";
+        string output = Blockd.Run("qemu-io", "-r", "-f", "raw", "-c", "read -P 1 0 8m", head + ":one/0");
+        Assert.DoesNotContain("failed", output, StringComparison.Ordinal);
+        Assert.NotEqual(0, Blockd.Try("qemu-io", "-f", "raw", "-c", "write 0 4k", head + ":one/0").Code);
+        string[] ids = [.. new[] { "/0", ":one/0" }.Select(t => Blockd.Run("iscsi-inq", "-e", "1", "-c", "0x83", head + t))];
+        Assert.NotEqual(ids[0], ids[1]);
+        Assert.Contains("Total size:67108864", Blockd.Run("iscsi-readcapacity16", head + ":one/0"), StringComparison.Ordinal);
+        Assert.NotEqual(0, Blockd.Try("iscsi-inq", head + ":none/0").Code);
+        Assert.Equal(0, _blockd.Stop());
+    }
+
     /// <summary>A client that has read something and stays.</summary>
     private static Process Read(string uri)
     {
