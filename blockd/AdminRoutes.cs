@@ -103,17 +103,13 @@ internal sealed class AdminRoutes : IAdminRoutes
         ChangeVolume change = await call.ReadAsync(ApiJson.Default.ChangeVolume);
         if (change.SizeBytes < volume.SizeBytes && _daemon.Sessions.CountOf(volume.Id) > 0)
             throw new ApiException(409, "volume-in-use", "clients are attached; detach them before the volume shrinks", "sizeBytes");
-        if (change.Export is { } export && !IsShownAlike(export, volume.Export) && _daemon.Sessions.CountOf(volume.Id) > 0)
+        if (change.Export is { } export && !SharedVolumes.IsShownAlike(export, volume.Export) && _daemon.Sessions.CountOf(volume.Id) > 0)
             throw new ApiException(409, "volume-in-use", "clients are attached; detach them before the volume is shown otherwise", "export");
         VolumeRecord changed = Must(await _daemon.Directory.ChangeAsync(volume.Name, change));
         await _thick.BeginAsync();
         _daemon.OnChanged(changed);
         await call.AnswerAsync(await DescribeAsync(changed), ApiJson.Default.VolumeInfo);
     }
-
-    // What a client has learnt at its start and would not look at again.
-    private static bool IsShownAlike(ExportOptions one, ExportOptions other) =>
-        (one.BlockBytes, one.Removable, one.Thick) == (other.BlockBytes, other.Removable, other.Thick);
 
     private async Task DeleteAsync(ApiCall call)
     {

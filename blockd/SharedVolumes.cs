@@ -24,6 +24,9 @@ internal sealed class SharedVolume(uint id, StoreHost host, IBlockDevice device)
     /// <summary>The volume as a SCSI unit; null until somebody needs it.</summary>
     public LogicalUnit? Unit { get; set; }
 
+    /// <summary>How <see cref="Unit"/> shows it.</summary>
+    public ExportOptions? ShownAs { get; set; }
+
     /// <summary>Why it may not be served: its reservations cannot be read. Null when all is well.</summary>
     public string? Fault { get; set; }
 
@@ -98,6 +101,11 @@ internal sealed class SharedVolumes(IMetaStore meta, Settings settings, Action<s
         return volume;
     }
 
+    /// <summary>What a client has learnt at its start and would not look at again is the same: a volume is shown otherwise
+    /// only while nobody is attached, and then by another unit.</summary>
+    public static bool IsShownAlike(ExportOptions one, ExportOptions other) =>
+        (one.BlockBytes, one.Removable, one.Thick) == (other.BlockBytes, other.Removable, other.Thick);
+
     /// <summary>The device under a volume as it is exported now.</summary>
     public static IBlockDevice DeviceOf(SharedVolume volume, VolumeRecord record) =>
         record.Export.Thick ? new ThickDevice(volume.Device) : volume.Device;
@@ -107,8 +115,7 @@ internal sealed class SharedVolumes(IMetaStore meta, Settings settings, Action<s
     {
         SharedVolume? volume = await OpenAsync(record, host);
         if (volume is null) return null;
-        // Shown otherwise than it was: another unit. Its options change only while nobody is attached.
-        if (volume.Unit is { } unit && unit.Options with { IsReadOnly = record.Export.ReadOnly, Usage = null } != OptionsOf(record))
+        if (volume.Unit is not null && !IsShownAlike(volume.ShownAs!, record.Export))
             (volume.Unit, volume.Loading) = (null, null);
         await LoadUnitAsync(volume, record);
         return volume;
@@ -261,23 +268,20 @@ internal sealed class SharedVolumes(IMetaStore meta, Settings settings, Action<s
 
     private LogicalUnit MakeUnit(SharedVolume volume, VolumeRecord record)
     {
-        LogicalUnitOptions options = OptionsOf(record) with
+        volume.ShownAs = record.Export;
+        var options = new LogicalUnitOptions
         {
+            Uuid = record.Uuid,
+            IsReadOnly = record.Export.ReadOnly,
+            IsRemovable = record.Export.Removable,
+            IsThin = !record.Export.Thick,
+            BlockBytes = record.Export.BlockBytes,
+            Durability = settings.Durability,
             Usage = () => new ThinUsage(volume.Host.FreeBytesNow, volume.Host.Store.UsedBytes(volume.Id)),
         };
         var keeper = new ReservationKeeper(meta, record.Id, volume.Host.Thread, MarkReserved);
         return new LogicalUnit(volume.Host.Thread.Loop, DeviceOf(volume, record), options, keeper, volume.Gate);
     }
-
-    private LogicalUnitOptions OptionsOf(VolumeRecord record) => new()
-    {
-        Uuid = record.Uuid,
-        IsReadOnly = record.Export.ReadOnly,
-        IsRemovable = record.Export.Removable,
-        IsThin = !record.Export.Thick,
-        BlockBytes = record.Export.BlockBytes,
-        Durability = settings.Durability,
-    };
 
     private void MarkReserved(uint volumeId)
     {
