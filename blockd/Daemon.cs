@@ -16,6 +16,9 @@ internal sealed class StartException(string message) : Exception(message);
 internal sealed class Daemon
 {
     private const string TokenKey = "auth/admin";
+    // For so long clients wait at most while a group of volumes on several disks is cut.
+    private static readonly TimeSpan s_cutPauseMax = TimeSpan.FromSeconds(5);
+
     private const ulong StopWaitNanos = 10_000_000_000;
 
     private readonly DataDirectory _data;
@@ -38,6 +41,7 @@ internal sealed class Daemon
         Targets = new TargetDirectory(meta);
         Volumes = new SharedVolumes(meta, settings, Warn);
         Disks = new Disks(settings, data, meta, Directory, threads, Warn, watch, layer);
+        Directory.CutGate = new CutGate(Stores, Volumes, s_cutPauseMax);
         StartedAt = SystemClock.Instance.UtcNow;
     }
 
