@@ -58,6 +58,9 @@ internal static class ApiRouteTable
     private static readonly (int, string) s_ownTarget = (409, "own-target");
     private static readonly (int, string) s_meanwhile = (409, "changed-meanwhile");
     private static readonly (int, string) s_badQuery = (400, "invalid-query");
+    private static readonly (int, string) s_noSnapshot = (404, "no-such-snapshot");
+    private static readonly (int, string) s_noDisk = (503, "disk-unavailable");
+    private static readonly ApiQuery s_usage = new("usage", "boolean", "With what each takes; reads all its metadata.");
     private static readonly ApiQuery s_mutual = new("mutual", "boolean", "The user by which we prove ourselves.");
     private static readonly ApiQuery s_force = new("force", "boolean", "Confirms what would be refused otherwise.");
 
@@ -77,13 +80,38 @@ internal static class ApiRouteTable
                 (409, "shrink-not-confirmed"), (409, "volume-in-use"), (409, "changed-meanwhile"), (412, "revision-differs"), (503, "disk-unavailable")]),
         new("DELETE", "volumes/{name}", "Deletes a volume; its id or revision must be named.", 204, null, null,
             [new("id", "integer", "The volume's id."), new("revision", "integer", "The volume's revision."),
-                new("force", "boolean", "Also while clients are attached or the disk is away.")],
-            [s_badName, s_noVolume, (400, "id-or-revision-needed"), (400, "invalid-query"), (409, "volume-in-use"), (409, "volume-is-lun"), (409, "changed-meanwhile"),
+                new("force", "boolean", "Also while clients are attached or the disk is away."),
+                new("snapshots", "boolean", "Its snapshots go too; those that clones build on are always in the way.")],
+            [s_badName, s_noVolume, (409, "volume-has-snapshots"), (409, "snapshot-has-clones"), (409, "clone-being-deleted"), (400, "id-or-revision-needed"), (400, "invalid-query"), (409, "volume-in-use"), (409, "volume-is-lun"), (409, "changed-meanwhile"),
                 (412, "id-differs"), (412, "revision-differs"), (503, "disk-unavailable"), (503, "delete-unfinished")]),
         new("POST", "volumes/{name}/scrub", "Begins to read a volume and to verify every checksum.", 202, typeof(TaskInfo), typeof(ScrubRequest), [],
             [s_badName, s_noVolume, (503, "disk-unavailable")]),
         new("DELETE", "volumes/{name}/reservations", "Ends every reservation and registration that initiators hold on a volume, damaged ones too.", 204,
             null, null, [], [s_badName, s_noVolume, (503, "disk-unavailable")]),
+        new("GET", "snapshots", "The snapshots of all volumes whose disks serve.", 200, typeof(SnapshotList), null, [s_usage], [s_badQuery, s_noDisk]),
+        new("POST", "snapshots", "Cuts a snapshot of each volume, all at one moment.", 201, typeof(SnapshotList), typeof(CreateSnapshot), [],
+            [s_badName, s_noVolume, (400, "invalid-volumes"), (400, "too-many-volumes"), (409, "snapshot-exists"), (503, "cut-too-slow"),
+                (409, "volume-flattening"), s_meanwhile, s_noDisk, (507, "no-space")]),
+        new("GET", "volumes/{name}/snapshots", "The snapshots of a volume, oldest first.", 200, typeof(SnapshotList), null, [s_usage],
+            [s_badName, s_noVolume, s_badQuery, s_noDisk]),
+        new("GET", "volumes/{name}/snapshots/{snapshot}", "One snapshot, with what it takes.", 200, typeof(SnapshotEntry), null, [],
+            [s_badName, s_noVolume, s_noSnapshot, s_noDisk]),
+        new("DELETE", "volumes/{name}/snapshots/{snapshot}", "Deletes a snapshot; the task shows its space coming back.", 202, typeof(TaskInfo), null,
+            [new("uuid", "string", "Only if it is this one."), new("force", "boolean", "Also while clients read it.")],
+            [s_badName, s_noVolume, s_noSnapshot, s_badQuery, (409, "snapshot-in-use"), (409, "snapshot-is-lun"), (409, "snapshot-has-clones"), (409, "clone-being-deleted"), s_meanwhile, (412, "uuid-differs"), s_noDisk]),
+        new("POST", "volumes/{name}/snapshots/{snapshot}/rollback", "Makes the volume what the snapshot is; what it was is kept as another snapshot.", 200,
+            typeof(RollbackInfo), typeof(RollbackSnapshot), [],
+            [s_badName, s_noVolume, s_noSnapshot, (409, "volume-in-use"), (409, "snapshot-exists"), (409, "volume-flattening"), s_meanwhile, s_noDisk, (507, "no-space")]),
+        new("GET", "volumes/{name}/diff", "What differs between a snapshot and a later one, or what is written now.", 200, typeof(DiffInfo), null,
+            [new("from", "string", "Name of the snapshot."), new("to", "string", "Name of the other one; default: what is written now."),
+                new("offset", "integer", "Where to begin, in bytes."), new("ranges", "integer", "At most so many ranges, 1 to 10,000 (default).")],
+            [s_badName, s_noVolume, s_noSnapshot, s_badQuery, s_meanwhile, s_noDisk]),
+        new("POST", "volumes/{name}/clone", "Makes a volume with the content of a snapshot, writable at once. Repeating the request with its idempotencyKey answers the same volume.",
+            201, typeof(VolumeInfo), typeof(CloneVolume), [],
+            [s_badName, s_noVolume, s_noSnapshot, (400, "invalid-size"), (400, "invalid-block-size"), (400, "invalid-idempotency-key"), (400, "invalid-description"),
+                (409, "name-taken"), (409, "volume-flattening"), s_meanwhile, s_noDisk, (507, "no-space")]),
+        new("POST", "volumes/{name}/flatten", "Begins to copy what a clone shares with its base; then it builds on nothing.", 202, typeof(TaskInfo), typeof(FlattenVolume), [],
+            [s_badName, s_noVolume, (409, "not-a-clone"), (409, "volume-has-snapshots"), s_meanwhile, s_noDisk]),
         new("GET", "disks", "All disks of the node, also those that are not in service.", 200, typeof(DiskList), null, [], []),
         new("POST", "disks", "Puts a file or device into service.", 201, typeof(DiskInfo), typeof(AddDisk), [],
             [(400, "invalid-path"), s_badName, (400, "invalid-size"), (409, "disk-in-service"), (409, "disk-is-a-copy"), (409, "disk-refused"),
@@ -103,9 +131,9 @@ internal static class ApiRouteTable
         new("DELETE", "targets/{name}", "Deletes a target; its volumes stay.", 204, null, null,
             [new("revision", "integer", "The target's revision."), new("force", "boolean", "Also while initiators are attached.")],
             [s_noTarget, s_ownTarget, s_badQuery, (409, "target-in-use"), (412, "revision-differs"), s_meanwhile]),
-        new("POST", "targets/{name}/luns", "Makes a volume a LUN of a target. The volume's own target is withdrawn unless it is kept.", 201,
+        new("POST", "targets/{name}/luns", "Makes a volume, or a snapshot (VOLUME@SNAPSHOT), a LUN of a target. The volume's own target is withdrawn unless it is kept.", 201,
             typeof(TargetInfo), typeof(AddLun), [],
-            [s_noTarget, s_ownTarget, s_noVolume, (400, "invalid-lun"), (409, "lun-taken"), (409, "volume-is-lun"), (409, "volume-in-use"),
+            [s_noTarget, s_ownTarget, s_noVolume, s_noSnapshot, (400, "invalid-lun"), (409, "lun-taken"), (409, "volume-is-lun"), (409, "volume-in-use"),
                 (409, "lun-on-other-loop"), (409, "too-many-luns"), s_meanwhile]),
         new("DELETE", "targets/{name}/luns/{id}", "Takes a LUN away from a target; the volume stays.", 204, null, null,
             [new("force", "boolean", "Also while initiators are attached.")],
@@ -127,7 +155,7 @@ internal static class ApiRouteTable
         new("GET", "stats", "Counters of the volumes that were attached since the start.", 200, typeof(StatsInfo), null, [], []),
         new("GET", "tasks", "The last hundred tasks, newest first.", 200, typeof(TaskList), null, [], []),
         new("GET", "tasks/{id}", "One task.", 200, typeof(TaskInfo), null, [], [(404, "no-such-task")]),
-        new("DELETE", "tasks/{id}", "Cancels a task.", 204, null, null, [], [(404, "no-such-task")]),
+        new("DELETE", "tasks/{id}", "Cancels a task.", 204, null, null, [], [(404, "no-such-task"), (409, "task-goes-on")]),
         new("GET", "openapi.json", "This document.", 200, null, null, [], []),
     ];
 

@@ -15,6 +15,9 @@ internal sealed class StartException(string message) : Exception(message);
 internal sealed class Daemon
 {
     private const string TokenKey = "auth/admin";
+    // For so long clients wait at most while a group of volumes on several disks is cut.
+    private static readonly TimeSpan s_cutPauseMax = TimeSpan.FromSeconds(5);
+
     private const ulong StopWaitNanos = 10_000_000_000;
 
     private readonly DataDirectory _data;
@@ -37,6 +40,7 @@ internal sealed class Daemon
         Targets = new TargetDirectory(meta);
         Volumes = new SharedVolumes(meta, settings, Warn);
         Disks = new Disks(settings, data, meta, Directory, threads, Warn, watch, layer);
+        Directory.CutGate = new CutGate(Stores, Volumes, s_cutPauseMax);
         StartedAt = SystemClock.Instance.UtcNow;
     }
 
@@ -155,7 +159,7 @@ internal sealed class Daemon
     public Task RemoveDiskAsync(Guid id, bool isForced) => Disks.RemoveAsync(id, isForced, store =>
     {
         var volumes = Directory.List().Where(v => v.StoreId == store).Select(v => v.Id).ToHashSet();
-        foreach (Session session in Sessions.List().Where(s => s.Volumes.Any(volumes.Contains))) session.Cut("the disk was removed");
+        foreach (Session session in Sessions.List().Where(s => s.Touches(volumes))) session.Cut("the disk was removed");
     });
 
     /// <summary>Closes all stores at once. A disk that answers nothing for <see cref="Settings.StopWaitSeconds"/> is given up:

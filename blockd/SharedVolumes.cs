@@ -34,6 +34,9 @@ internal sealed class SharedVolume(uint id, StoreHost host, IBlockDevice device)
     public Task? Loading { get; set; }
 }
 
+/// <summary>A snapshot as a SCSI unit, and the disk that serves it.</summary>
+internal sealed record SharedSnapshot(StoreHost Host, LogicalUnit Unit, SnapshotUse Use);
+
 /// <summary>
 /// What the front ends share of the volumes. A volume with saved reservations is not served by anybody before they are
 /// back in force, and not at all while they cannot be read. The table is thread-safe; what is in it lives on the loops.
@@ -42,6 +45,7 @@ internal sealed class SharedVolumes(IMetaStore meta, Settings settings, Action<s
 {
     private readonly Lock _lock = new();
     private readonly Dictionary<uint, SharedVolume> _volumes = [];
+    private readonly Dictionary<Guid, SharedSnapshot> _snapshots = [];
     private readonly HashSet<uint> _reserved = [];
     private readonly Dictionary<StoreHost, SpaceWatch> _watches = [];
 
@@ -117,6 +121,38 @@ internal sealed class SharedVolumes(IMetaStore meta, Settings settings, Action<s
         return volume;
     }
 
+    /// <summary>A snapshot as a SCSI unit of its own, write-protected; null when there is none of that name (and identity, when
+    /// the unit says it). On the loop of <paramref name="host"/>. Reservations of it end with the daemon.</summary>
+    public async ValueTask<SharedSnapshot?> OpenSnapshotAsync(LunView lun, StoreHost host)
+    {
+        VolumeRecord record = lun.Volume;
+        SnapshotInfo? info = host.Store.Snapshots(record.Id).FirstOrDefault(
+            s => lun.Snapshot is { } uuid ? s.Uuid == uuid : s.Name == lun.SnapshotName);
+        if (info is null || host.Store.OpenSnapshot(record.Id, info.Uuid) is not { } device) return null;
+        lock (_lock)
+        {
+            if (_snapshots.TryGetValue(info.Uuid, out SharedSnapshot? known) && known.Host == host) return known;
+        }
+
+        var options = new LogicalUnitOptions
+        {
+            Uuid = info.Uuid, IsReadOnly = true, HasSanitize = false, Durability = settings.Durability, Product = "snapshot",
+            // The volume may have got larger blocks since.
+            BlockBytes = info.SizeBytes % (ulong)record.Export.BlockBytes == 0 ? record.Export.BlockBytes : Units.SectorBytes,
+        };
+        var unit = new LogicalUnit(host.Thread.Loop, device, options);
+        IoStatus status = await unit.LoadAsync();
+        Check.That(status == IoStatus.Ok); // nothing is kept of it
+        var made = new SharedSnapshot(host, unit, new SnapshotUse(record.Id, info.Uuid, info.Name));
+        lock (_lock) return _snapshots[info.Uuid] = made;
+    }
+
+    /// <summary>A snapshot is gone. Any thread.</summary>
+    public void ForgetSnapshot(Guid uuid)
+    {
+        lock (_lock) _snapshots.Remove(uuid);
+    }
+
     /// <summary>The size or the export options of a volume have changed: that holds at once. Any thread.</summary>
     public void OnChanged(VolumeRecord record)
     {
@@ -134,6 +170,7 @@ internal sealed class SharedVolumes(IMetaStore meta, Settings settings, Action<s
         lock (_lock)
         {
             _volumes.Remove(volumeId);
+            foreach (Guid snapshot in _snapshots.Where(s => s.Value.Use.VolumeId == volumeId).Select(s => s.Key).ToArray()) _snapshots.Remove(snapshot);
             _reserved.Remove(volumeId);
         }
     }

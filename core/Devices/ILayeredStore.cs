@@ -28,6 +28,17 @@ public readonly record struct SnapshotUsage(ulong UsedBytes, ulong ExclusiveByte
 /// <param name="IsChanged">It was written or zeroed in between; the content may be the same all the same.</param>
 public readonly record struct DiffRun(ulong LengthBytes, bool IsChanged);
 
+/// <summary>A stretch of a volume and how many layers down what it shows was written.</summary>
+/// <param name="LengthBytes">Length.</param>
+/// <param name="Depth">0: a hole. 1: written since the newest snapshot (of a snapshot: since the one before it); 2: in front of
+/// that one; and so on, through what a clone is a clone of.</param>
+public readonly record struct DepthRun(ulong LengthBytes, uint Depth);
+
+/// <summary>A deleted snapshot whose blocks are given back.</summary>
+/// <param name="PagesLeft">Metadata pages to go.</param>
+/// <param name="Waits">Several layers build on it: it goes when one of them is left.</param>
+public readonly record struct FreeingState(long PagesLeft, bool Waits);
+
 /// <summary>
 /// A store with snapshots and clones. All of it lives on the store's loop. Snapshots are named by volume and UUID; one that
 /// is being deleted is not there any more. Errors of all: Unavailable (the store stopped), ShuttingDown, NotFound.
@@ -49,6 +60,9 @@ public interface ILayeredStore : IStore
     /// Errors: Conflict (a clone builds on it, see <see cref="SnapshotInfo.Clones"/>).</summary>
     ValueTask<IoStatus> DeleteSnapshotAsync(uint volumeId, Guid snapshot);
 
+    /// <summary>How far the background is with a deleted snapshot; null when nothing is left of it.</summary>
+    FreeingState? FreeingOf(uint volumeId, Guid snapshot);
+
     /// <summary>Makes the volume what the snapshot is, its size too, at one moment; what it was is kept as the snapshot
     /// <paramref name="safety"/>. Errors as <see cref="CreateSnapshotsAsync"/>.</summary>
     ValueTask<IoStatus> RollBackAsync(Guid snapshot, SnapshotRequest safety);
@@ -64,6 +78,9 @@ public interface ILayeredStore : IStore
     /// <summary>The volume is being flattened.</summary>
     bool IsFlattening(uint volumeId);
 
+    /// <summary>Which part of its allocated blocks a volume shares with no base, 0 to 1.</summary>
+    double OwnPart(uint volumeId);
+
     /// <summary>A snapshot as a read-only device, or null. It answers Unavailable once the snapshot is deleted.</summary>
     IBlockDevice? OpenSnapshot(uint volumeId, Guid snapshot);
 
@@ -75,4 +92,8 @@ public interface ILayeredStore : IStore
     /// zeros.</summary>
     ValueTask<IoStatus> DiffAsync(
         uint volumeId, Guid? older, Guid? newer, ulong offsetBytes, ulong lengthBytes, int runsMax, List<DiffRun> runs);
+
+    /// <summary>How deep what a volume shows (or a snapshot of it) was written; at most <paramref name="runsMax"/> runs from
+    /// <paramref name="offsetBytes"/> on. Errors: Corrupt, IoError, OutOfRange.</summary>
+    ValueTask<IoStatus> DepthAsync(uint volumeId, Guid? snapshot, ulong offsetBytes, ulong lengthBytes, int runsMax, List<DepthRun> runs);
 }
