@@ -16,6 +16,7 @@ internal sealed class AdminRoutes : IAdminRoutes
     private readonly AdminTasks _tasks = new();
     private readonly ThickVolumes _thick;
     private readonly TargetRoutes _targets;
+    private readonly StreamRoutes _streams;
     private readonly Dictionary<string, Func<ApiCall, Task>> _handlers;
 
     /// <summary>Routes to <paramref name="daemon"/>.</summary>
@@ -24,6 +25,7 @@ internal sealed class AdminRoutes : IAdminRoutes
         _daemon = daemon;
         _thick = new ThickVolumes(daemon, _tasks);
         _targets = new TargetRoutes(daemon);
+        _streams = new StreamRoutes(daemon, DescribeAsync);
         _handlers = new(StringComparer.Ordinal)
         {
             ["GET version"] = VersionAsync,
@@ -46,7 +48,7 @@ internal sealed class AdminRoutes : IAdminRoutes
             ["DELETE tasks/{id}"] = CancelAsync,
             ["GET openapi.json"] = c => c.AnswerAsync(s_openApi),
         };
-        foreach ((string key, Func<ApiCall, Task> handler) in _targets.Handlers) _handlers.Add(key, handler);
+        foreach ((string key, Func<ApiCall, Task> handler) in _targets.Handlers.Concat(_streams.Handlers)) _handlers.Add(key, handler);
         Check.That(_handlers.Keys.ToHashSet().SetEquals(ApiRouteTable.All.Select(r => r.Key)));
     }
 
@@ -73,11 +75,14 @@ internal sealed class AdminRoutes : IAdminRoutes
             _daemon.Settings.Durability == Durability.Ack ? "ack" : "flush", _daemon.StartedAt, [.. _daemon.Listeners], [.. _daemon.Warnings]),
         ApiJson.Default.NodeInfo);
 
-    private VolumeRecord Volume(ApiCall call)
+    private VolumeRecord Volume(ApiCall call) => VolumeOf(_daemon, call);
+
+    /// <summary>The volume that the path names; throws 400 or 404.</summary>
+    public static VolumeRecord VolumeOf(Daemon daemon, ApiCall call)
     {
         string name = call.Parts[1];
         if (!VolumeName.IsValid(name, out string? reason)) throw new ApiException(400, "invalid-name", reason, "name");
-        return _daemon.Directory.Find(name) ?? throw new ApiException(404, "no-such-volume", $"there is no volume '{name}'");
+        return daemon.Directory.Find(name) ?? throw new ApiException(404, "no-such-volume", $"there is no volume '{name}'");
     }
 
     private async Task CreateAsync(ApiCall call)
@@ -178,6 +183,7 @@ internal sealed class AdminRoutes : IAdminRoutes
         try
         {
             StoreHost host = await _daemon.Disks.AddAsync(request);
+            await _daemon.Imports.RecoverAsync();
             await _daemon.Volumes.OpenReservedAsync(_daemon.Directory, _daemon.Stores);
             await _thick.BeginAsync();
             await _daemon.ServedTargets.ApplyAllAsync();
@@ -286,9 +292,9 @@ internal sealed class AdminRoutes : IAdminRoutes
 
         Dictionary<uint, int> sessions = _daemon.Sessions.CountByVolume();
         return [.. volumes.Select(v => new VolumeInfo(
-            v.Id, v.Uuid, v.Name, v.SizeBytes, used.GetValueOrDefault(v.Id), 1, used.ContainsKey(v.Id) ? "online" : "unavailable", v.Export,
+            v.Id, v.Uuid, v.Name, v.SizeBytes, used.GetValueOrDefault(v.Id), 1, used.ContainsKey(v.Id) ? v.Import is { IsActive: true } ? "initializing" : "online" : "unavailable", v.Export,
             v.Description, v.StoreId, sessions.GetValueOrDefault(v.Id), v.Revision, v.CreatedAt, used.ContainsKey(v.Id) ? null : WhyNot(v),
-            reservations.GetValueOrDefault(v.Id)))];
+            reservations.GetValueOrDefault(v.Id), StreamRoutes.Describe(v.Import)))];
     }
 
     private string WhyNot(VolumeRecord volume)
@@ -299,7 +305,8 @@ internal sealed class AdminRoutes : IAdminRoutes
             : "its disk was removed; add it again";
     }
 
-    private static VolumeRecord Must(DirectoryResult result)
+    /// <summary>The volume; throws the refusal.</summary>
+    public static VolumeRecord Must(DirectoryResult result)
     {
         if (result.Fault is not { } fault) return result.Volume!;
         int status = fault.Code switch

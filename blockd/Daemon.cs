@@ -38,6 +38,7 @@ internal sealed class Daemon
         Targets = new TargetDirectory(meta);
         Volumes = new SharedVolumes(meta, settings, Warn);
         Disks = new Disks(settings, data, meta, Directory, threads, Warn, watch, layer);
+        Imports = new Imports(Directory, Stores, Volumes, Sessions, () => _iscsi?.Targets.ApplyAllAsync() ?? Task.CompletedTask, Warn);
         StartedAt = SystemClock.Instance.UtcNow;
     }
 
@@ -55,6 +56,9 @@ internal sealed class Daemon
 
     /// <summary>What the front ends share of the volumes.</summary>
     public SharedVolumes Volumes { get; }
+
+    /// <summary>Streams that come into volumes.</summary>
+    public Imports Imports { get; }
 
     /// <summary>The iSCSI targets as they are now. Set when it serves.</summary>
     public IscsiCatalog Catalog { get; private set; } = null!;
@@ -204,6 +208,7 @@ internal sealed class Daemon
         await Volumes.LoadAsync();
         await Disks.OpenAllAsync();
         foreach (string note in await Directory.ReconcileAsync(Stores.All)) Warn(note);
+        await Imports.RecoverAsync();
         await Volumes.OpenReservedAsync(Directory, Stores);
         foreach (WantedVolume wanted in Settings.CreateVolumes)
         {

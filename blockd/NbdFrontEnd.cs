@@ -222,6 +222,12 @@ internal sealed class NbdFrontEnd(
         sessions.Add(session);
         try
         {
+            if (volumes.IsClosed(tag.VolumeId))
+            {
+                connection.Close();
+                return "a stream has begun to come into the volume";
+            }
+
             return await transmission.RunAsync();
         }
         finally

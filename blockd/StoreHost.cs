@@ -12,7 +12,7 @@ internal sealed class StoreHost : IVolumeHost
 {
     private readonly DiskFile _file;
 
-    private StoreHost(LoopThread thread, DiskFile file, IStore store, string name)
+    private StoreHost(LoopThread thread, DiskFile file, ILayeredStore store, string name)
     {
         Thread = thread;
         _file = file;
@@ -24,7 +24,7 @@ internal sealed class StoreHost : IVolumeHost
     public LoopThread Thread { get; }
 
     /// <summary>On the loop only.</summary>
-    public IStore Store { get; }
+    public ILayeredStore Store { get; }
 
     public string Name { get; }
 
@@ -69,13 +69,13 @@ internal sealed class StoreHost : IVolumeHost
     {
         DiskFile file = DiskFile.Open(thread.Loop, path);
         string? refusal = null;
-        IStore? store = null;
+        ILayeredStore? store = null;
         try
         {
             await thread.InvokeAsync(async () =>
             {
                 StoreOpenResult opened = await Storage.Store.OpenAsync(thread.Loop, layer?.Invoke(file) ?? file, null, options);
-                (store, refusal) = (opened.Store, opened.Refusal);
+                (store, refusal) = ((ILayeredStore?)opened.Store, opened.Refusal);
             });
         }
         finally

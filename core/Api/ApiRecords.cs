@@ -14,6 +14,9 @@ namespace BlockServer.Core.Api;
 //   DELETE /v1/volumes/{name}?id=..&revision=..  204 (412 when id or revision differ, 409 while in use without force=true)
 //   POST   /v1/volumes/{name}/scrub            ScrubRequest -> 202 TaskInfo
 //   DELETE /v1/volumes/{name}/reservations     204, every reservation and registration of the volume ends
+//   GET    /v1/volumes/{name}/snapshots/{snapshot}/stream?base=..   the snapshot as a stream (StreamRecords.cs)
+//   POST   /v1/volumes/{name}/stream           a stream -> 201 VolumeInfo
+//   DELETE /v1/volumes/{name}/import           204, an interrupted import is given up
 //   GET    /v1/disks                           DiskList
 //   POST   /v1/disks                           AddDisk -> 201 DiskInfo
 //   DELETE /v1/disks/{id}                      204 (409 while volumes lie on it without force=true)
@@ -72,12 +75,13 @@ public sealed record RegistrantInfo(string Initiator, int Port, string Key, bool
 public sealed record ReservationInfo(
     string Type, string? Holder, bool Persistent, long Generation, IReadOnlyList<RegistrantInfo> Registrants, string? Fault = null);
 
-/// <summary>A volume. Its status is <c>online</c>, or <c>unavailable</c> with the reason. <paramref name="Reservation"/> is null while
-/// nobody has reserved it or registered with it.</summary>
+/// <summary>A volume. Its status is <c>online</c>, <c>initializing</c> (a stream comes into it and nobody may attach it), or
+/// <c>unavailable</c> with the reason. <paramref name="Reservation"/> is null while nobody has reserved it or registered with it,
+/// <paramref name="Import"/> unless a stream comes into it or was interrupted.</summary>
 public sealed record VolumeInfo(
     uint Id, Guid Uuid, string Name, ulong SizeBytes, ulong UsedBytes, int RepCount, string Status,
     ExportOptions Export, string? Description, Guid StoreId, int Sessions, long Revision, DateTimeOffset CreatedAt,
-    string? FailReason = null, ReservationInfo? Reservation = null);
+    string? FailReason = null, ReservationInfo? Reservation = null, ImportInfo? Import = null);
 
 /// <summary>All volumes, by name.</summary>
 public sealed record VolumeList(IReadOnlyList<VolumeInfo> Volumes);
