@@ -16,6 +16,7 @@ internal sealed class AdminRoutes : IAdminRoutes
     private readonly AdminTasks _tasks = new();
     private readonly ThickVolumes _thick;
     private readonly TargetRoutes _targets;
+    private readonly SnapshotRoutes _snapshots;
     private readonly StreamRoutes _streams;
     private readonly Dictionary<string, Func<ApiCall, Task>> _handlers;
 
@@ -25,6 +26,7 @@ internal sealed class AdminRoutes : IAdminRoutes
         _daemon = daemon;
         _thick = new ThickVolumes(daemon, _tasks);
         _targets = new TargetRoutes(daemon);
+        _snapshots = new SnapshotRoutes(daemon, _tasks, DescribeAsync, _thick.BeginAsync);
         _streams = new StreamRoutes(daemon, DescribeAsync);
         _handlers = new(StringComparer.Ordinal)
         {
@@ -48,12 +50,16 @@ internal sealed class AdminRoutes : IAdminRoutes
             ["DELETE tasks/{id}"] = CancelAsync,
             ["GET openapi.json"] = c => c.AnswerAsync(s_openApi),
         };
-        foreach ((string key, Func<ApiCall, Task> handler) in _targets.Handlers.Concat(_streams.Handlers)) _handlers.Add(key, handler);
+        foreach ((string key, Func<ApiCall, Task> handler) in _targets.Handlers.Concat(_snapshots.Handlers).Concat(_streams.Handlers)) _handlers.Add(key, handler);
         Check.That(_handlers.Keys.ToHashSet().SetEquals(ApiRouteTable.All.Select(r => r.Key)));
     }
 
     /// <summary>Takes up what the last run of the daemon left unfinished.</summary>
-    public Task ResumeAsync() => _thick.BeginAsync();
+    public async Task ResumeAsync()
+    {
+        await _thick.BeginAsync();
+        await _snapshots.ResumeAsync();
+    }
 
     /// <inheritdoc/>
     public Task HandleAsync(ApiCall call) => _handlers[ApiRouteTable.Find(call).Key](call);
@@ -116,7 +122,7 @@ internal sealed class AdminRoutes : IAdminRoutes
         VolumeRecord volume = Volume(call);
         long? id = call.QueryNumber("id");
         long? revision = call.QueryNumber("revision");
-        bool isForced = call.QueryFlag("force");
+        bool isForced = call.QueryFlag("force"), withSnapshots = call.QueryFlag("snapshots");
         if (id is null && revision is null)
             throw new ApiException(400, "id-or-revision-needed", "name the volume's id or revision, so that no other one is deleted", "id");
         if (id is { } wanted && wanted != volume.Id)
@@ -130,7 +136,8 @@ internal sealed class AdminRoutes : IAdminRoutes
             await _targets.RemoveVolumeAsync(volume);
         }
 
-        Must(await _daemon.Directory.DeleteAsync(volume.Name, volume.Id, revision, isForced));
+        Must(await SnapshotRoutes.PatientlyAsync(
+            () => _daemon.Directory.DeleteAsync(volume.Name, volume.Id, revision, isForced, withSnapshots), r => r.Fault, call.Aborted));
         foreach (Session session in _daemon.Sessions.List().Where(s => s.Volumes.Contains(volume.Id))) session.Cut("the volume was deleted");
         _daemon.Meters.Forget(volume.Id);
         _daemon.Volumes.Forget(volume.Id);
@@ -266,7 +273,8 @@ internal sealed class AdminRoutes : IAdminRoutes
 
     private Task CancelAsync(ApiCall call)
     {
-        _tasks.Cancel(TaskOf(call).Id);
+        if (!_tasks.Cancel(TaskOf(call).Id))
+            throw new ApiException(409, "task-goes-on", "this is carried through to its end; the task only shows how far it is");
         return call.AnswerNothingAsync();
     }
 
@@ -276,10 +284,13 @@ internal sealed class AdminRoutes : IAdminRoutes
     {
         var used = new Dictionary<uint, ulong>();
         var reservations = new Dictionary<uint, ReservationInfo>();
+        var layers = new Dictionary<uint, VolumeLayers>();
         foreach (IGrouping<Guid, VolumeRecord> there in volumes.GroupBy(v => v.StoreId))
         {
             if (_daemon.Stores.Find(there.Key) is not { } host) continue;
             foreach ((uint id, ulong bytes) in await host.UsedBytesAsync([.. there.Select(v => v.Id)])) used[id] = bytes;
+
+            foreach ((uint id, VolumeLayers shown) in await host.LayersAsync([.. there.Select(v => v.Id)])) layers[id] = shown;
 
             // What is reserved belongs to the loop of the volume.
             (uint Id, ReservationInfo? Info)[] reserved = await host.Thread.InvokeAsync(
@@ -291,10 +302,14 @@ internal sealed class AdminRoutes : IAdminRoutes
         }
 
         Dictionary<uint, int> sessions = _daemon.Sessions.CountByVolume();
+        Dictionary<uint, string>? names = layers.Values.Any(l => l.Base is not null) ? _daemon.Directory.List().ToDictionary(v => v.Id, v => v.Name) : null;
+        string? BaseOf(VolumeLayers? shown) =>
+            shown?.Base is { } basis ? $"{names!.GetValueOrDefault(basis.VolumeId, "(deleted)")}@{shown.BaseName}" : null;
         return [.. volumes.Select(v => new VolumeInfo(
             v.Id, v.Uuid, v.Name, v.SizeBytes, used.GetValueOrDefault(v.Id), 1, used.ContainsKey(v.Id) ? v.Import is { IsActive: true } ? "initializing" : "online" : "unavailable", v.Export,
             v.Description, v.StoreId, sessions.GetValueOrDefault(v.Id), v.Revision, v.CreatedAt, used.ContainsKey(v.Id) ? null : WhyNot(v),
-            reservations.GetValueOrDefault(v.Id), StreamRoutes.Describe(v.Import)))];
+            reservations.GetValueOrDefault(v.Id), BaseOf(layers.GetValueOrDefault(v.Id)), layers.GetValueOrDefault(v.Id)?.IsFlattening ?? false,
+            layers.GetValueOrDefault(v.Id)?.Snapshots.Count ?? 0, StreamRoutes.Describe(v.Import)))];
     }
 
     private string WhyNot(VolumeRecord volume)
@@ -306,12 +321,14 @@ internal sealed class AdminRoutes : IAdminRoutes
     }
 
     /// <summary>The volume; throws the refusal.</summary>
-    public static VolumeRecord Must(DirectoryResult result)
+    public static VolumeRecord Must(DirectoryResult result) => result.Fault is { } fault ? throw Refusal(fault) : result.Volume!;
+
+    /// <summary>A refusal of the directory as the API says it.</summary>
+    public static ApiException Refusal(DirectoryFault fault)
     {
-        if (result.Fault is not { } fault) return result.Volume!;
         int status = fault.Code switch
         {
-            "revision-differs" or "id-differs" => 412,
+            "revision-differs" or "id-differs" or "uuid-differs" => 412,
             "no-space" => 507,
             _ => fault.Status switch
             {
@@ -321,6 +338,6 @@ internal sealed class AdminRoutes : IAdminRoutes
                 _ => 503,
             },
         };
-        throw new ApiException(status, fault.Code, fault.Detail, fault.Field);
+        return new ApiException(status, fault.Code, fault.Detail, fault.Field);
     }
 }

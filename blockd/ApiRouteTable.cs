@@ -58,6 +58,9 @@ internal static class ApiRouteTable
     private static readonly (int, string) s_ownTarget = (409, "own-target");
     private static readonly (int, string) s_meanwhile = (409, "changed-meanwhile");
     private static readonly (int, string) s_badQuery = (400, "invalid-query");
+    private static readonly (int, string) s_noSnapshot = (404, "no-such-snapshot");
+    private static readonly (int, string) s_noDisk = (503, "disk-unavailable");
+    private static readonly ApiQuery s_usage = new("usage", "boolean", "With what each takes; reads all its metadata.");
     private static readonly ApiQuery s_mutual = new("mutual", "boolean", "The user by which we prove ourselves.");
     private static readonly ApiQuery s_force = new("force", "boolean", "Confirms what would be refused otherwise.");
 
@@ -77,13 +80,38 @@ internal static class ApiRouteTable
                 (409, "shrink-not-confirmed"), (409, "volume-in-use"), (409, "changed-meanwhile"), (412, "revision-differs"), (503, "disk-unavailable")]),
         new("DELETE", "volumes/{name}", "Deletes a volume; its id or revision must be named.", 204, null, null,
             [new("id", "integer", "The volume's id."), new("revision", "integer", "The volume's revision."),
-                new("force", "boolean", "Also while clients are attached or the disk is away.")],
-            [s_badName, s_noVolume, (400, "id-or-revision-needed"), (400, "invalid-query"), (409, "volume-in-use"), (409, "volume-is-lun"), (409, "changed-meanwhile"),
+                new("force", "boolean", "Also while clients are attached or the disk is away."),
+                new("snapshots", "boolean", "Its snapshots go too; those that clones build on are always in the way.")],
+            [s_badName, s_noVolume, (409, "volume-has-snapshots"), (409, "snapshot-has-clones"), (409, "clone-being-deleted"), (400, "id-or-revision-needed"), (400, "invalid-query"), (409, "volume-in-use"), (409, "volume-is-lun"), (409, "changed-meanwhile"),
                 (412, "id-differs"), (412, "revision-differs"), (503, "disk-unavailable"), (503, "delete-unfinished")]),
         new("POST", "volumes/{name}/scrub", "Begins to read a volume and to verify every checksum.", 202, typeof(TaskInfo), typeof(ScrubRequest), [],
             [s_badName, s_noVolume, (503, "disk-unavailable")]),
         new("DELETE", "volumes/{name}/reservations", "Ends every reservation and registration that initiators hold on a volume, damaged ones too.", 204,
             null, null, [], [s_badName, s_noVolume, (503, "disk-unavailable")]),
+        new("GET", "snapshots", "The snapshots of all volumes whose disks serve.", 200, typeof(SnapshotList), null, [s_usage], [s_badQuery, s_noDisk]),
+        new("POST", "snapshots", "Cuts a snapshot of each volume, all at one moment.", 201, typeof(SnapshotList), typeof(CreateSnapshot), [],
+            [s_badName, s_noVolume, (400, "invalid-volumes"), (400, "volumes-on-several-disks"), (400, "too-many-volumes"), (409, "snapshot-exists"),
+                (409, "volume-flattening"), s_meanwhile, s_noDisk, (507, "no-space")]),
+        new("GET", "volumes/{name}/snapshots", "The snapshots of a volume, oldest first.", 200, typeof(SnapshotList), null, [s_usage],
+            [s_badName, s_noVolume, s_badQuery, s_noDisk]),
+        new("GET", "volumes/{name}/snapshots/{snapshot}", "One snapshot, with what it takes.", 200, typeof(SnapshotEntry), null, [],
+            [s_badName, s_noVolume, s_noSnapshot, s_noDisk]),
+        new("DELETE", "volumes/{name}/snapshots/{snapshot}", "Deletes a snapshot; the task shows its space coming back.", 202, typeof(TaskInfo), null,
+            [new("uuid", "string", "Only if it is this one.")],
+            [s_badName, s_noVolume, s_noSnapshot, s_badQuery, (409, "snapshot-has-clones"), (409, "clone-being-deleted"), s_meanwhile, (412, "uuid-differs"), s_noDisk]),
+        new("POST", "volumes/{name}/snapshots/{snapshot}/rollback", "Makes the volume what the snapshot is; what it was is kept as another snapshot.", 200,
+            typeof(RollbackInfo), typeof(RollbackSnapshot), [],
+            [s_badName, s_noVolume, s_noSnapshot, (409, "volume-in-use"), (409, "snapshot-exists"), (409, "volume-flattening"), s_meanwhile, s_noDisk, (507, "no-space")]),
+        new("GET", "volumes/{name}/diff", "What differs between a snapshot and a later one, or what is written now.", 200, typeof(DiffInfo), null,
+            [new("from", "string", "Name of the snapshot."), new("to", "string", "Name of the other one; default: what is written now."),
+                new("offset", "integer", "Where to begin, in bytes."), new("ranges", "integer", "At most so many ranges, 1 to 10,000 (default).")],
+            [s_badName, s_noVolume, s_noSnapshot, s_badQuery, s_meanwhile, s_noDisk]),
+        new("POST", "volumes/{name}/clone", "Makes a volume with the content of a snapshot, writable at once. Repeating the request with its idempotencyKey answers the same volume.",
+            201, typeof(VolumeInfo), typeof(CloneVolume), [],
+            [s_badName, s_noVolume, s_noSnapshot, (400, "invalid-size"), (400, "invalid-block-size"), (400, "invalid-idempotency-key"), (400, "invalid-description"),
+                (409, "name-taken"), (409, "volume-flattening"), s_meanwhile, s_noDisk, (507, "no-space")]),
+        new("POST", "volumes/{name}/flatten", "Begins to copy what a clone shares with its base; then it builds on nothing.", 202, typeof(TaskInfo), typeof(FlattenVolume), [],
+            [s_badName, s_noVolume, (409, "not-a-clone"), (409, "volume-has-snapshots"), s_meanwhile, s_noDisk]),
         new("GET", "volumes/{name}/snapshots/{snapshot}/stream", "A snapshot as a stream (docs/stream.md): all of it, or what has changed since an older one.", 200,
             typeof(Stream), null,
             [new("base", "string", "Name of the older snapshot."), new("compress", "string", "lz4 or none (default)."),
@@ -142,7 +170,7 @@ internal static class ApiRouteTable
         new("GET", "stats", "Counters of the volumes that were attached since the start.", 200, typeof(StatsInfo), null, [], []),
         new("GET", "tasks", "The last hundred tasks, newest first.", 200, typeof(TaskList), null, [], []),
         new("GET", "tasks/{id}", "One task.", 200, typeof(TaskInfo), null, [], [(404, "no-such-task")]),
-        new("DELETE", "tasks/{id}", "Cancels a task.", 204, null, null, [], [(404, "no-such-task")]),
+        new("DELETE", "tasks/{id}", "Cancels a task.", 204, null, null, [], [(404, "no-such-task"), (409, "task-goes-on")]),
         new("GET", "openapi.json", "This document.", 200, null, null, [], []),
     ];
 

@@ -30,7 +30,7 @@ public sealed partial class VolumeDirectory
     /// <summary>Deletes a volume that an import was to fill.</summary>
     public Task<DirectoryResult> DeleteImportAsync(uint id) => ChangeAloneAsync(
         () => _table.FindById(id) is { Import: { Base: null } } volume
-            ? DeleteAloneAsync(volume.Name, id, null, evenIfAbsent: true)
+            ? DeleteAloneAsync(volume.Name, id, null, evenIfAbsent: true, withSnapshots: true)
             : Task.FromResult<DirectoryResult>(new DirectoryFault(IoStatus.NotFound, "no-such-volume", "the volume was deleted meanwhile")));
 
     /// <summary>Why a volume cannot be changed or attached: something comes into it. Null when nothing does.</summary>

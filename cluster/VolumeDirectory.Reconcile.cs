@@ -37,10 +37,11 @@ public sealed partial class VolumeDirectory
             {
                 VolumeRecord record = Decode(entry);
                 if (fresh.Contains(record.StoreId) || heads.ContainsKey(record.Id)) await RepairAsync(record, heads, notes);
-                else if (record.State is VolumeState.Ready or VolumeState.Changing) Show(record);
+                else if (record.State is VolumeState.Ready or VolumeState.Changing or VolumeState.RollingBack) Show(record);
             }
 
             foreach ((VolumeHead head, IVolumeHost host) in heads.Values) await AdoptAsync(head, host, notes);
+            await ForgetLostSnapshotsAsync(fresh);
             return notes;
         }
         finally
@@ -64,7 +65,7 @@ public sealed partial class VolumeDirectory
                     $"{count} volumes lie on this disk; delete them first, or force: then they are unavailable until the disk is added again");
             }
 
-            _hosts.Remove(storeId);
+            _hosts.TryRemove(storeId, out _);
             return null;
         }
         finally
@@ -126,6 +127,7 @@ public sealed partial class VolumeDirectory
             return true;
         }
 
+        if (record.State == VolumeState.RollingBack) record = record with { SizeBytes = found.Head.SizeBytes };
         VolumeHead head = HeadOf(record) with { Epoch = found.Head.Epoch };
         IoStatus status = head == found.Head ? IoStatus.Ok : await found.Host.UpdateAsync(head);
         if (status != IoStatus.Ok)

@@ -1,3 +1,4 @@
+using System.Collections.Concurrent;
 using BlockServer.Core;
 using BlockServer.Core.Api;
 
@@ -28,7 +29,7 @@ public readonly record struct DirectoryResult(VolumeRecord? Volume, DirectoryFau
 public sealed partial class VolumeDirectory(IMetaStore meta, IWallClock clock, IRandom random) : IDisposable
 {
     private readonly SemaphoreSlim _change = new(1, 1);
-    private readonly Dictionary<Guid, IVolumeHost> _hosts = [];
+    private readonly ConcurrentDictionary<Guid, IVolumeHost> _hosts = [];
     private readonly VolumeTable _table = new();
 
     /// <summary>Every volume that was created and is not being deleted, by name in ordinal order; also those whose store is
@@ -70,11 +71,14 @@ public sealed partial class VolumeDirectory(IMetaStore meta, IWallClock clock, I
     }
 
     /// <summary>Deletes a volume; its space comes back in the background. <paramref name="evenIfAbsent"/>: also while its disk
-    /// is not in service; what lies there is deleted as soon as the disk is back.</summary>
-    public Task<DirectoryResult> DeleteAsync(string name, uint? id, long? revision, bool evenIfAbsent = false) =>
-        ChangeAloneAsync(() => DeleteAloneAsync(name, id, revision, evenIfAbsent));
+    /// is not in service; what lies there is deleted as soon as the disk is back. <paramref name="withSnapshots"/>: its snapshots
+    /// go too; those that clones build on are always in the way.</summary>
+    public Task<DirectoryResult> DeleteAsync(string name, uint? id, long? revision, bool evenIfAbsent = false, bool withSnapshots = false) =>
+        ChangeAloneAsync(() => DeleteAloneAsync(name, id, revision, evenIfAbsent, withSnapshots));
 
-    private async Task<DirectoryResult> ChangeAloneAsync(Func<Task<DirectoryResult>> change)
+    private Task<DirectoryResult> ChangeAloneAsync(Func<Task<DirectoryResult>> change) => AloneAsync(change, fault => fault);
+
+    private async Task<T> AloneAsync<T>(Func<Task<T>> change, Func<DirectoryFault, T> refused)
     {
         await _change.WaitAsync();
         try
@@ -84,7 +88,7 @@ public sealed partial class VolumeDirectory(IMetaStore meta, IWallClock clock, I
         }
         catch (MetaException e)
         {
-            return new DirectoryFault(IoStatus.Unavailable, "metadata-unavailable", e.Message);
+            return refused(new DirectoryFault(IoStatus.Unavailable, "metadata-unavailable", e.Message));
         }
         finally
         {
@@ -94,16 +98,26 @@ public sealed partial class VolumeDirectory(IMetaStore meta, IWallClock clock, I
 
     private async Task<DirectoryResult> CreateAloneAsync(CreateVolume request, ImportRecord? import)
     {
-        if (Find(request.Name) is { } existing)
-        {
-            bool isSame = request.IdempotencyKey is not null && existing.IdempotencyKey == request.IdempotencyKey
-                && existing.SizeBytes == request.SizeBytes;
-            return isSame ? existing : NameTaken(request.Name);
-        }
-
+        if (Repeated(request) is { } repeated) return repeated;
         IVolumeHost? host = await PlaceAsync(request.StoreId);
-        if (host is null)
-            return new DirectoryFault(IoStatus.NotFound, "no-disk", "no such disk is in service", "storeId");
+        return host is null
+            ? new DirectoryFault(IoStatus.NotFound, "no-disk", "no such disk is in service", "storeId")
+            : await CreateOnAsync(request, host, host.CreateAsync, import);
+    }
+
+    /// <summary>The answer to a name that is taken: the same volume when it is the same request again. Null when it is free.</summary>
+    private DirectoryResult? Repeated(CreateVolume request)
+    {
+        if (Find(request.Name) is not { } existing) return null;
+        bool isSame = request.IdempotencyKey is not null && existing.IdempotencyKey == request.IdempotencyKey
+            && existing.SizeBytes == request.SizeBytes;
+        return isSame ? existing : NameTaken(request.Name);
+    }
+
+    /// <summary>Records a volume, lets <paramref name="make"/> make it on its store, and records that.</summary>
+    private async Task<DirectoryResult> CreateOnAsync(
+        CreateVolume request, IVolumeHost host, Func<VolumeHead, Task<IoStatus>> make, ImportRecord? import = null)
+    {
         (uint id, MetaEntry? counter) = await NextIdAsync();
         var record = new VolumeRecord(
             id, random.NextGuid(), request.Name, request.SizeBytes, VolumeState.Creating, request.Export ?? new ExportOptions(),
@@ -118,7 +132,7 @@ public sealed partial class VolumeDirectory(IMetaStore meta, IWallClock clock, I
             return MetaCommit.FaultOf(written.Outcome);
         }
 
-        IoStatus status = await host.CreateAsync(HeadOf(record));
+        IoStatus status = await make(HeadOf(record));
         DirectoryFault? fault = status == IoStatus.Ok ? null : StoreFault(status);
         if (fault is null)
         {
@@ -191,7 +205,7 @@ public sealed partial class VolumeDirectory(IMetaStore meta, IWallClock clock, I
         return isDone ? Find(newName)! : StoreFault(status);
     }
 
-    private async Task<DirectoryResult> DeleteAloneAsync(string name, uint? id, long? revision, bool evenIfAbsent)
+    private async Task<DirectoryResult> DeleteAloneAsync(string name, uint? id, long? revision, bool evenIfAbsent, bool withSnapshots)
     {
         if (Find(name) is not { } old) return NoVolume(name);
         if (id is { } wanted && wanted != old.Id)
@@ -204,6 +218,7 @@ public sealed partial class VolumeDirectory(IMetaStore meta, IWallClock clock, I
                 "the volume's disk is not in service; bring it back, or force the deletion: then the data goes when the disk is back");
         }
 
+        if (await LayerFaultAsync(old, withSnapshots) is { } inTheWay) return inTheWay;
         _unsettled.Add(old.Id);
         MetaResult written = await CommitAsync(
             [new(VolumeKey(old.Id), old.Revision)],

@@ -19,6 +19,9 @@ public enum VolumeState
 
     /// <summary>Going. Finished at start.</summary>
     Deleting,
+
+    /// <summary>Going back to a snapshot, perhaps: at start the store's word on its size holds.</summary>
+    RollingBack,
 }
 
 /// <summary>What the metadata say about a volume; the value of <c>vol/ID</c>.</summary>

@@ -28,6 +28,11 @@ public readonly record struct SnapshotUsage(ulong UsedBytes, ulong ExclusiveByte
 /// <param name="IsChanged">It was written or zeroed in between; the content may be the same all the same.</param>
 public readonly record struct DiffRun(ulong LengthBytes, bool IsChanged);
 
+/// <summary>A deleted snapshot whose blocks are given back.</summary>
+/// <param name="PagesLeft">Metadata pages to go.</param>
+/// <param name="Waits">Several layers build on it: it goes when one of them is left.</param>
+public readonly record struct FreeingState(long PagesLeft, bool Waits);
+
 /// <summary>
 /// A store with snapshots and clones. All of it lives on the store's loop. Snapshots are named by volume and UUID; one that
 /// is being deleted is not there any more. Errors of all: Unavailable (the store stopped), ShuttingDown, NotFound.
@@ -49,6 +54,9 @@ public interface ILayeredStore : IStore
     /// Errors: Conflict (a clone builds on it, see <see cref="SnapshotInfo.Clones"/>).</summary>
     ValueTask<IoStatus> DeleteSnapshotAsync(uint volumeId, Guid snapshot);
 
+    /// <summary>How far the background is with a deleted snapshot; null when nothing is left of it.</summary>
+    FreeingState? FreeingOf(uint volumeId, Guid snapshot);
+
     /// <summary>Makes the volume what the snapshot is, its size too, at one moment; what it was is kept as the snapshot
     /// <paramref name="safety"/>. Errors as <see cref="CreateSnapshotsAsync"/>.</summary>
     ValueTask<IoStatus> RollBackAsync(Guid snapshot, SnapshotRequest safety);
@@ -63,6 +71,9 @@ public interface ILayeredStore : IStore
 
     /// <summary>The volume is being flattened.</summary>
     bool IsFlattening(uint volumeId);
+
+    /// <summary>Which part of its allocated blocks a volume shares with no base, 0 to 1.</summary>
+    double OwnPart(uint volumeId);
 
     /// <summary>A snapshot as a read-only device, or null. It answers Unavailable once the snapshot is deleted.</summary>
     IBlockDevice? OpenSnapshot(uint volumeId, Guid snapshot);

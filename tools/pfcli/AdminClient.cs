@@ -42,6 +42,10 @@ public sealed class AdminClient : IDisposable
     public async Task DeleteAsync(string path, CancellationToken cancel) =>
         _ = await ExchangeAsync(HttpMethod.Delete, path, null, cancel);
 
+    /// <summary>DELETE that answers with a resource.</summary>
+    public Task<T> DeleteAsync<T>(string path, JsonTypeInfo<T> type, CancellationToken cancel) =>
+        SendAsync(HttpMethod.Delete, path, null, type, cancel);
+
     /// <inheritdoc />
     public void Dispose() => _http.Dispose();
 

@@ -249,10 +249,11 @@ public sealed class StreamApiTests
         byte[] full = await world.ExportAsync("vm1", 1);
         Assert.Null(await world.ImportAsync("back", full));
         await world.CreateAsync("big", 48 * Units.MiB);
-        await world.WriteAsync("big", 0, StreamWorld.Pattern(5, 16 << 20));
+        int room = (int)(await world.Host("big").DescribeAsync()).FreeBytes & -4096;
+        await world.WriteAsync("big", 0, StreamWorld.Pattern(5, room / 5 * 2));
         await world.CutAsync("big", 1);
         byte[] big = await world.ExportAsync("big", 1);
-        await world.WriteAsync("big", 16 << 20, StreamWorld.Pattern(6, 14 << 20));
+        await world.WriteAsync("big", (ulong)room / 2, StreamWorld.Pattern(6, room / 4));
         ulong used = await world.UsedAsync();
         Assert.Equal("no-space", await world.ImportAsync("second", big, "keep=true"));
         Assert.Null(world.Daemon.Directory.Find("second"));
