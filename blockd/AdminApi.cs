@@ -209,7 +209,8 @@ internal sealed class AdminApi : IAsyncDisposable
             || (site is not null && site is not ("same-origin" or "none"));
         if (isForeign) throw new ApiException(403, "cross-origin", "changes from other web pages are refused");
         string type = (request.ContentType ?? "").Split(';')[0].Trim();
-        bool isStream = HttpMethods.IsPost(request.Method) && request.Path.Value!.EndsWith("/stream", StringComparison.Ordinal);
+        string[] parts = request.Path.Value!.Split('/');
+        bool isStream = HttpMethods.IsPost(request.Method) && parts is ["", "v1", "volumes", _, "stream"];
         if (isStream)
         {
             if (type == StreamMedia.Type) return;

@@ -18,6 +18,9 @@ internal sealed class Imports(VolumeDirectory directory, StoreSet stores, Shared
     private readonly ConcurrentDictionary<uint, byte> _running = new();
     private readonly ConcurrentDictionary<string, byte> _names = new(StringComparer.Ordinal);
 
+    // For clients that could not read the refusal, since they were still sending.
+    private readonly ConcurrentQueue<(string Name, ImportException Fault)> _faults = new();
+
     /// <summary>Ends what the last run of the daemon left half: before anybody may attach, and when a disk comes back.</summary>
     public async Task RecoverAsync()
     {
@@ -58,6 +61,12 @@ internal sealed class Imports(VolumeDirectory directory, StoreSet stores, Shared
                 _running.TryAdd(begun.Id, 0);
                 return await FillAsync(begun, header, body, compressor, keepsPart, cancel);
             }
+            catch (ImportException e)
+            {
+                _faults.Enqueue((name, e));
+                while (_faults.Count > FaultsMax) _faults.TryDequeue(out _);
+                throw;
+            }
             finally
             {
                 if ((begun ?? known) is { } volume) _running.TryRemove(volume.Id, out _);
@@ -71,6 +80,26 @@ internal sealed class Imports(VolumeDirectory directory, StoreSet stores, Shared
 
     /// <summary>A stream is coming into the volume of this name.</summary>
     public bool IsRunning(string name) => _names.ContainsKey(name);
+
+    /// <summary>Why the last stream for a volume of this name was refused or broke; null when it was not, as far as is remembered.</summary>
+    public ImportException? FaultOf(string name) => _faults.LastOrDefault(f => f.Name == name).Fault;
+
+    /// <summary>Looks at a stream's header, without any change. Throws as <see cref="RunAsync"/>.</summary>
+    public async Task CheckAsync(string name, Stream body, bool goesOn, CancellationToken cancel)
+    {
+        StreamHeader header = await ReadHeaderAsync(body, cancel);
+        if (_names.ContainsKey(name)) throw Busy(name);
+        VolumeRecord? known = directory.Find(name);
+        if (header.Base is null)
+        {
+            CheckFull(name, known, header, goesOn);
+            return;
+        }
+
+        ImportRecord import = CheckIncrement(name, known, header, goesOn);
+        if (sessions.CountOf(known!.Id) is > 0 and int attached) throw InUse(attached);
+        await CheckBaseAsync(known, HostOf(known), header, import);
+    }
 
     /// <summary>Gives up an import that was interrupted: a volume that was to be filled goes, what came of an increment too.</summary>
     public async Task GiveUpAsync(VolumeRecord volume)
@@ -99,45 +128,60 @@ internal sealed class Imports(VolumeDirectory directory, StoreSet stores, Shared
             ? throw new ImportException(false, 400, "bad-stream", fault + "; nothing was changed") : header!;
     }
 
-    private async Task<VolumeRecord> BeginFullAsync(string name, Guid? storeId, VolumeRecord? known, StreamHeader header, bool goesOn)
+    private static void CheckFull(string name, VolumeRecord? known, StreamHeader header, bool goesOn)
     {
-        if (known is not null)
+        if (known is null)
         {
-            if (known.Import is not { Base: null } import)
-                throw new ApiException(409, "name-taken", $"a volume '{name}' exists; a full stream makes a new one: choose another name");
-            if (!goesOn)
-                throw new ApiException(409, "import-unfinished", $"'{name}' is what an interrupted import has left; resume that, or delete the volume");
-            CheckSame(import, header);
-            if (known.SizeBytes != header.SizeBytes) throw OtherStream();
-            return known;
+            if (goesOn) throw new ApiException(404, "no-import", $"there is no volume '{name}' whose import could go on");
+            return;
         }
 
-        if (goesOn) throw new ApiException(404, "no-import", $"there is no volume '{name}' whose import could go on");
+        if (known.Import is not { Base: null } import)
+            throw new ApiException(409, "name-taken", $"a volume '{name}' exists; a full stream makes a new one: choose another name");
+        if (!goesOn)
+            throw new ApiException(409, "import-unfinished", $"'{name}' is what an interrupted import has left; resume that, or delete the volume");
+        CheckSame(import, header);
+        if (known.SizeBytes != header.SizeBytes) throw OtherStream();
+    }
+
+    private async Task<VolumeRecord> BeginFullAsync(string name, Guid? storeId, VolumeRecord? known, StreamHeader header, bool goesOn)
+    {
+        CheckFull(name, known, header, goesOn);
+        if (known is not null) return known;
         var begun = new ImportRecord(header.StreamId, null, 0, header.Target, StreamCursor.AtStart(header).ToString(), true);
-        VolumeRecord made = AdminRoutes.Must(await directory.CreateForImportAsync(
-            new CreateVolume(name, header.SizeBytes, StoreId: storeId), begun));
-        return made;
+        return AdminRoutes.Must(await directory.CreateForImportAsync(new CreateVolume(name, header.SizeBytes, StoreId: storeId), begun));
+    }
+
+    /// <summary>What the record of the volume will say while the increment comes.</summary>
+    private static ImportRecord CheckIncrement(string name, VolumeRecord? known, StreamHeader header, bool goesOn)
+    {
+        if (known is null)
+            throw new ApiException(409, "wrong-base", $"the stream is an increment and there is no volume '{name}' with its base; import the full stream first");
+        if (known.Import is { Base: null }) throw new ApiException(409, "import-unfinished", $"'{name}' is not whole itself yet");
+        if (!goesOn)
+        {
+            return new ImportRecord(
+                header.StreamId, header.Base, header.BaseSizeBytes, header.Target, StreamCursor.AtStart(header).ToString(), IsActive: true);
+        }
+
+        ImportRecord import = known.Import ?? throw new ApiException(404, "no-import", $"no import of '{name}' could go on");
+        CheckSame(import, header);
+        return import with { IsActive = true };
     }
 
     private async Task<VolumeRecord> BeginIncrementAsync(string name, VolumeRecord? known, StreamHeader header, bool goesOn)
     {
-        if (known is null)
-            throw new ApiException(409, "wrong-base", $"the stream is an increment and there is no volume '{name}' with its base; import the full stream first");
-        StoreHost host = HostOf(known);
-        if (known.Import is { Base: null }) throw new ApiException(409, "import-unfinished", $"'{name}' is not whole itself yet");
-        if (goesOn) CheckSame(known.Import ?? throw new ApiException(404, "no-import", $"no import of '{name}' could go on"), header);
-        else if (known.Import is { } left) await DropAsync(known, host, left);
+        ImportRecord begun = CheckIncrement(name, known, header, goesOn);
+        StoreHost host = HostOf(known!);
+        if (!goesOn && known!.Import is { } left) await DropAsync(known, host, left);
         known = directory.Find(name) ?? throw new ApiException(404, "no-such-volume", $"there is no volume '{name}'");
-        ImportRecord begun = (known.Import ?? new ImportRecord(
-            header.StreamId, header.Base, header.BaseSizeBytes, header.Target, StreamCursor.AtStart(header).ToString(), false)) with { IsActive = true };
         volumes.Close(known.Id);
         VolumeRecord? volume = null;
         try
         {
             // Whoever attaches from here on finds the volume closed; who was there before is seen now.
             await renewTargets();
-            if (sessions.CountOf(known.Id) is > 0 and int attached)
-                throw new ApiException(409, "volume-in-use", $"{attached} clients are attached; detach them first");
+            if (sessions.CountOf(known.Id) is > 0 and int attached) throw InUse(attached);
             await CheckBaseAsync(known, host, header, begun);
             volume = Must(await directory.SetImportAsync(known.Id, known.Import, begun));
             if (goesOn) await TakeUpAsync(volume, host, begun);
@@ -155,7 +199,7 @@ internal sealed class Imports(VolumeDirectory directory, StoreSet stores, Shared
     private static async Task CheckBaseAsync(VolumeRecord volume, StoreHost host, StreamHeader header, ImportRecord import)
     {
         IReadOnlyList<SnapshotInfo> known = await SnapshotsAsync(volume, host);
-        SnapshotInfo? newest = known.LastOrDefault(s => !IsOurs(s, import));
+        SnapshotInfo? newest = known.LastOrDefault(s => !IsOurs(s, import) && !IsOurs(s, volume.Import ?? import));
         if (newest?.Uuid != header.Base)
         {
             string has = newest is null ? "it has none" : $"it is '{newest.Name}' ({newest.Uuid})";
@@ -308,6 +352,8 @@ internal sealed class Imports(VolumeDirectory directory, StoreSet stores, Shared
 
     private const string TemporaryPrefix = "undo-";
 
+    private const int FaultsMax = 64;
+
     /// <summary>What the snapshots are called that keep what has come.</summary>
     private static string PrefixOf(ImportRecord import) => "import-" + import.StreamId.ToString("N")[..12];
 
@@ -322,6 +368,8 @@ internal sealed class Imports(VolumeDirectory directory, StoreSet stores, Shared
     }
 
     private static ApiException OtherStream() => new(409, "other-stream", "the import that was interrupted is of another stream; resume with that one, or give the import up");
+
+    private static ApiException InUse(int attached) => new(409, "volume-in-use", $"{attached} clients are attached; detach them first");
 
     private static ApiException Busy(string name) => new(409, "import-running", $"a stream is coming into '{name}'; wait until that has ended");
 

@@ -84,6 +84,10 @@ internal sealed class NbdFrontEnd(
     public IReadOnlyList<NbdListing> List(string? identity) =>
         [.. directory.List().Where(v => v.Export.Nbd).Select(v => new NbdListing(v.Name, v.Description ?? ""))];
 
+    /// <inheritdoc/>
+    public string? WhyNot(string name, string? identity) =>
+        directory.Find(name) is { Export.Nbd: true } record ? VolumeDirectory.ImportFault(record)?.Detail : null;
+
     private VolumeRecord? DefaultVolume()
     {
         if (defaultExport is not null) return directory.Find(defaultExport);

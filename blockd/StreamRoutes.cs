@@ -21,6 +21,7 @@ internal sealed class StreamRoutes
         {
             ["GET volumes/{name}/snapshots/{snapshot}/stream"] = ExportAsync,
             ["POST volumes/{name}/stream"] = ImportAsync,
+            ["GET volumes/{name}/import"] = ShowAsync,
             ["DELETE volumes/{name}/import"] = GiveUpAsync,
         };
     }
@@ -83,6 +84,13 @@ internal sealed class StreamRoutes
         Stream body = call.LongBody();
         try
         {
+            if (call.QueryFlag("check"))
+            {
+                await _daemon.Imports.CheckAsync(name, body, goesOn, call.Aborted);
+                await call.AnswerNothingAsync();
+                return;
+            }
+
             VolumeRecord volume = await _daemon.Imports.RunAsync(name, storeId, body, Lz4.Instance, keepsPart, goesOn, call.Aborted);
             await call.AnswerAsync(await _describe(volume), ApiJson.Default.VolumeInfo, 201);
         }
@@ -90,6 +98,15 @@ internal sealed class StreamRoutes
         {
             throw new ApiException(e.Status, e.Code, e.Message);
         }
+    }
+
+    private async Task ShowAsync(ApiCall call)
+    {
+        string name = call.Parts[1];
+        if (!VolumeName.IsValid(name, out string? reason)) throw new ApiException(400, "invalid-name", reason, "name");
+        if (_daemon.Imports.FaultOf(name) is { } fault) throw new ApiException(fault.Status, fault.Code, fault.Message);
+        if (Describe(_daemon.Directory.Find(name)?.Import) is not { } import) throw new ApiException(404, "no-import", $"nothing comes into '{name}'");
+        await call.AnswerAsync(import, ApiJson.Default.ImportInfo);
     }
 
     private async Task GiveUpAsync(ApiCall call)

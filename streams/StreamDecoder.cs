@@ -51,24 +51,39 @@ public sealed class StreamDecoder
     /// <paramref name="content"/>, which then has the frame's length; otherwise the payload is the content.</summary>
     public string? Accept(in StreamFrame frame, ReadOnlySpan<byte> payload, Span<byte> content)
     {
+        string? fault = Verify(frame, payload);
+        if (fault is null && frame.Encoding == StreamEncoding.Lz4)
+        {
+            if (_compressor is null) fault = At("the stream is packed by LZ4, which is not to be had here; install liblz4");
+            else if (!_compressor.Decompress(payload, content[..(int)frame.LengthBytes])) fault = At("the frame's content is damaged (LZ4)");
+        }
+
+        if (fault is null) Go(frame);
+        return fault;
+    }
+
+    /// <summary>As <see cref="Accept"/>, for who only passes the stream on: what is packed stays so.</summary>
+    public string? Pass(in StreamFrame frame, ReadOnlySpan<byte> payload)
+    {
+        string? fault = Verify(frame, payload);
+        if (fault is null) Go(frame);
+        return fault;
+    }
+
+    private string? Verify(in StreamFrame frame, ReadOnlySpan<byte> payload)
+    {
         Check.That(payload.Length == frame.PayloadBytes && frame.Sequence == Cursor.Sequence);
         if (payload.Length > 0 && Crc32C.Compute(payload) != frame.PayloadCrc) return At("the frame's content is damaged (checksum)");
-        if (frame.Encoding == StreamEncoding.Lz4)
-        {
-            if (_compressor is null) return At("the stream is packed by LZ4, which is not to be had here; install liblz4");
-            if (!_compressor.Decompress(payload, content[..(int)frame.LengthBytes])) return At("the frame's content is damaged (LZ4)");
-        }
+        if (frame.Kind != StreamKind.End) return null;
+        Span<byte> totals = stackalloc byte[StreamEncoder.TotalsBytes];
+        StreamEncoder.WriteTotals(Cursor, totals);
+        return payload.SequenceEqual(totals) ? null : At("the totals of the stream are not those of its frames");
+    }
 
-        if (frame.Kind == StreamKind.End)
-        {
-            Span<byte> totals = stackalloc byte[StreamEncoder.TotalsBytes];
-            StreamEncoder.WriteTotals(Cursor, totals);
-            if (!payload.SequenceEqual(totals)) return At("the totals of the stream are not those of its frames");
-            IsWhole = true;
-        }
-
+    private void Go(in StreamFrame frame)
+    {
+        IsWhole = frame.Kind == StreamKind.End;
         Cursor.Pass(frame, _chain);
-        return null;
     }
 
     private string? Fault(in StreamFrame frame)

@@ -202,5 +202,7 @@ public sealed record TaskList(IReadOnlyList<TaskInfo> Tasks);
 [JsonSerializable(typeof(StatsInfo))]
 [JsonSerializable(typeof(ScrubRequest))]
 [JsonSerializable(typeof(TaskInfo))]
+[JsonSerializable(typeof(ImportInfo))]
+[JsonSerializable(typeof(ExportSummary))]
 [JsonSerializable(typeof(TaskList))]
 public sealed partial class ApiJson : JsonSerializerContext;

@@ -254,7 +254,7 @@ public sealed class NbdHandshake
         }
 
         NbdExport? export = await _exports.FindAsync(name!, _identity);
-        if (!MayUse(option, export)) return null;
+        if (!MayUse(option, name!, export)) return null;
         ReplyHeader(option, NbdReply.Info, 12);
         Put16(0);
         Put64(export!.SizeBytes);
@@ -333,7 +333,7 @@ public sealed class NbdHandshake
         }
 
         NbdExport? export = await _exports.FindAsync(name!, _identity);
-        if (!MayUse(option, export)) return;
+        if (!MayUse(option, name!, export)) return;
         if (hasMatch)
         {
             byte[] context = Encoding.UTF8.GetBytes(NbdWire.BaseAllocation);
@@ -367,11 +367,11 @@ public sealed class NbdHandshake
         return data.IsEmpty ? 0 : NbdReply.ErrInvalid;
     }
 
-    private bool MayUse(uint option, NbdExport? export)
+    private bool MayUse(uint option, string name, NbdExport? export)
     {
         if (export is null)
         {
-            Reply(option, NbdReply.ErrUnknown, "no such export");
+            Reply(option, NbdReply.ErrUnknown, _exports.WhyNot(name, _identity) ?? "no such export");
             return false;
         }
 

@@ -19,6 +19,11 @@ internal sealed class StreamWorld : IAsyncDisposable
 
     public Blockd.Daemon Daemon => _server.Test.Daemon;
 
+    public string Url => $"http://127.0.0.1:{_server.Port}";
+
+    /// <summary>A path for a file of the test.</summary>
+    public string PathOf(string name) => _server.Test.PathOf(name);
+
     public static async Task<StreamWorld> StartAsync(params string[] arguments) =>
         new(await ApiServer.StartAsync(null, null, arguments));
 
