@@ -26,7 +26,7 @@ internal sealed class AdminRoutes : IAdminRoutes
         _daemon = daemon;
         _thick = new ThickVolumes(daemon, _tasks);
         _targets = new TargetRoutes(daemon);
-        _snapshots = new SnapshotRoutes(daemon, _tasks, DescribeAsync, _thick.BeginAsync);
+        _snapshots = new SnapshotRoutes(daemon, _tasks, _targets, DescribeAsync, _thick.BeginAsync);
         _streams = new StreamRoutes(daemon, DescribeAsync);
         _handlers = new(StringComparer.Ordinal)
         {
@@ -105,17 +105,13 @@ internal sealed class AdminRoutes : IAdminRoutes
         ChangeVolume change = await call.ReadAsync(ApiJson.Default.ChangeVolume);
         if (change.SizeBytes < volume.SizeBytes && _daemon.Sessions.CountOf(volume.Id) > 0)
             throw new ApiException(409, "volume-in-use", "clients are attached; detach them before the volume shrinks", "sizeBytes");
-        if (change.Export is { } export && !IsShownAlike(export, volume.Export) && _daemon.Sessions.CountOf(volume.Id) > 0)
+        if (change.Export is { } export && !SharedVolumes.IsShownAlike(export, volume.Export) && _daemon.Sessions.CountOf(volume.Id) > 0)
             throw new ApiException(409, "volume-in-use", "clients are attached; detach them before the volume is shown otherwise", "export");
         VolumeRecord changed = Must(await _daemon.Directory.ChangeAsync(volume.Name, change));
         await _thick.BeginAsync();
         _daemon.OnChanged(changed);
         await call.AnswerAsync(await DescribeAsync(changed), ApiJson.Default.VolumeInfo);
     }
-
-    // What a client has learnt at its start and would not look at again.
-    private static bool IsShownAlike(ExportOptions one, ExportOptions other) =>
-        (one.BlockBytes, one.Removable, one.Thick) == (other.BlockBytes, other.Removable, other.Thick);
 
     private async Task DeleteAsync(ApiCall call)
     {
@@ -138,7 +134,8 @@ internal sealed class AdminRoutes : IAdminRoutes
 
         Must(await SnapshotRoutes.PatientlyAsync(
             () => _daemon.Directory.DeleteAsync(volume.Name, volume.Id, revision, isForced, withSnapshots), r => r.Fault, call.Aborted));
-        foreach (Session session in _daemon.Sessions.List().Where(s => s.Volumes.Contains(volume.Id))) session.Cut("the volume was deleted");
+        HashSet<uint> gone = [volume.Id];
+        foreach (Session session in _daemon.Sessions.List().Where(s => s.Touches(gone))) session.Cut("the volume was deleted");
         _daemon.Meters.Forget(volume.Id);
         _daemon.Volumes.Forget(volume.Id);
         await call.AnswerNothingAsync();

@@ -160,7 +160,7 @@ internal sealed class Daemon
     public Task RemoveDiskAsync(Guid id, bool isForced) => Disks.RemoveAsync(id, isForced, store =>
     {
         var volumes = Directory.List().Where(v => v.StoreId == store).Select(v => v.Id).ToHashSet();
-        foreach (Session session in Sessions.List().Where(s => s.Volumes.Any(volumes.Contains))) session.Cut("the disk was removed");
+        foreach (Session session in Sessions.List().Where(s => s.Touches(volumes))) session.Cut("the disk was removed");
     });
 
     /// <summary>Closes all stores at once. A disk that answers nothing for <see cref="Settings.StopWaitSeconds"/> is given up:

@@ -177,7 +177,7 @@ internal sealed class IscsiFrontEnd
                     () => FiguresOf(session.Counters));
                 known = new Session(
                     _sessions.NextId(), () => target.Volumes, target.Name, negotiated.Connection.Peer, listener, false, identity,
-                    SystemClock.Instance.UtcNow, handle);
+                    SystemClock.Instance.UtcNow, handle, () => target.Snapshots);
                 _sessions.Add(known);
                 if (target.Volumes.Any(_volumes.IsClosed)) target.Iscsi.Cut(session.Tsih, "a stream has begun to come into a volume");
             });
@@ -197,6 +197,7 @@ internal sealed class IscsiFrontEnd
         if (status != IscsiLoginStatus.Success) return (status, $"target {name} does not let {login.InitiatorName} in any more");
         if (!IscsiRules.IsProven(view, login.User)) return (IscsiLoginStatus.AuthenticationFailure, $"target {name}: the user is gone");
         if (!view.IsOwn || target.Scsi.Luns.Count > 0) return null;
+        if (view.Luns[0].SnapshotName is { } snapshot) return (IscsiLoginStatus.NotFound, $"volume '{view.Luns[0].Volume.Name}' has no snapshot '{snapshot}' that can be served");
         string why = Targets.FaultOf(view, view.Luns[0]) ?? "its disk does not serve it";
         return (IscsiLoginStatus.ServiceUnavailable, $"volume '{view.Luns[0].Volume.Name}' cannot be served: {why}");
     }

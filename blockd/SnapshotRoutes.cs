@@ -5,7 +5,7 @@ using BlockServer.Core.Api;
 namespace BlockServer.Blockd;
 
 /// <summary>The admin API's snapshots and clones.</summary>
-internal sealed class SnapshotRoutes(Daemon daemon, AdminTasks tasks, Func<VolumeRecord, Task<VolumeInfo>> describe, Func<Task> begin)
+internal sealed class SnapshotRoutes(Daemon daemon, AdminTasks tasks, TargetRoutes targets, Func<VolumeRecord, Task<VolumeInfo>> describe, Func<Task> begin)
 {
     private const int RangesMax = 10_000;
 
@@ -87,9 +87,18 @@ internal sealed class SnapshotRoutes(Daemon daemon, AdminTasks tasks, Func<Volum
         if (text is not null && !Guid.TryParse(text, out _)) throw new ApiException(400, "invalid-query", "uuid must be one", "uuid");
         Guid? uuid = text is null ? null : Guid.Parse(text);
         VolumeRecord volume = AdminRoutes.VolumeOf(daemon, call);
+        VolumeSnapshot named = await FindAsync(call);
+        int readers = daemon.Sessions.Reading(named.Info.Uuid).Count;
+        bool isForced = call.QueryFlag("force");
+        if (readers > 0 && !isForced)
+            throw new ApiException(409, "snapshot-in-use", $"{readers} clients read it; detach them or say force=true");
+        if (!isForced && targets.UseOf(named.Info.Uuid) is { } use) throw new ApiException(409, "snapshot-is-lun", use);
         SnapshotResult gone = Must(await PatientlyAsync(
             () => daemon.Directory.DeleteSnapshotAsync(volume.Name, call.Parts[3], uuid), r => r.Fault, call.Aborted));
         VolumeSnapshot snapshot = gone.Snapshots[0];
+        // Who has other LUNs beside it by a configured target loses this one only.
+        await targets.RemoveSnapshotAsync(snapshot);
+        foreach (Session session in daemon.Sessions.Reading(snapshot.Info.Uuid)) session.Cut("the snapshot was deleted");
         TaskInfo task = tasks.Follow("delete-snapshot", $"{volume.Name}@{snapshot.Info.Name}", progress => FollowDeletionAsync(snapshot, progress));
         await call.AnswerAsync(task, ApiJson.Default.TaskInfo, 202);
     }

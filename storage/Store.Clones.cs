@@ -61,7 +61,7 @@ public sealed partial class Store
         if (status == IoStatus.Ok && isShared)
         {
             status = await EnsureDurable(_appliedLsn);
-            _loop.Post(() => _ = FlattenAllAsync(volume));
+            StartBackground(() => FlattenAllAsync(volume));
         }
 
         _locks.Give(held);

@@ -18,7 +18,25 @@ public sealed partial class Store
         _background--;
         if (!isDone) return;
         // What waited for this one to go.
-        if (layer.Parent is { IsDeleting: true } below) _loop.Post(() => _ = FreeLayerAsync(below));
+        if (layer.Parent is { IsDeleting: true } below) StartBackground(() => FreeLayerAsync(below));
+    }
+
+    /// <summary>Begins it in a turn of its own. Nobody awaits it, so a broken promise in it stops the store.</summary>
+    private void StartBackground(Func<Task> work)
+    {
+        async Task WatchAsync()
+        {
+            try
+            {
+                await work();
+            }
+            catch (Exception broken) when (broken is not OutOfMemoryException)
+            {
+                Fail("in the background: " + broken);
+            }
+        }
+
+        _loop.Post(() => _ = WatchAsync());
     }
 
     private bool IsFreeing(Volume volume) => State == StoreState.Online && !_isClosing && !volume.IsDeleting;

@@ -44,7 +44,10 @@ public sealed partial class Store
     {
         while (view is not { IsClosed: true } && (view ?? volume.Line).TryGetSlot(extent, out uint slot) && !_slots.IsResident(slot))
         {
+            // Nobody keeps the layers below a volume that goes: what its line names may be another page by now.
+            if (volume.IsDeleting) return IoStatus.Unavailable;
             IoStatus status = await LoadAsync(slot);
+            if (volume.IsDeleting) return IoStatus.Unavailable;
             if (status != IoStatus.Ok) return status;
         }
 

@@ -154,15 +154,15 @@ public sealed partial class Store
         {
             if (volume.IsDeleting)
             {
-                _loop.Post(() => _ = FreeVolumeAsync(volume));
+                StartBackground(() => FreeVolumeAsync(volume));
                 continue;
             }
 
             // Over a snapshot this takes slots; without any it is done again before the volume grows.
             if (await DropBeyondAsync(volume) is not (IoStatus.Ok or IoStatus.NoSpace))
                 return "dropping what lies behind a shrunk volume failed";
-            if (volume.IsFlattening) _loop.Post(() => _ = FlattenAllAsync(volume));
-            foreach (Layer layer in volume.Layers.Values.Where(layer => layer.IsDeleting)) _loop.Post(() => _ = FreeLayerAsync(layer));
+            if (volume.IsFlattening) StartBackground(() => FlattenAllAsync(volume));
+            foreach (Layer layer in volume.Layers.Values.Where(layer => layer.IsDeleting)) StartBackground(() => FreeLayerAsync(layer));
         }
 
         return null;

@@ -50,7 +50,7 @@ public sealed partial class Store
         /// <summary>Clients are at work.</summary>
         Rest,
 
-        /// <summary>All that is scattered was changed lately.</summary>
+        /// <summary>All that is scattered was changed lately, or room waits for a read to end: later.</summary>
         AllHot,
 
         /// <summary>No room, or clients have written too little yet: until something changes there is nothing to do.</summary>

@@ -16,8 +16,10 @@ public sealed partial class Store
     // Blocks that are read and written at a time: what stands in the way of a client that comes meanwhile.
     private const int RelayoutPieceBlocks = 32;
 
-    // More runs than this are not worth the writing.
-    private const int RelayoutRuns = 2;
+    // The copy lies in two runs if there is room for that within a few tries, else in more, up to 16 (64 KiB each in a full
+    // extent) and a quarter of what there are now. Where much was overwritten at random free blocks lie in short runs, and
+    // they grow together only while extents are laid out anew.
+    private const int RelayoutRunsFew = 2, RelayoutRuns = 16, RelayoutTries = 8;
     private readonly byte[] _relayEntries = new byte[MetadataPage.EntriesBytes];
     private readonly BlockRun[] _relayTaken = new BlockRun[RelayoutRuns]; // First counts the blocks that hold data
     private int _relayTakenCount;
@@ -39,11 +41,13 @@ public sealed partial class Store
         int count = CountToRelay();
         if (count < 0) return SkipRelayout(slot);
         if (_relayCredit < count) return RelayoutStep.Parked;
-        if (!TryTakeRuns(count))
+        int runs = Math.Min(RelayoutRuns, _slots[slot].Cuts / 4);
+        if (!TryTakeRuns(count, runs))
         {
             if (_quarantined == 0) return RelayoutStep.Parked;
             await ShareSpaceAsync();
-            if (!MayRelay || !TryTakeRuns(count)) return RelayoutStep.Parked;
+            // What a read under way keeps in quarantine comes back with the next flush, which a store at rest does not make.
+            if (!MayRelay || !TryTakeRuns(count, runs)) return _quarantined == 0 ? RelayoutStep.Parked : RelayoutStep.AllHot;
         }
 
         status = await CopyAsync(volume, extent, slot, lsn);
@@ -92,13 +96,27 @@ public sealed partial class Store
     }
 
     /// <summary>Takes places in few runs; keeps as far from the reserve as the reserve is large.</summary>
-    private bool TryTakeRuns(int count)
+    private bool TryTakeRuns(int count, int runs)
     {
         _relayTakenCount = 0;
         if (_blocks.Free < 2 * _reserve + (uint)count) return false;
+        for (int most = RelayoutRunsFew; most <= runs; most *= 2)
+        {
+            // Each try goes on where the one before it ended.
+            for (int i = 0; i < RelayoutTries; i++)
+            {
+                if (TryTakeWithin(count, most)) return true;
+            }
+        }
+
+        return false;
+    }
+
+    private bool TryTakeWithin(int count, int most)
+    {
         for (int done = 0; done < count;)
         {
-            if (_relayTakenCount == RelayoutRuns)
+            if (_relayTakenCount == most)
             {
                 GiveRuns();
                 return false;

@@ -67,7 +67,7 @@ public sealed partial class Store
         RedoRecordWriter.VolumeDelete(Append(record, RedoRecord.HeadBytes), volume.Slot, volumeId, record.Before);
         IoStatus status = await record.Begin();
         if (status == IoStatus.Ok) status = await EnsureDurable(_appliedLsn);
-        if (status == IoStatus.Ok) _loop.Post(() => _ = FreeVolumeAsync(volume));
+        if (status == IoStatus.Ok) StartBackground(() => FreeVolumeAsync(volume));
         return status;
     }
 
@@ -87,6 +87,7 @@ public sealed partial class Store
         if (!_volumes.TryGetValue(volumeId, out Volume? volume)) return 0;
         for (uint? at = volume.Line.SkipBack(volume.Line.ExtentEnd); at is { } extent; at = volume.Line.SkipBack(extent))
         {
+            if (volume.IsDeleting) return 0;
             if (!volume.Line.TryGetSlot(extent, out uint slot) || _slots[slot].Mapped == 0) continue;
             ulong begin = (ulong)extent << Units.ExtentShift;
             // A page that cannot be read counts as a whole.
@@ -113,7 +114,7 @@ public sealed partial class Store
     internal async ValueTask<(IoStatus Status, bool IsHole, ulong End)> LookAsync(Volume volume, ulong offset, Line? view = null)
     {
         Line line = view ?? volume.Line;
-        if (line.IsClosed) return (IoStatus.Unavailable, false, 0);
+        if (line.IsClosed || volume.IsDeleting) return (IoStatus.Unavailable, false, 0);
         uint extent = (uint)(offset >> Units.ExtentShift);
         ulong end = (ulong)(extent + 1) << Units.ExtentShift;
         if (!line.TryGetSlot(extent, out uint slot))
@@ -127,7 +128,7 @@ public sealed partial class Store
         if (mapped is 0 or Units.BlocksPerExtent) return (IoStatus.Ok, mapped == 0, end);
         IoStatus status = await ReadyAsync(volume, extent, view);
         if (status != IoStatus.Ok) return (status, false, end);
-        if (line.IsClosed) return (IoStatus.Unavailable, false, 0);
+        if (line.IsClosed || volume.IsDeleting) return (IoStatus.Unavailable, false, 0);
         if (view is null) line = volume.Line; // a rollback may have come between
         if (!line.TryGetSlot(extent, out slot)) return (IoStatus.Ok, !volume.IsDoubtful, end);
         return (IoStatus.Ok, HoleRun(slot, (int)(offset % Units.ExtentBytes) >> Units.BlockShift, out int next),

@@ -136,6 +136,10 @@ public enum BrokenRules
 
     /// <summary>A snapshot that a clone builds on is deleted.</summary>
     IgnoreClones = 1 << 29,
+
+    /// <summary>Changes go on after a cut that is not durable yet, over images of what a power cut may take.</summary>
+    ThawEarly = 1 << 19,
+
     /// <summary>The places that a relaid extent left are free at once, not when its record is claimed (S3).</summary>
     FreeRelaidEarly = 1 << 20,
 

@@ -28,6 +28,12 @@ public readonly record struct SnapshotUsage(ulong UsedBytes, ulong ExclusiveByte
 /// <param name="IsChanged">It was written or zeroed in between; the content may be the same all the same.</param>
 public readonly record struct DiffRun(ulong LengthBytes, bool IsChanged);
 
+/// <summary>A stretch of a volume and how many layers down what it shows was written.</summary>
+/// <param name="LengthBytes">Length.</param>
+/// <param name="Depth">0: a hole. 1: written since the newest snapshot (of a snapshot: since the one before it); 2: in front of
+/// that one; and so on, through what a clone is a clone of.</param>
+public readonly record struct DepthRun(ulong LengthBytes, uint Depth);
+
 /// <summary>A deleted snapshot whose blocks are given back.</summary>
 /// <param name="PagesLeft">Metadata pages to go.</param>
 /// <param name="Waits">Several layers build on it: it goes when one of them is left.</param>
@@ -86,4 +92,8 @@ public interface ILayeredStore : IStore
     /// zeros.</summary>
     ValueTask<IoStatus> DiffAsync(
         uint volumeId, Guid? older, Guid? newer, ulong offsetBytes, ulong lengthBytes, int runsMax, List<DiffRun> runs);
+
+    /// <summary>How deep what a volume shows (or a snapshot of it) was written; at most <paramref name="runsMax"/> runs from
+    /// <paramref name="offsetBytes"/> on. Errors: Corrupt, IoError, OutOfRange.</summary>
+    ValueTask<IoStatus> DepthAsync(uint volumeId, Guid? snapshot, ulong offsetBytes, ulong lengthBytes, int runsMax, List<DepthRun> runs);
 }

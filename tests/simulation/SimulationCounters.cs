@@ -137,7 +137,7 @@ public enum Did
 }
 
 /// <summary>Plain counts of a run, or of many.</summary>
-public sealed class SimulationCounters
+public sealed class SimulationCounters : IRunCounters<SimulationCounters>
 {
     private readonly long[] _did = new long[Enum.GetValues<Did>().Length];
     private readonly long[] _disk = new long[Enum.GetValues<DiskEvent>().Length];

@@ -16,6 +16,7 @@ public sealed partial class StoreSimulation
         List<SnapshotModel> mine = [.. _snapshots.Where(s => s.VolumeId == volume.Head.Id && s is { IsSure: true, IsGone: false, IsDeleting: false })];
         SnapshotModel? one = mine.Count == 0 ? null : mine[_clients.NextBelow(mine.Count)];
         int dice = _clients.NextBelow(100);
+        if (mine.Count == 0 && dice < 40 && store.BaseOf(volume.Head.Id) is not null) return await FlattenAsync(store, volume);
         if (one is null || (dice < 30 && mine.Count < SnapshotsMax)) return await CutAsync(store, volume, live);
         return dice switch
         {
@@ -71,6 +72,11 @@ public sealed partial class StoreSimulation
         {
             snapshot.IsGone = true;
             _counters[Did.SnapshotsDeleted]++;
+            foreach (VolumeHead head in store.Volumes)
+            {
+                if (store.BaseOf(head.Id) == (snapshot.VolumeId, snapshot.Uuid))
+                    Violate(ViolationKind.WrongAnswer, $"snapshot {snapshot.Uuid} is deleted, and volume {head.Id} builds on it");
+            }
         }
         else if (status == IoStatus.Conflict && snapshot.WasCloned)
         {
@@ -175,7 +181,7 @@ public sealed partial class StoreSimulation
             return true;
         }
 
-        await _loop.DelayAsync(20_000_000);
+        for (int wait = 0; wait < 50 && store.IsFlattening(volume.Head.Id); wait++) await _loop.DelayAsync(20_000_000);
         if (wasClone && store.BaseOf(volume.Head.Id) is null) _counters[Did.Flattened]++;
         return true;
     }

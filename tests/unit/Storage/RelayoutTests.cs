@@ -146,6 +146,42 @@ public class RelayoutTests
         Assert.Equal(256UL, world.Store.GetStats().BlocksRelaid);
     }
 
+    /// <summary>Without room, it goes on when blocks come back, whoever gave them and however late.</summary>
+    [Theory]
+    [InlineData(false)]
+    [InlineData(true)]
+    public void Room_that_comes_late_wakes_it(bool isHeldByRead)
+    {
+        var world = new StoreWorld(15, 8 << 20, 8 << 20, Options with { RelayoutColdNanos = 10_000 });
+        Assert.Equal(IoStatus.Ok, world.Loop.Run(world.Store.CreateVolumeAsync(StoreWorld.HeadOf(8, 8 << 20) with { Uuid = Guid.NewGuid() })));
+        IBlockDevice other = world.Store.OpenVolume(8)!;
+        ulong blocks = world.Store.GetStats().BlocksTotal - world.Store.GetStats().BlocksReserved - 270;
+        Scatter(world, 0, Extent);
+        var fill = new byte[(int)(blocks - 256) << 12];
+        Assert.Equal(IoStatus.Ok, world.Loop.Run(other.WriteAsync(0, fill, WriteFlags.None)));
+        world.Loop.RunToQuiescence(1_000_000);
+        Assert.Equal((1UL, 0UL), (world.Store.GetStats().ExtentsScattered, world.Store.GetStats().BlocksRelaid));
+        if (isHeldByRead)
+        {
+            var held = new LoopEvent<bool>();
+            world.File.ReadsHeld = held;
+            ValueTask<ReadResult> read = other.ReadAsync(0, new byte[Units.BlockBytes]);
+            world.File.ReadsHeld = null;
+            Assert.Equal(IoStatus.Ok, world.Loop.Run(other.TrimAsync(0, 4 << 20, WriteFlags.None)));
+            world.Loop.Run(world.Loop.DelayAsync(20_000_000_000));
+            Assert.Equal(0UL, world.Store.GetStats().BlocksRelaid); // the read may still look at what was trimmed
+            held.Set(true);
+            world.Loop.Run(read);
+        }
+        else
+        {
+            Assert.Equal(IoStatus.Ok, world.Loop.Run(world.Store.DeleteVolumeAsync(8)));
+        }
+
+        world.Loop.RunToQuiescence(1_000_000);
+        Assert.Equal(256UL, world.Store.GetStats().BlocksRelaid);
+    }
+
     /// <summary>Every place at which a client's write can meet the work on its extent: the client's data stays.</summary>
     [Fact]
     public void A_client_that_writes_meanwhile_wins()
@@ -321,6 +357,42 @@ public class RelayoutTests
         Assert.Equal(256UL, world.Store.GetStats().BlocksRelaid);
         Assert.InRange(world.Store.GetStats().MetadataLoads, 0UL, 2UL);
         Assert.Equal(data, world.Read(20 << 20, Extent));
+    }
+
+    /// <summary>Overwritten at random for long, a store's free blocks lie in many short runs between those that hold data: the
+    /// first extents use up the long ones, and the last ones have to do with shorter ones until more come together.</summary>
+    [Theory]
+    [InlineData(96, 16384)]
+    [InlineData(96, 32768)]
+    [InlineData(64, 32768)]
+    [InlineData(48, 32768)]
+    public void It_gets_done_though_free_blocks_lie_in_short_runs(int storeMegabytes, int writes)
+    {
+        var world = new StoreWorld(14, (ulong)storeMegabytes << 20, 32 << 20, Options with { RelayoutBytesPerSecond = 0 });
+        for (ulong extent = 0; extent < 32; extent++) world.Write(extent << 20, StoreWorld.Pattern(extent, Extent));
+        var random = new SeededRandom(14);
+        var last = new ulong[16 * Units.BlocksPerExtent];
+        for (int i = 0; i < writes; i++)
+        {
+            int block = random.NextBelow(last.Length);
+            last[block] = (ulong)i + 100;
+            world.Write((ulong)block << 12, StoreWorld.Pattern(last[block], 4096));
+        }
+
+        Assert.Equal(IoStatus.Ok, world.Loop.Run(world.Store.CloseAsync()));
+        world.Options = Options;
+        world.Use(world.TryOpen().Store!);
+        Assert.Equal(16UL, world.Store.GetStats().ExtentsScattered);
+        world.Loop.RunToQuiescence(10_000_000);
+        StoreStats stats = world.Store.GetStats();
+        Assert.Equal((0UL, 16UL * Units.BlocksPerExtent), (stats.ExtentsScattered, stats.BlocksRelaid));
+        Assert.Equal(stats.BlocksTotal, stats.BlocksFree + stats.BlocksUsed);
+        for (int block = 0; block < last.Length; block++)
+        {
+            if (last[block] != 0) Assert.Equal(StoreWorld.Pattern(last[block], 4096), world.Read((ulong)block << 12, 4096));
+        }
+
+        for (uint extent = 0; extent < 16; extent++) Assert.InRange(Runs(Entries(world, extent)), 1, 16);
     }
 
     /// <summary>Fills a range in order and then twice block by block in a drawn order; answers what it holds.</summary>

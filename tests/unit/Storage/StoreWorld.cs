@@ -105,6 +105,9 @@ internal sealed class FaultyFile(IFile medium) : IFile
     /// <summary>Blocks that answer EIO to reads until they are written, as a sector that the drive remaps.</summary>
     public HashSet<ulong> ReadableWhenWritten { get; } = [];
 
+    /// <summary>Set, reads wait for it before they reach the medium.</summary>
+    public LoopEvent<bool>? ReadsHeld { get; set; }
+
     /// <summary>Reads so far, by their first block.</summary>
     public List<ulong> Reads { get; } = [];
 
@@ -114,6 +117,7 @@ internal sealed class FaultyFile(IFile medium) : IFile
     {
         if (_isCut) return Never();
         Reads.Add(offsetBytes >> Units.BlockShift);
+        if (ReadsHeld is not null) return ReadLaterAsync(ReadsHeld, offsetBytes, target);
         return Touches(BadReads, offsetBytes, target.Length) || Touches(ReadableWhenWritten, offsetBytes, target.Length)
             ? Fail(medium.ReadAsync(offsetBytes, target))
             : medium.ReadAsync(offsetBytes, target);
@@ -149,6 +153,12 @@ internal sealed class FaultyFile(IFile medium) : IFile
         }
 
         return false;
+    }
+
+    private async ValueTask<IoStatus> ReadLaterAsync(LoopEvent<bool> held, ulong offsetBytes, Memory<byte> target)
+    {
+        await held.WaitAsync();
+        return await medium.ReadAsync(offsetBytes, target);
     }
 
     private static async ValueTask<IoStatus> Fail(ValueTask<IoStatus> done)

@@ -5,7 +5,7 @@ using System.Net.Sockets;
 using System.Security.Cryptography;
 using System.Text;
 
-namespace BlockServer.Tests.Interop;
+namespace BlockServer.Tests;
 
 /// <summary>One answer to a command.</summary>
 internal sealed record RawReply(byte Status, byte[] Data, byte[] Sense)
