@@ -41,6 +41,7 @@ internal sealed class Daemon
         Volumes = new SharedVolumes(meta, settings, Warn);
         Disks = new Disks(settings, data, meta, Directory, threads, Warn, watch, layer);
         Directory.CutGate = new CutGate(Stores, Volumes, s_cutPauseMax);
+        Imports = new Imports(Directory, Stores, Volumes, Sessions, () => _iscsi?.Targets.ApplyAllAsync() ?? Task.CompletedTask, Warn);
         StartedAt = SystemClock.Instance.UtcNow;
     }
 
@@ -58,6 +59,9 @@ internal sealed class Daemon
 
     /// <summary>What the front ends share of the volumes.</summary>
     public SharedVolumes Volumes { get; }
+
+    /// <summary>Streams that come into volumes.</summary>
+    public Imports Imports { get; }
 
     /// <summary>The iSCSI targets as they are now. Set when it serves.</summary>
     public IscsiCatalog Catalog { get; private set; } = null!;
@@ -207,6 +211,7 @@ internal sealed class Daemon
         await Volumes.LoadAsync();
         await Disks.OpenAllAsync();
         foreach (string note in await Directory.ReconcileAsync(Stores.All)) Warn(note);
+        await Imports.RecoverAsync();
         await Volumes.OpenReservedAsync(Directory, Stores);
         foreach (WantedVolume wanted in Settings.CreateVolumes)
         {

@@ -67,6 +67,8 @@ public static class CommandLine
         VolumeCommands.AddTo(commands);
         SnapshotCommands.AddTo(commands);
         CloneCommands.AddTo(commands);
+        ExportImageCommand.AddTo(commands);
+        ImportImageCommand.AddTo(commands);
         ExportCommands.AddTo(commands);
         DiskCommands.AddTo(commands);
         SessionCommands.AddTo(commands);
