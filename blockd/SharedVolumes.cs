@@ -34,6 +34,9 @@ internal sealed class SharedVolume(uint id, StoreHost host, IBlockDevice device)
     public Task? Loading { get; set; }
 }
 
+/// <summary>A snapshot as a SCSI unit, and the disk that serves it.</summary>
+internal sealed record SharedSnapshot(StoreHost Host, LogicalUnit Unit, SnapshotUse Use);
+
 /// <summary>
 /// What the front ends share of the volumes. A volume with saved reservations is not served by anybody before they are
 /// back in force, and not at all while they cannot be read. The table is thread-safe; what is in it lives on the loops.
@@ -42,7 +45,9 @@ internal sealed class SharedVolumes(IMetaStore meta, Settings settings, Action<s
 {
     private readonly Lock _lock = new();
     private readonly Dictionary<uint, SharedVolume> _volumes = [];
+    private readonly Dictionary<Guid, SharedSnapshot> _snapshots = [];
     private readonly HashSet<uint> _reserved = [];
+    private readonly HashSet<uint> _closed = [];
     private readonly Dictionary<StoreHost, SpaceWatch> _watches = [];
 
     /// <summary>Reads which volumes have reservations. Throws <see cref="MetaException"/>.</summary>
@@ -72,16 +77,37 @@ internal sealed class SharedVolumes(IMetaStore meta, Settings settings, Action<s
         lock (_lock) return _volumes.GetValueOrDefault(volumeId);
     }
 
+    /// <summary>From now on nobody may attach the volume: an increment comes into it. Any thread.</summary>
+    public void Close(uint volumeId)
+    {
+        lock (_lock) _closed.Add(volumeId);
+    }
+
+    /// <summary>Ends <see cref="Close"/>. Any thread.</summary>
+    public void Reopen(uint volumeId)
+    {
+        lock (_lock) _closed.Remove(volumeId);
+    }
+
+    /// <summary>Nobody may attach the volume. Whoever enters his session asks again afterwards: who closes looks for sessions
+    /// after closing. Any thread.</summary>
+    public bool IsClosed(uint volumeId)
+    {
+        lock (_lock) return _closed.Contains(volumeId);
+    }
+
     /// <summary>The volumes that somebody has used since the start. Any thread.</summary>
     public IReadOnlyList<SharedVolume> List()
     {
         lock (_lock) return [.. _volumes.Values];
     }
 
-    /// <summary>The volume, with its reservations in force if there are any saved; null when its disk does not serve it. On
+    /// <summary>The volume, with its reservations in force if there are any saved; null when its disk does not serve it, or while
+    /// a stream comes into it. On
     /// the loop of <paramref name="host"/>. Look at <see cref="SharedVolume.Fault"/> before serving it.</summary>
     public async ValueTask<SharedVolume?> OpenAsync(VolumeRecord record, StoreHost host)
     {
+        if (VolumeDirectory.ImportFault(record) is not null || IsClosed(record.Id)) return null;
         SharedVolume? volume = Find(record.Id);
         bool isReserved;
         if (volume is null || volume.Host != host)
@@ -117,6 +143,38 @@ internal sealed class SharedVolumes(IMetaStore meta, Settings settings, Action<s
         return volume;
     }
 
+    /// <summary>A snapshot as a SCSI unit of its own, write-protected; null when there is none of that name (and identity, when
+    /// the unit says it). On the loop of <paramref name="host"/>. Reservations of it end with the daemon.</summary>
+    public async ValueTask<SharedSnapshot?> OpenSnapshotAsync(LunView lun, StoreHost host)
+    {
+        VolumeRecord record = lun.Volume;
+        SnapshotInfo? info = host.Store.Snapshots(record.Id).FirstOrDefault(
+            s => lun.Snapshot is { } uuid ? s.Uuid == uuid : s.Name == lun.SnapshotName);
+        if (info is null || host.Store.OpenSnapshot(record.Id, info.Uuid) is not { } device) return null;
+        lock (_lock)
+        {
+            if (_snapshots.TryGetValue(info.Uuid, out SharedSnapshot? known) && known.Host == host) return known;
+        }
+
+        var options = new LogicalUnitOptions
+        {
+            Uuid = info.Uuid, IsReadOnly = true, HasSanitize = false, Durability = settings.Durability, Product = "snapshot",
+            // The volume may have got larger blocks since.
+            BlockBytes = info.SizeBytes % (ulong)record.Export.BlockBytes == 0 ? record.Export.BlockBytes : Units.SectorBytes,
+        };
+        var unit = new LogicalUnit(host.Thread.Loop, device, options);
+        IoStatus status = await unit.LoadAsync();
+        Check.That(status == IoStatus.Ok); // nothing is kept of it
+        var made = new SharedSnapshot(host, unit, new SnapshotUse(record.Id, info.Uuid, info.Name));
+        lock (_lock) return _snapshots[info.Uuid] = made;
+    }
+
+    /// <summary>A snapshot is gone. Any thread.</summary>
+    public void ForgetSnapshot(Guid uuid)
+    {
+        lock (_lock) _snapshots.Remove(uuid);
+    }
+
     /// <summary>The size or the export options of a volume have changed: that holds at once. Any thread.</summary>
     public void OnChanged(VolumeRecord record)
     {
@@ -134,7 +192,9 @@ internal sealed class SharedVolumes(IMetaStore meta, Settings settings, Action<s
         lock (_lock)
         {
             _volumes.Remove(volumeId);
+            foreach (Guid snapshot in _snapshots.Where(s => s.Value.Use.VolumeId == volumeId).Select(s => s.Key).ToArray()) _snapshots.Remove(snapshot);
             _reserved.Remove(volumeId);
+            _closed.Remove(volumeId);
         }
     }
 

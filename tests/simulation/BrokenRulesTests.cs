@@ -14,7 +14,7 @@ public sealed class BrokenRulesTests(ITestOutputHelper output)
     {
         { BrokenRules.SkipFlushBeforeHome, [ViolationKind.Unreadable, ViolationKind.LostWrite, ViolationKind.TornRequest] },
         { BrokenRules.FreeEarly, [ViolationKind.Unreadable] },
-        { BrokenRules.CompleteBeforeLog, [ViolationKind.LostWrite, ViolationKind.LostVolume] },
+        { BrokenRules.CompleteBeforeLog, [ViolationKind.LostWrite, ViolationKind.LostVolume, ViolationKind.Refused] },
         { BrokenRules.AckBeforeData, [ViolationKind.LostWrite, ViolationKind.Unreadable] },
         { BrokenRules.NoEndOfRecoveryCheckpoint, [ViolationKind.LostVolume, ViolationKind.LostWrite] },
         { BrokenRules.SkipTailCrc, [ViolationKind.Unreadable] },
@@ -25,8 +25,15 @@ public sealed class BrokenRulesTests(ITestOutputHelper output)
         { BrokenRules.SuperblockFirst, [ViolationKind.Refused, ViolationKind.LostVolume, ViolationKind.LostWrite] },
         { BrokenRules.TrimLogTooFar, [ViolationKind.LostWrite, ViolationKind.Refused, ViolationKind.LostVolume] },
         { BrokenRules.SkipReadCrc, [ViolationKind.WrongData] },
+        { BrokenRules.FreeShared, [ViolationKind.Exception, ViolationKind.Unreadable, ViolationKind.WrongData, ViolationKind.Refused] },
+        { BrokenRules.DropSharedBlocks, [ViolationKind.Exception, ViolationKind.Unreadable, ViolationKind.WrongData, ViolationKind.Refused] },
+        { BrokenRules.CutUnderWrites, [ViolationKind.Refused, ViolationKind.WrongMap, ViolationKind.WrongData, ViolationKind.LostWrite, ViolationKind.Leak] },
+        { BrokenRules.DropLayerFirst, [ViolationKind.Exception, ViolationKind.Refused] },
+        { BrokenRules.WriteIntoSnapshot, [ViolationKind.WrongData] },
+        { BrokenRules.ForgetBelow, [ViolationKind.LostWrite, ViolationKind.WrongData, ViolationKind.StaleRead, ViolationKind.TornRequest, ViolationKind.Exception] },
+        { BrokenRules.IgnoreClones, [ViolationKind.WrongAnswer] },
         { BrokenRules.ReuseUnderRead, [ViolationKind.Unreadable, ViolationKind.WrongScrub] },
-        { BrokenRules.FreeRelaidEarly, [ViolationKind.Unreadable, ViolationKind.WrongScrub] },
+        { BrokenRules.FreeRelaidEarly, [ViolationKind.Unreadable, ViolationKind.WrongScrub, ViolationKind.Refused] },
         { BrokenRules.RelayOverWrite, [ViolationKind.LostWrite, ViolationKind.StaleRead, ViolationKind.WrongData, ViolationKind.Unreadable] },
     };
 

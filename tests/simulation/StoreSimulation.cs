@@ -55,6 +55,8 @@ public sealed partial class StoreSimulation
         _faults = options.DiskFaults ? faults
             : new SimDiskFaults { LatencyNanosMax = faults.LatencyNanosMax, Slow = faults.Slow };
         _crashStatesLeft = options.CrashStates;
+        bool hasLayers = _random.NextChance(0.5);
+        _layerChance = options.Layers ?? hasLayers ? 0.05 + _random.NextBelow(10UL) / 50.0 : 0;
     }
 
     private bool IsBroken => _violations.Count > 0;
@@ -155,6 +157,8 @@ public sealed partial class StoreSimulation
         Work(store!);
         if (IsBroken) return false;
         if (store!.State == StoreState.Failed) _counters[Did.FailStops]++;
+        if (store.State == StoreState.Failed && !HasReason && !MayMiss)
+            Violate(ViolationKind.Exception, "the store stopped though the disk is honest: " + store.GetStats().FailReason);
         CountStore(store.GetStats());
         if (endsClean && !_loop.IsStopped && !_disk.HasHung && store.State == StoreState.Online)
         {
@@ -267,6 +271,7 @@ public sealed partial class StoreSimulation
         _now++;
         foreach ((VolumeModel volume, ModelWrite write) in _inFlight) volume.End(write, isOk: false, isDurable: false, _now);
         _inFlight.Clear();
+        CrashSnapshots();
         _now++;
     }
 
@@ -283,6 +288,7 @@ public sealed partial class StoreSimulation
     private void CloseCleanly(IStore store)
     {
         if (!MayMiss && store.State == StoreState.Online && _inFlight.Count == 0) JudgeSpace(store);
+        if (!MayMiss && store.State == StoreState.Online && _inFlight.Count == 0 && !IsBroken) Audit(store);
         if (store.State == StoreState.Failed)
         {
             // The last fault was drawn while waiting for the space to settle.

@@ -27,10 +27,12 @@ public sealed partial class SessionSimulation : IIscsiTargets, INbdExports
     private IscsiOptions _iscsi = null!;
     private readonly List<string> _servers = [];
     private int _clientsRunning;
-    private bool _isStopping;
+
+    /// <summary>The daemon was asked to stop.</summary>
+    internal bool IsStopping { get; private set; }
 
     /// <summary>Clients may ask for more.</summary>
-    internal bool IsWorking => !_isStopping && !IsBroken && RequestsLeft > 0;
+    internal bool IsWorking => !IsStopping && !IsBroken && RequestsLeft > 0;
 
     internal int RequestsLeft { get; set; }
 
@@ -73,7 +75,7 @@ public sealed partial class SessionSimulation : IIscsiTargets, INbdExports
         server.HearsNoBreak = false; // NBD has no pings: the kernel's keepalive is what ends such a connection
         var session = new NbdSession(Loop, server, this, new NbdOptions());
         _nbdServers.Add(session);
-        if (_isStopping) session.RequestStop();
+        if (IsStopping) session.RequestStop();
         bool hasEnded = false;
         SpawnServer("NBD", async () =>
         {
@@ -151,7 +153,7 @@ public sealed partial class SessionSimulation : IIscsiTargets, INbdExports
     private async Task ServeIscsiAsync(SimConnection server)
     {
         var login = new IscsiLogin(Loop, server, this, _iscsi);
-        if (_isStopping) login.RequestStop();
+        if (IsStopping) login.RequestStop();
         if (await login.RunAsync() is { } negotiated) await _target.ServeAsync(negotiated);
     }
 
@@ -165,7 +167,7 @@ public sealed partial class SessionSimulation : IIscsiTargets, INbdExports
         _wires.Clear();
         _nbdServers.Clear();
         _servers.Clear();
-        (_clientsRunning, _isStopping) = (0, false);
+        (_clientsRunning, IsStopping) = (0, false);
         RequestsLeft = 20 + _random.NextBelow(_options.RequestsPerLife);
         HasCuts = !isLast && _random.NextChance(0.7);
         foreach (SimUnit unit in _units) unit.Model.ForgetSettled();
@@ -304,9 +306,9 @@ public sealed partial class SessionSimulation : IIscsiTargets, INbdExports
     /// <summary>The daemon is asked to stop.</summary>
     private void Stop()
     {
-        if (_isStopping) return;
+        if (IsStopping) return;
         Counters[SessionDid.Stops]++;
-        _isStopping = true;
+        IsStopping = true;
         _target.RequestStop();
         foreach (NbdSession session in _nbdServers) session.RequestStop();
     }
