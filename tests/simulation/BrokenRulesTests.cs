@@ -27,7 +27,7 @@ public sealed class BrokenRulesTests(ITestOutputHelper output)
         { BrokenRules.SkipReadCrc, [ViolationKind.WrongData] },
         { BrokenRules.ReuseUnderRead, [ViolationKind.Unreadable, ViolationKind.WrongScrub] },
         { BrokenRules.FreeRelaidEarly, [ViolationKind.Unreadable, ViolationKind.WrongScrub] },
-        { BrokenRules.RelayOverWrite, [ViolationKind.LostWrite, ViolationKind.StaleRead, ViolationKind.WrongData, ViolationKind.Unreadable] },
+        { BrokenRules.RelayOverWrite, [ViolationKind.LostWrite, ViolationKind.StaleRead, ViolationKind.WrongData, ViolationKind.Unreadable, ViolationKind.WrongScrub] },
     };
 
     /// <summary>Looks for the first seed that shows it.</summary>
