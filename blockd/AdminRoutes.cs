@@ -16,6 +16,8 @@ internal sealed class AdminRoutes : IAdminRoutes
     private readonly AdminTasks _tasks = new();
     private readonly ThickVolumes _thick;
     private readonly TargetRoutes _targets;
+    private readonly SnapshotRoutes _snapshots;
+    private readonly StreamRoutes _streams;
     private readonly Dictionary<string, Func<ApiCall, Task>> _handlers;
 
     /// <summary>Routes to <paramref name="daemon"/>.</summary>
@@ -24,6 +26,8 @@ internal sealed class AdminRoutes : IAdminRoutes
         _daemon = daemon;
         _thick = new ThickVolumes(daemon, _tasks);
         _targets = new TargetRoutes(daemon);
+        _snapshots = new SnapshotRoutes(daemon, _tasks, _targets, DescribeAsync, _thick.BeginAsync);
+        _streams = new StreamRoutes(daemon, DescribeAsync);
         _handlers = new(StringComparer.Ordinal)
         {
             ["GET version"] = VersionAsync,
@@ -46,12 +50,16 @@ internal sealed class AdminRoutes : IAdminRoutes
             ["DELETE tasks/{id}"] = CancelAsync,
             ["GET openapi.json"] = c => c.AnswerAsync(s_openApi),
         };
-        foreach ((string key, Func<ApiCall, Task> handler) in _targets.Handlers) _handlers.Add(key, handler);
+        foreach ((string key, Func<ApiCall, Task> handler) in _targets.Handlers.Concat(_snapshots.Handlers).Concat(_streams.Handlers)) _handlers.Add(key, handler);
         Check.That(_handlers.Keys.ToHashSet().SetEquals(ApiRouteTable.All.Select(r => r.Key)));
     }
 
     /// <summary>Takes up what the last run of the daemon left unfinished.</summary>
-    public Task ResumeAsync() => _thick.BeginAsync();
+    public async Task ResumeAsync()
+    {
+        await _thick.BeginAsync();
+        await _snapshots.ResumeAsync();
+    }
 
     /// <inheritdoc/>
     public Task HandleAsync(ApiCall call) => _handlers[ApiRouteTable.Find(call).Key](call);
@@ -73,11 +81,14 @@ internal sealed class AdminRoutes : IAdminRoutes
             _daemon.Settings.Durability == Durability.Ack ? "ack" : "flush", _daemon.StartedAt, [.. _daemon.Listeners], [.. _daemon.Warnings]),
         ApiJson.Default.NodeInfo);
 
-    private VolumeRecord Volume(ApiCall call)
+    private VolumeRecord Volume(ApiCall call) => VolumeOf(_daemon, call);
+
+    /// <summary>The volume that the path names; throws 400 or 404.</summary>
+    public static VolumeRecord VolumeOf(Daemon daemon, ApiCall call)
     {
         string name = call.Parts[1];
         if (!VolumeName.IsValid(name, out string? reason)) throw new ApiException(400, "invalid-name", reason, "name");
-        return _daemon.Directory.Find(name) ?? throw new ApiException(404, "no-such-volume", $"there is no volume '{name}'");
+        return daemon.Directory.Find(name) ?? throw new ApiException(404, "no-such-volume", $"there is no volume '{name}'");
     }
 
     private async Task CreateAsync(ApiCall call)
@@ -94,7 +105,7 @@ internal sealed class AdminRoutes : IAdminRoutes
         ChangeVolume change = await call.ReadAsync(ApiJson.Default.ChangeVolume);
         if (change.SizeBytes < volume.SizeBytes && _daemon.Sessions.CountOf(volume.Id) > 0)
             throw new ApiException(409, "volume-in-use", "clients are attached; detach them before the volume shrinks", "sizeBytes");
-        if (change.Export is { } export && !IsShownAlike(export, volume.Export) && _daemon.Sessions.CountOf(volume.Id) > 0)
+        if (change.Export is { } export && !SharedVolumes.IsShownAlike(export, volume.Export) && _daemon.Sessions.CountOf(volume.Id) > 0)
             throw new ApiException(409, "volume-in-use", "clients are attached; detach them before the volume is shown otherwise", "export");
         VolumeRecord changed = Must(await _daemon.Directory.ChangeAsync(volume.Name, change));
         await _thick.BeginAsync();
@@ -102,16 +113,12 @@ internal sealed class AdminRoutes : IAdminRoutes
         await call.AnswerAsync(await DescribeAsync(changed), ApiJson.Default.VolumeInfo);
     }
 
-    // What a client has learnt at its start and would not look at again.
-    private static bool IsShownAlike(ExportOptions one, ExportOptions other) =>
-        (one.BlockBytes, one.Removable, one.Thick) == (other.BlockBytes, other.Removable, other.Thick);
-
     private async Task DeleteAsync(ApiCall call)
     {
         VolumeRecord volume = Volume(call);
         long? id = call.QueryNumber("id");
         long? revision = call.QueryNumber("revision");
-        bool isForced = call.QueryFlag("force");
+        bool isForced = call.QueryFlag("force"), withSnapshots = call.QueryFlag("snapshots");
         if (id is null && revision is null)
             throw new ApiException(400, "id-or-revision-needed", "name the volume's id or revision, so that no other one is deleted", "id");
         if (id is { } wanted && wanted != volume.Id)
@@ -125,8 +132,10 @@ internal sealed class AdminRoutes : IAdminRoutes
             await _targets.RemoveVolumeAsync(volume);
         }
 
-        Must(await _daemon.Directory.DeleteAsync(volume.Name, volume.Id, revision, isForced));
-        foreach (Session session in _daemon.Sessions.List().Where(s => s.Volumes.Contains(volume.Id))) session.Cut("the volume was deleted");
+        Must(await SnapshotRoutes.PatientlyAsync(
+            () => _daemon.Directory.DeleteAsync(volume.Name, volume.Id, revision, isForced, withSnapshots), r => r.Fault, call.Aborted));
+        HashSet<uint> gone = [volume.Id];
+        foreach (Session session in _daemon.Sessions.List().Where(s => s.Touches(gone))) session.Cut("the volume was deleted");
         _daemon.Meters.Forget(volume.Id);
         _daemon.Volumes.Forget(volume.Id);
         await call.AnswerNothingAsync();
@@ -178,6 +187,7 @@ internal sealed class AdminRoutes : IAdminRoutes
         try
         {
             StoreHost host = await _daemon.Disks.AddAsync(request);
+            await _daemon.Imports.RecoverAsync();
             await _daemon.Volumes.OpenReservedAsync(_daemon.Directory, _daemon.Stores);
             await _thick.BeginAsync();
             await _daemon.ServedTargets.ApplyAllAsync();
@@ -260,7 +270,8 @@ internal sealed class AdminRoutes : IAdminRoutes
 
     private Task CancelAsync(ApiCall call)
     {
-        _tasks.Cancel(TaskOf(call).Id);
+        if (!_tasks.Cancel(TaskOf(call).Id))
+            throw new ApiException(409, "task-goes-on", "this is carried through to its end; the task only shows how far it is");
         return call.AnswerNothingAsync();
     }
 
@@ -270,10 +281,13 @@ internal sealed class AdminRoutes : IAdminRoutes
     {
         var used = new Dictionary<uint, ulong>();
         var reservations = new Dictionary<uint, ReservationInfo>();
+        var layers = new Dictionary<uint, VolumeLayers>();
         foreach (IGrouping<Guid, VolumeRecord> there in volumes.GroupBy(v => v.StoreId))
         {
             if (_daemon.Stores.Find(there.Key) is not { } host) continue;
             foreach ((uint id, ulong bytes) in await host.UsedBytesAsync([.. there.Select(v => v.Id)])) used[id] = bytes;
+
+            foreach ((uint id, VolumeLayers shown) in await host.LayersAsync([.. there.Select(v => v.Id)])) layers[id] = shown;
 
             // What is reserved belongs to the loop of the volume.
             (uint Id, ReservationInfo? Info)[] reserved = await host.Thread.InvokeAsync(
@@ -285,10 +299,14 @@ internal sealed class AdminRoutes : IAdminRoutes
         }
 
         Dictionary<uint, int> sessions = _daemon.Sessions.CountByVolume();
+        Dictionary<uint, string>? names = layers.Values.Any(l => l.Base is not null) ? _daemon.Directory.List().ToDictionary(v => v.Id, v => v.Name) : null;
+        string? BaseOf(VolumeLayers? shown) =>
+            shown?.Base is { } basis ? $"{names!.GetValueOrDefault(basis.VolumeId, "(deleted)")}@{shown.BaseName}" : null;
         return [.. volumes.Select(v => new VolumeInfo(
-            v.Id, v.Uuid, v.Name, v.SizeBytes, used.GetValueOrDefault(v.Id), 1, used.ContainsKey(v.Id) ? "online" : "unavailable", v.Export,
+            v.Id, v.Uuid, v.Name, v.SizeBytes, used.GetValueOrDefault(v.Id), 1, used.ContainsKey(v.Id) ? v.Import is { IsActive: true } ? "initializing" : "online" : "unavailable", v.Export,
             v.Description, v.StoreId, sessions.GetValueOrDefault(v.Id), v.Revision, v.CreatedAt, used.ContainsKey(v.Id) ? null : WhyNot(v),
-            reservations.GetValueOrDefault(v.Id)))];
+            reservations.GetValueOrDefault(v.Id), BaseOf(layers.GetValueOrDefault(v.Id)), layers.GetValueOrDefault(v.Id)?.IsFlattening ?? false,
+            layers.GetValueOrDefault(v.Id)?.Snapshots.Count ?? 0, StreamRoutes.Describe(v.Import)))];
     }
 
     private string WhyNot(VolumeRecord volume)
@@ -299,12 +317,15 @@ internal sealed class AdminRoutes : IAdminRoutes
             : "its disk was removed; add it again";
     }
 
-    private static VolumeRecord Must(DirectoryResult result)
+    /// <summary>The volume; throws the refusal.</summary>
+    public static VolumeRecord Must(DirectoryResult result) => result.Fault is { } fault ? throw Refusal(fault) : result.Volume!;
+
+    /// <summary>A refusal of the directory as the API says it.</summary>
+    public static ApiException Refusal(DirectoryFault fault)
     {
-        if (result.Fault is not { } fault) return result.Volume!;
         int status = fault.Code switch
         {
-            "revision-differs" or "id-differs" => 412,
+            "revision-differs" or "id-differs" or "uuid-differs" => 412,
             "no-space" => 507,
             _ => fault.Status switch
             {
@@ -314,6 +335,6 @@ internal sealed class AdminRoutes : IAdminRoutes
                 _ => 503,
             },
         };
-        throw new ApiException(status, fault.Code, fault.Detail, fault.Field);
+        return new ApiException(status, fault.Code, fault.Detail, fault.Field);
     }
 }

@@ -9,7 +9,7 @@ internal sealed class AdminTasks
     private const int KeptMax = 100;
 
     private readonly Lock _lock = new();
-    private readonly SortedDictionary<long, (TaskInfo Info, CancellationTokenSource Cancel)> _tasks = [];
+    private readonly SortedDictionary<long, (TaskInfo Info, CancellationTokenSource? Cancel)> _tasks = [];
     private long _next;
 
     public IReadOnlyList<TaskInfo> List()
@@ -19,21 +19,29 @@ internal sealed class AdminTasks
 
     public TaskInfo? Find(long id)
     {
-        lock (_lock) return _tasks.TryGetValue(id, out (TaskInfo Info, CancellationTokenSource Cancel) task) ? task.Info : null;
+        lock (_lock) return _tasks.TryGetValue(id, out (TaskInfo Info, CancellationTokenSource? Cancel) task) ? task.Info : null;
     }
 
-    public void Cancel(long id)
+    /// <summary>Asks a task to end; false when it is of a kind that goes on to its end.</summary>
+    public bool Cancel(long id)
     {
         lock (_lock)
         {
-            if (_tasks.TryGetValue(id, out (TaskInfo Info, CancellationTokenSource Cancel) task)) task.Cancel.Cancel();
+            if (!_tasks.TryGetValue(id, out (TaskInfo Info, CancellationTokenSource? Cancel) task)) return true;
+            task.Cancel?.Cancel();
+            return task.Cancel is not null || task.Info.EndedAt is not null;
         }
     }
 
     /// <summary>Begins <paramref name="work"/>, whose answer is the result's sentence; an exception's message is the failure's.</summary>
-    public TaskInfo Start(string kind, string target, Func<Action<double>, CancellationToken, Task<string>> work)
+    public TaskInfo Start(string kind, string target, Func<Action<double>, CancellationToken, Task<string>> work) =>
+        Start(kind, target, work, new CancellationTokenSource());
+
+    /// <summary>As the other, for what the store carries through whatever anybody wants, restarts included.</summary>
+    public TaskInfo Follow(string kind, string target, Func<Action<double>, Task<string>> work) => Start(kind, target, (progress, _) => work(progress), null);
+
+    private TaskInfo Start(string kind, string target, Func<Action<double>, CancellationToken, Task<string>> work, CancellationTokenSource? cancel)
     {
-        var cancel = new CancellationTokenSource();
         TaskInfo info;
         lock (_lock)
         {
@@ -47,13 +55,13 @@ internal sealed class AdminTasks
         return info;
     }
 
-    private async Task RunAsync(long id, Func<Action<double>, CancellationToken, Task<string>> work, CancellationTokenSource cancel)
+    private async Task RunAsync(long id, Func<Action<double>, CancellationToken, Task<string>> work, CancellationTokenSource? cancel)
     {
         string state = "succeeded";
         string result;
         try
         {
-            result = await work(p => Change(id, t => t with { Progress = p }), cancel.Token);
+            result = await work(p => Change(id, t => t with { Progress = p }), cancel?.Token ?? default);
         }
         catch (OperationCanceledException)
         {
@@ -76,7 +84,7 @@ internal sealed class AdminTasks
     {
         lock (_lock)
         {
-            if (_tasks.TryGetValue(id, out (TaskInfo Info, CancellationTokenSource Cancel) task)) _tasks[id] = (change(task.Info), task.Cancel);
+            if (_tasks.TryGetValue(id, out (TaskInfo Info, CancellationTokenSource? Cancel) task)) _tasks[id] = (change(task.Info), task.Cancel);
         }
     }
 }

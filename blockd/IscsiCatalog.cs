@@ -40,21 +40,24 @@ internal sealed class IscsiCatalog(VolumeDirectory volumes, TargetDirectory targ
     /// <summary>Enters a portal.</summary>
     public void Add(IscsiPortal portal) => _portals = [.. _portals, portal];
 
-    /// <summary>A target by its name, or null.</summary>
+    /// <summary>A target by its name, or null. A snapshot has one too, PREFIX:VOLUME:SNAPSHOT; whether there is such a snapshot is
+    /// found out when its unit is opened.</summary>
     public TargetView? Find(string name)
     {
         if (targets.Find(name) is { } record) return ViewOf(record);
         string head = settings.IscsiPrefix + ":";
-        VolumeRecord? volume = name.StartsWith(head, StringComparison.Ordinal) ? volumes.Find(name[head.Length..]) : null;
-        return volume is { Export.Iscsi: true } ? OwnOf(volume) : null;
+        if (!name.StartsWith(head, StringComparison.Ordinal)) return null;
+        string[] parts = name[head.Length..].Split(':', 2);
+        return volumes.Find(parts[0]) is { Export.Iscsi: true } volume ? OwnOf(volume, parts.Length == 2 ? parts[1] : null) : null;
     }
 
     /// <summary>A target by <see cref="TargetView.Key"/>; a volume's own also under another name than it had.</summary>
     public TargetView? FindByKey(string key)
     {
         if (!key.StartsWith(OwnPrefix, StringComparison.Ordinal)) return targets.Find(key) is { } record ? ViewOf(record) : null;
-        uint id = uint.Parse(key.AsSpan(OwnPrefix.Length), System.Globalization.CultureInfo.InvariantCulture);
-        return volumes.List().FirstOrDefault(v => v.Id == id) is { Export.Iscsi: true } volume ? OwnOf(volume) : null;
+        string[] parts = key[OwnPrefix.Length..].Split('/', 2);
+        uint id = uint.Parse(parts[0], System.Globalization.CultureInfo.InvariantCulture);
+        return volumes.List().FirstOrDefault(v => v.Id == id) is { Export.Iscsi: true } volume ? OwnOf(volume, parts.Length == 2 ? parts[1] : null) : null;
     }
 
     /// <summary>All, by name.</summary>
@@ -62,7 +65,7 @@ internal sealed class IscsiCatalog(VolumeDirectory volumes, TargetDirectory targ
     {
         IReadOnlyList<TargetRecord> configured = targets.List();
         var taken = configured.Select(t => t.Name).ToHashSet(StringComparer.Ordinal);
-        IEnumerable<TargetView> own = volumes.List().Where(v => v.Export.Iscsi && !taken.Contains(OwnNameOf(v))).Select(OwnOf);
+        IEnumerable<TargetView> own = volumes.List().Where(v => v.Export.Iscsi && !taken.Contains(OwnNameOf(v))).Select(v => OwnOf(v));
         return [.. configured.Select(ViewOf).Concat(own).OrderBy(t => t.Name, StringComparer.Ordinal)];
     }
 
@@ -98,15 +101,19 @@ internal sealed class IscsiCatalog(VolumeDirectory volumes, TargetDirectory targ
             .Select(a => new IPEndPoint(a, portal.EndPoint.Port));
     }
 
-    private TargetView OwnOf(VolumeRecord volume) => new(
-        OwnNameOf(volume), volume.Name, 0, true, [new LunView(0, volume, false)], [], [new TargetAccess("*", null)], common);
+    private TargetView OwnOf(VolumeRecord volume, string? snapshot = null)
+    {
+        var lun = new LunView(0, volume, snapshot is not null, snapshot);
+        string name = snapshot is null ? OwnNameOf(volume) : $"{OwnNameOf(volume)}:{snapshot}";
+        return new TargetView(name, lun.Name, 0, true, [lun], [], [new TargetAccess("*", null)], common);
+    }
 
     private TargetView ViewOf(TargetRecord record)
     {
         var known = volumes.List().ToDictionary(v => v.Id);
         return new TargetView(
             record.Name, record.Description, record.Number, record.Enabled,
-            [.. record.Luns.Where(l => known.ContainsKey(l.VolumeId)).Select(l => new LunView(l.Lun, known[l.VolumeId], l.ReadOnly))],
+            [.. record.Luns.Where(l => known.ContainsKey(l.VolumeId)).Select(l => new LunView(l.Lun, known[l.VolumeId], l.ReadOnly, l.SnapshotName, l.Snapshot))],
             record.PortalGroups, record.Access, AuthenticationOf(record.Name));
     }
 

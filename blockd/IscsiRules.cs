@@ -5,8 +5,12 @@ using BlockServer.Protocols.Iscsi;
 
 namespace BlockServer.Blockd;
 
-/// <summary>A volume as a unit of a target.</summary>
-internal sealed record LunView(ushort Lun, VolumeRecord Volume, bool ReadOnly);
+/// <summary>A volume as a unit of a target, or a snapshot of it: then by its name, and perhaps its identity.</summary>
+internal sealed record LunView(ushort Lun, VolumeRecord Volume, bool ReadOnly, string? SnapshotName = null, Guid? Snapshot = null)
+{
+    /// <summary>VOLUME, or VOLUME@SNAPSHOT.</summary>
+    public string Name => SnapshotName is null ? Volume.Name : $"{Volume.Name}@{SnapshotName}";
+}
 
 /// <summary>A target as it is at one moment, whether configured or a volume's own. Immutable.</summary>
 /// <param name="Name">IQN.</param>
@@ -25,7 +29,9 @@ internal sealed record TargetView(
     public bool IsOwn => Number == 0;
 
     /// <summary>What it is known by while it is served; a volume's own target keeps it when the volume is renamed.</summary>
-    public string Key => IsOwn ? IscsiCatalog.OwnPrefix + Luns[0].Volume.Id.ToString(System.Globalization.CultureInfo.InvariantCulture) : Name;
+    public string Key => !IsOwn ? Name
+        : IscsiCatalog.OwnPrefix + Luns[0].Volume.Id.ToString(System.Globalization.CultureInfo.InvariantCulture)
+            + (Luns[0].SnapshotName is { } snapshot ? "/" + snapshot : "");
 
     /// <summary>It is offered at a portal group.</summary>
     public bool IsAt(ushort group) => PortalGroups.Count == 0 || PortalGroups.Contains(group);

@@ -64,25 +64,33 @@ internal sealed class NbdFrontEnd(
     public async ValueTask<NbdExport?> FindAsync(string name, string? identity)
     {
         if (_isStopping) return null;
-        VolumeRecord? record = name.Length > 0 ? directory.Find(name) : DefaultVolume();
+        int at = name.IndexOf('@', StringComparison.Ordinal);
+        string? snapshot = at < 0 ? null : name[(at + 1)..];
+        string volume = at < 0 ? name : name[..at];
+        VolumeRecord? record = volume.Length > 0 ? directory.Find(volume) : at < 0 ? DefaultVolume() : null;
         if (record is null || !record.Export.Nbd || stores.Find(record.StoreId) is not { } host) return null;
-        IBlockDevice? device = await OpenAsync(host, record);
-        if (device is null) return null;
+        if (await OnLoopAsync(host, () => OpenThereAsync(host, record, snapshot)) is not { } opened) return null;
         return new NbdExport
         {
-            Name = record.Name,
+            Name = snapshot is null ? record.Name : $"{record.Name}@{snapshot}",
             Description = record.Description ?? "",
-            Device = device,
-            SizeBytes = record.SizeBytes,
-            IsReadOnly = record.Export.ReadOnly,
-            Meter = meters.Of(record.Id),
-            Tag = new ExportTag(record.Id, host),
+            Device = opened.Device,
+            SizeBytes = opened.Snapshot?.SizeBytes ?? record.SizeBytes,
+            IsReadOnly = snapshot is not null || record.Export.ReadOnly,
+            Meter = snapshot is null ? meters.Of(record.Id) : null,
+            Contexts = new SnapshotContexts(this, host, record.Id, opened.Snapshot?.Uuid),
+            Tag = new ExportTag(record.Id, host, opened.Snapshot),
         };
     }
 
-    /// <inheritdoc/>
+    /// <summary>Volumes only: of snapshots there may be ten thousand. Their names are what the volume's metadata contexts
+    /// say.</summary>
     public IReadOnlyList<NbdListing> List(string? identity) =>
         [.. directory.List().Where(v => v.Export.Nbd).Select(v => new NbdListing(v.Name, v.Description ?? ""))];
+
+    /// <inheritdoc/>
+    public string? WhyNot(string name, string? identity) =>
+        directory.Find(name) is { Export.Nbd: true } record ? VolumeDirectory.ImportFault(record)?.Detail : null;
 
     private VolumeRecord? DefaultVolume()
     {
@@ -91,27 +99,32 @@ internal sealed class NbdFrontEnd(
         return all.Count == 1 ? all[0] : null; // with several, guessing would attach somebody to the wrong disk
     }
 
-    private async ValueTask<IBlockDevice?> OpenAsync(StoreHost host, VolumeRecord record)
+    /// <summary>Does something on the loop of a disk and goes on here.</summary>
+    private async ValueTask<T> OnLoopAsync<T>(StoreHost host, Func<ValueTask<T>> work)
     {
-        if (host.Thread == thread) return await OpenThereAsync(host, record);
-        Task<IBlockDevice?> opening = host.Thread.InvokeAsync(() => OpenThereAsync(host, record));
-        var opened = new LoopEvent<IBlockDevice?>();
+        if (host.Thread == thread) return await work();
+        Task<T> working = host.Thread.InvokeAsync(work);
+        var done = new LoopEvent<T>();
         _ = TellAsync();
-        return await opened.WaitAsync();
+        return await done.WaitAsync();
 
         async Task TellAsync()
         {
-            IBlockDevice? device = await opening;
-            thread.Post(() => opened.Set(device));
+            T result = await working;
+            thread.Post(() => done.Set(result));
         }
     }
 
-    /// <summary>On the loop of the volume. Null also while its reservations cannot be read, unless NBD need not heed them.</summary>
-    private async ValueTask<IBlockDevice?> OpenThereAsync(StoreHost host, VolumeRecord record)
+    /// <summary>On the loop of the volume. Null also while its reservations cannot be read, unless NBD need not heed them; they
+    /// hold for its snapshots too.</summary>
+    private async ValueTask<Opened?> OpenThereAsync(StoreHost host, VolumeRecord record, string? snapshotName)
     {
         SharedVolume? volume = await volumes.OpenAsync(record, host);
         if (volume is null || (volume.Fault is not null && !record.Export.NbdIgnoresReservations)) return null;
-        return new GatedDevice(SharedVolumes.DeviceOf(volume, record), volume.Gate);
+        if (snapshotName is null) return new Opened(new GatedDevice(SharedVolumes.DeviceOf(volume, record), volume.Gate), null);
+        SnapshotInfo? snapshot = host.Store.Snapshots(record.Id).FirstOrDefault(s => s.Name == snapshotName);
+        IBlockDevice? device = snapshot is null ? null : host.Store.OpenSnapshot(record.Id, snapshot.Uuid);
+        return device is null ? null : new Opened(new GatedDevice(device, volume.Gate), snapshot);
     }
 
     private static bool IsLocal(SocketListener listener) =>
@@ -215,13 +228,20 @@ internal sealed class NbdFrontEnd(
         LoopThread there, IConnection connection, NbdNegotiated negotiated, ExportTag tag, string peer, string listener)
     {
         var transmission = new NbdTransmission(there.Loop, connection, negotiated, options);
-        uint[] volume = [tag.VolumeId];
+        uint[] volume = tag.Snapshot is null ? [tag.VolumeId] : [];
+        SnapshotUse[] read = tag.Snapshot is { } snapshot ? [new SnapshotUse(tag.VolumeId, snapshot.Uuid, snapshot.Name)] : [];
         var session = new Session(
             sessions.NextId(), () => volume, null, peer, listener, negotiated.IsTls, negotiated.Identity,
-            SystemClock.Instance.UtcNow, new SessionHandle("nbd", there, transmission.Cut, transmission.RequestStop, Figures));
+            SystemClock.Instance.UtcNow, new SessionHandle("nbd", there, transmission.Cut, transmission.RequestStop, Figures), () => read);
         sessions.Add(session);
         try
         {
+            if (volumes.IsClosed(tag.VolumeId))
+            {
+                connection.Close();
+                return "a stream has begun to come into the volume";
+            }
+
             return await transmission.RunAsync();
         }
         finally
@@ -236,5 +256,43 @@ internal sealed class NbdFrontEnd(
         }
     }
 
-    private sealed record ExportTag(uint VolumeId, StoreHost Host);
+    private sealed record ExportTag(uint VolumeId, StoreHost Host, SnapshotInfo? Snapshot);
+
+    private sealed record Opened(IBlockDevice Device, SnapshotInfo? Snapshot);
+
+    /// <summary>What qemu's clients know how to ask: how deep something was written, and for each snapshot (of a snapshot: each
+    /// older one) what was written since. A context stands for the snapshot that had the name when it was chosen.</summary>
+    private sealed class SnapshotContexts(NbdFrontEnd owner, StoreHost host, uint volumeId, Guid? view) : INbdContexts
+    {
+        private const string Depth = "qemu:allocation-depth", Dirty = "qemu:dirty-bitmap:";
+
+        // One answer looks at no more than this, so that others have their turn.
+        private const ulong LookBytesMax = 16 * Units.GiB;
+
+        public ValueTask<IReadOnlyList<NbdContext>> ListAsync() => owner.OnLoopAsync(host, () =>
+        {
+            IEnumerable<SnapshotInfo> snapshots = host.Store.Snapshots(volumeId);
+            if (view is { } end) snapshots = snapshots.TakeWhile(s => s.Uuid != end);
+            return new ValueTask<IReadOnlyList<NbdContext>>(
+                [new NbdContext(Depth, null), .. snapshots.Select(s => new NbdContext(Dirty + s.Name, s.Uuid))]);
+        });
+
+        public async ValueTask<IoStatus> MapAsync(
+            NbdContext context, ulong offsetBytes, ulong lengthBytes, int runsMax, List<NbdStatusRun> runs)
+        {
+            ulong length = Math.Min(lengthBytes, LookBytesMax);
+            if (context.Tag is Guid since)
+            {
+                var changes = new List<DiffRun>();
+                IoStatus compared = await host.Store.DiffAsync(volumeId, since, view, offsetBytes, length, runsMax, changes);
+                foreach (DiffRun run in changes) runs.Add(new NbdStatusRun(run.LengthBytes, run.IsChanged ? 1u : 0u));
+                return compared;
+            }
+
+            var depths = new List<DepthRun>();
+            IoStatus status = await host.Store.DepthAsync(volumeId, view, offsetBytes, length, runsMax, depths);
+            foreach (DepthRun run in depths) runs.Add(new NbdStatusRun(run.LengthBytes, run.Depth));
+            return status;
+        }
+    }
 }

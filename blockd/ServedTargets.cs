@@ -23,6 +23,9 @@ internal sealed class ServedTarget(string key, LoopThread thread, ScsiTarget scs
     /// <summary>The volumes that sessions reach now. Any thread; replaced as a whole.</summary>
     public IReadOnlyList<uint> Volumes { get; set; } = [];
 
+    /// <summary>The snapshots that sessions read now. Any thread; replaced as a whole.</summary>
+    public IReadOnlyList<SnapshotUse> Snapshots { get; set; } = [];
+
     /// <summary>Connections that are on their way in or served; under the lock of <see cref="ServedTargets"/>.</summary>
     public int Users { get; set; }
 
@@ -69,7 +72,11 @@ internal sealed class ServedTargets(
     /// <summary>The connection has ended. Any thread.</summary>
     public void Leave(ServedTarget target)
     {
-        lock (_lock) target.Users--;
+        lock (_lock)
+        {
+            // Whoever asks for a snapshot makes a target; its unit is kept while the snapshot is there.
+            if (--target.Users == 0 && IsOfSnapshot(target.Key) && _targets.GetValueOrDefault(target.Key) == target) _targets.Remove(target.Key);
+        }
     }
 
     /// <summary>Brings what the catalog says now to the target of <paramref name="key"/> and ends the sessions that it does not let
@@ -107,11 +114,15 @@ internal sealed class ServedTargets(
     {
         if (stores.Find(lun.Volume.StoreId) is not { } host) return "its disk is not in service";
         if (catalog.ThreadOf(target) != host.Thread) return $"its disk {host.Name} is served by another loop than those of the first LUN";
+        if (Cluster.VolumeDirectory.ImportFault(lun.Volume) is { } coming) return coming.Detail;
         return volumes.Find(lun.Volume.Id)?.Fault;
     }
 
     /// <summary>Brings what the catalog says now to a target. On its loop.</summary>
     public Task RenewAsync(ServedTarget target) => target.Renewal = RenewAfterAsync(target.Renewal, target);
+
+    private static bool IsOfSnapshot(string key) =>
+        key.StartsWith(IscsiCatalog.OwnPrefix, StringComparison.Ordinal) && key.IndexOf('/', IscsiCatalog.OwnPrefix.Length) >= 0;
 
     private async Task RenewAfterAsync(Task previous, ServedTarget target)
     {
@@ -127,17 +138,27 @@ internal sealed class ServedTargets(
             if (target.Key.StartsWith(IscsiCatalog.OwnPrefix, StringComparison.Ordinal)) return;
             target.Iscsi.CutAll("the target was deleted");
             foreach (ushort lun in target.Scsi.Luns.Keys.ToArray()) Take(target, lun);
-            target.Volumes = [];
+            (target.Volumes, target.Snapshots) = ([], []);
             return;
         }
 
         target.Name = view.Name;
         target.Scsi.Configure(OptionsOf(view));
         var wanted = new SortedDictionary<ushort, (LogicalUnit Unit, LunView Lun)>();
+        var snapshots = new List<SnapshotUse>();
         foreach (LunView lun in view.Luns)
         {
             if (stores.Find(lun.Volume.StoreId) is not { } host || host.Thread != target.Thread) continue;
-            if (await volumes.OpenUnitAsync(lun.Volume, host) is { Unit: { } unit }) wanted[lun.Lun] = (unit, lun);
+            if (lun.SnapshotName is not null)
+            {
+                if (await volumes.OpenSnapshotAsync(lun, host) is not { } snapshot) continue;
+                wanted[lun.Lun] = (snapshot.Unit, lun);
+                snapshots.Add(snapshot.Use);
+            }
+            else if (await volumes.OpenUnitAsync(lun.Volume, host) is { Unit: { } unit })
+            {
+                wanted[lun.Lun] = (unit, lun);
+            }
         }
 
         foreach ((ushort lun, LogicalUnit unit) in target.Scsi.Luns.ToArray())
@@ -148,10 +169,11 @@ internal sealed class ServedTargets(
         foreach ((ushort number, (LogicalUnit unit, LunView lun)) in wanted)
         {
             target.Scsi.SetLun(number, unit, lun.ReadOnly);
-            target.Meter.Set(number, meters.Of(lun.Volume.Id));
+            target.Meter.Set(number, lun.SnapshotName is null ? meters.Of(lun.Volume.Id) : null);
         }
 
-        target.Volumes = [.. wanted.Values.Select(w => w.Lun.Volume.Id)];
+        target.Volumes = [.. wanted.Values.Where(w => w.Lun.SnapshotName is null).Select(w => w.Lun.Volume.Id)];
+        target.Snapshots = snapshots;
         foreach (Admission admission in target.Admissions.ToArray())
         {
             IscsiSession session = admission.Session;

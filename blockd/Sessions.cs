@@ -15,15 +15,24 @@ internal sealed record SessionHandle(
 /// <summary>A connection that has not negotiated yet; its members are called on <paramref name="Thread"/>.</summary>
 internal sealed record Handshake(LoopThread Thread, Action RequestStop, Action<string> Cut);
 
-/// <summary>One client that negotiated a volume.</summary>
+/// <summary>A snapshot that is read.</summary>
+internal sealed record SnapshotUse(uint VolumeId, Guid Uuid, string Name);
+
+/// <summary>One client that negotiated a volume, or a snapshot.</summary>
 internal sealed class Session(
     string id, Func<IReadOnlyList<uint>> volumes, string? target, string peer, string listener, bool isTls, string? identity,
-    DateTimeOffset since, SessionHandle handle)
+    DateTimeOffset since, SessionHandle handle, Func<IReadOnlyList<SnapshotUse>>? snapshots = null)
 {
     public string Id { get; } = id;
 
     /// <summary>The volumes that it reaches now. Any thread.</summary>
     public IReadOnlyList<uint> Volumes => volumes();
+
+    /// <summary>The snapshots that it reads now; their volumes are not among <see cref="Volumes"/>. Any thread.</summary>
+    public IReadOnlyList<SnapshotUse> Snapshots => snapshots?.Invoke() ?? [];
+
+    /// <summary>It reaches one of these volumes, or a snapshot of one.</summary>
+    public bool Touches(IReadOnlySet<uint> ids) => Volumes.Any(ids.Contains) || Snapshots.Any(s => ids.Contains(s.VolumeId));
 
     /// <summary>The iSCSI target, or null.</summary>
     public string? Target { get; } = target;
@@ -40,7 +49,8 @@ internal sealed class Session(
     /// <summary>As the API shows it. On the loop.</summary>
     public SessionInfo Describe(IReadOnlyDictionary<uint, string> names)
     {
-        string volume = string.Join(',', Volumes.Select(v => names.GetValueOrDefault(v)).OfType<string>());
+        string volume = string.Join(',', Volumes.Select(v => names.GetValueOrDefault(v)).OfType<string>()
+            .Concat(Snapshots.Where(s => names.ContainsKey(s.VolumeId)).Select(s => $"{names[s.VolumeId]}@{s.Name}")));
         SessionFigures figures = handle.Figures();
         return new SessionInfo(
             Id, handle.Protocol, volume, peer, listener, isTls, identity, since, figures.Reads, figures.ReadBytes,
@@ -79,6 +89,9 @@ internal sealed class Sessions(ConnectionLimits limits)
     public IReadOnlyList<Session> List() => [.. _sessions.Values.OrderBy(s => s.Id, StringComparer.Ordinal)];
 
     public int CountOf(uint volumeId) => _sessions.Values.Count(s => s.Volumes.Contains(volumeId));
+
+    /// <summary>Sessions that read a snapshot.</summary>
+    public IReadOnlyList<Session> Reading(Guid snapshot) => [.. _sessions.Values.Where(s => s.Snapshots.Any(u => u.Uuid == snapshot))];
 
     /// <summary>How many sessions each volume has; volumes without one are left out.</summary>
     public Dictionary<uint, int> CountByVolume() =>

@@ -24,12 +24,18 @@ internal sealed class SharedVolume(uint id, StoreHost host, IBlockDevice device)
     /// <summary>The volume as a SCSI unit; null until somebody needs it.</summary>
     public LogicalUnit? Unit { get; set; }
 
+    /// <summary>How <see cref="Unit"/> shows it.</summary>
+    public ExportOptions? ShownAs { get; set; }
+
     /// <summary>Why it may not be served: its reservations cannot be read. Null when all is well.</summary>
     public string? Fault { get; set; }
 
     /// <summary>The bringing back of its reservations, once begun.</summary>
     public Task? Loading { get; set; }
 }
+
+/// <summary>A snapshot as a SCSI unit, and the disk that serves it.</summary>
+internal sealed record SharedSnapshot(StoreHost Host, LogicalUnit Unit, SnapshotUse Use);
 
 /// <summary>
 /// What the front ends share of the volumes. A volume with saved reservations is not served by anybody before they are
@@ -39,7 +45,9 @@ internal sealed class SharedVolumes(IMetaStore meta, Settings settings, Action<s
 {
     private readonly Lock _lock = new();
     private readonly Dictionary<uint, SharedVolume> _volumes = [];
+    private readonly Dictionary<Guid, SharedSnapshot> _snapshots = [];
     private readonly HashSet<uint> _reserved = [];
+    private readonly HashSet<uint> _closed = [];
     private readonly Dictionary<StoreHost, SpaceWatch> _watches = [];
 
     /// <summary>Reads which volumes have reservations. Throws <see cref="MetaException"/>.</summary>
@@ -69,16 +77,37 @@ internal sealed class SharedVolumes(IMetaStore meta, Settings settings, Action<s
         lock (_lock) return _volumes.GetValueOrDefault(volumeId);
     }
 
+    /// <summary>From now on nobody may attach the volume: an increment comes into it. Any thread.</summary>
+    public void Close(uint volumeId)
+    {
+        lock (_lock) _closed.Add(volumeId);
+    }
+
+    /// <summary>Ends <see cref="Close"/>. Any thread.</summary>
+    public void Reopen(uint volumeId)
+    {
+        lock (_lock) _closed.Remove(volumeId);
+    }
+
+    /// <summary>Nobody may attach the volume. Whoever enters his session asks again afterwards: who closes looks for sessions
+    /// after closing. Any thread.</summary>
+    public bool IsClosed(uint volumeId)
+    {
+        lock (_lock) return _closed.Contains(volumeId);
+    }
+
     /// <summary>The volumes that somebody has used since the start. Any thread.</summary>
     public IReadOnlyList<SharedVolume> List()
     {
         lock (_lock) return [.. _volumes.Values];
     }
 
-    /// <summary>The volume, with its reservations in force if there are any saved; null when its disk does not serve it. On
+    /// <summary>The volume, with its reservations in force if there are any saved; null when its disk does not serve it, or while
+    /// a stream comes into it. On
     /// the loop of <paramref name="host"/>. Look at <see cref="SharedVolume.Fault"/> before serving it.</summary>
     public async ValueTask<SharedVolume?> OpenAsync(VolumeRecord record, StoreHost host)
     {
+        if (VolumeDirectory.ImportFault(record) is not null || IsClosed(record.Id)) return null;
         SharedVolume? volume = Find(record.Id);
         bool isReserved;
         if (volume is null || volume.Host != host)
@@ -94,6 +123,11 @@ internal sealed class SharedVolumes(IMetaStore meta, Settings settings, Action<s
         return volume;
     }
 
+    /// <summary>What a client has learnt at its start and would not look at again is the same: a volume is shown otherwise
+    /// only while nobody is attached, and then by another unit.</summary>
+    public static bool IsShownAlike(ExportOptions one, ExportOptions other) =>
+        (one.BlockBytes, one.Removable, one.Thick) == (other.BlockBytes, other.Removable, other.Thick);
+
     /// <summary>The device under a volume as it is exported now.</summary>
     public static IBlockDevice DeviceOf(SharedVolume volume, VolumeRecord record) =>
         record.Export.Thick ? new ThickDevice(volume.Device) : volume.Device;
@@ -103,11 +137,42 @@ internal sealed class SharedVolumes(IMetaStore meta, Settings settings, Action<s
     {
         SharedVolume? volume = await OpenAsync(record, host);
         if (volume is null) return null;
-        // Shown otherwise than it was: another unit. Its options change only while nobody is attached.
-        if (volume.Unit is { } unit && unit.Options with { IsReadOnly = record.Export.ReadOnly, Usage = null } != OptionsOf(record))
+        if (volume.Unit is not null && !IsShownAlike(volume.ShownAs!, record.Export))
             (volume.Unit, volume.Loading) = (null, null);
         await LoadUnitAsync(volume, record);
         return volume;
+    }
+
+    /// <summary>A snapshot as a SCSI unit of its own, write-protected; null when there is none of that name (and identity, when
+    /// the unit says it). On the loop of <paramref name="host"/>. Reservations of it end with the daemon.</summary>
+    public async ValueTask<SharedSnapshot?> OpenSnapshotAsync(LunView lun, StoreHost host)
+    {
+        VolumeRecord record = lun.Volume;
+        SnapshotInfo? info = host.Store.Snapshots(record.Id).FirstOrDefault(
+            s => lun.Snapshot is { } uuid ? s.Uuid == uuid : s.Name == lun.SnapshotName);
+        if (info is null || host.Store.OpenSnapshot(record.Id, info.Uuid) is not { } device) return null;
+        lock (_lock)
+        {
+            if (_snapshots.TryGetValue(info.Uuid, out SharedSnapshot? known) && known.Host == host) return known;
+        }
+
+        var options = new LogicalUnitOptions
+        {
+            Uuid = info.Uuid, IsReadOnly = true, HasSanitize = false, Durability = settings.Durability, Product = "snapshot",
+            // The volume may have got larger blocks since.
+            BlockBytes = info.SizeBytes % (ulong)record.Export.BlockBytes == 0 ? record.Export.BlockBytes : Units.SectorBytes,
+        };
+        var unit = new LogicalUnit(host.Thread.Loop, device, options);
+        IoStatus status = await unit.LoadAsync();
+        Check.That(status == IoStatus.Ok); // nothing is kept of it
+        var made = new SharedSnapshot(host, unit, new SnapshotUse(record.Id, info.Uuid, info.Name));
+        lock (_lock) return _snapshots[info.Uuid] = made;
+    }
+
+    /// <summary>A snapshot is gone. Any thread.</summary>
+    public void ForgetSnapshot(Guid uuid)
+    {
+        lock (_lock) _snapshots.Remove(uuid);
     }
 
     /// <summary>The size or the export options of a volume have changed: that holds at once. Any thread.</summary>
@@ -127,7 +192,9 @@ internal sealed class SharedVolumes(IMetaStore meta, Settings settings, Action<s
         lock (_lock)
         {
             _volumes.Remove(volumeId);
+            foreach (Guid snapshot in _snapshots.Where(s => s.Value.Use.VolumeId == volumeId).Select(s => s.Key).ToArray()) _snapshots.Remove(snapshot);
             _reserved.Remove(volumeId);
+            _closed.Remove(volumeId);
         }
     }
 
@@ -224,23 +291,20 @@ internal sealed class SharedVolumes(IMetaStore meta, Settings settings, Action<s
 
     private LogicalUnit MakeUnit(SharedVolume volume, VolumeRecord record)
     {
-        LogicalUnitOptions options = OptionsOf(record) with
+        volume.ShownAs = record.Export;
+        var options = new LogicalUnitOptions
         {
+            Uuid = record.Uuid,
+            IsReadOnly = record.Export.ReadOnly,
+            IsRemovable = record.Export.Removable,
+            IsThin = !record.Export.Thick,
+            BlockBytes = record.Export.BlockBytes,
+            Durability = settings.Durability,
             Usage = () => new ThinUsage(volume.Host.FreeBytesNow, volume.Host.Store.UsedBytes(volume.Id)),
         };
         var keeper = new ReservationKeeper(meta, record.Id, volume.Host.Thread, MarkReserved);
         return new LogicalUnit(volume.Host.Thread.Loop, DeviceOf(volume, record), options, keeper, volume.Gate);
     }
-
-    private LogicalUnitOptions OptionsOf(VolumeRecord record) => new()
-    {
-        Uuid = record.Uuid,
-        IsReadOnly = record.Export.ReadOnly,
-        IsRemovable = record.Export.Removable,
-        IsThin = !record.Export.Thick,
-        BlockBytes = record.Export.BlockBytes,
-        Durability = settings.Durability,
-    };
 
     private void MarkReserved(uint volumeId)
     {

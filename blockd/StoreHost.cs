@@ -12,7 +12,7 @@ internal sealed class StoreHost : IVolumeHost
 {
     private readonly DiskFile _file;
 
-    private StoreHost(LoopThread thread, DiskFile file, IStore store, string name)
+    private StoreHost(LoopThread thread, DiskFile file, ILayeredStore store, string name)
     {
         Thread = thread;
         _file = file;
@@ -24,7 +24,7 @@ internal sealed class StoreHost : IVolumeHost
     public LoopThread Thread { get; }
 
     /// <summary>On the loop only.</summary>
-    public IStore Store { get; }
+    public ILayeredStore Store { get; }
 
     public string Name { get; }
 
@@ -69,13 +69,13 @@ internal sealed class StoreHost : IVolumeHost
     {
         DiskFile file = DiskFile.Open(thread.Loop, path);
         string? refusal = null;
-        IStore? store = null;
+        ILayeredStore? store = null;
         try
         {
             await thread.InvokeAsync(async () =>
             {
                 StoreOpenResult opened = await Storage.Store.OpenAsync(thread.Loop, layer?.Invoke(file) ?? file, null, options);
-                (store, refusal) = (opened.Store, opened.Refusal);
+                (store, refusal) = ((ILayeredStore?)opened.Store, opened.Refusal);
             });
         }
         finally
@@ -105,6 +105,41 @@ internal sealed class StoreHost : IVolumeHost
 
     /// <inheritdoc/>
     public Task<ulong> HighestUsedByteAsync(uint volumeId) => Thread.InvokeAsync(() => Store.HighestUsedByteAsync(volumeId));
+
+    /// <inheritdoc/>
+    public async Task<VolumeLayers?> LayersAsync(uint volumeId) => (await LayersAsync([volumeId])).GetValueOrDefault(volumeId);
+
+    /// <summary>The layers of each of <paramref name="volumeIds"/> that is served, in one visit to the loop.</summary>
+    public Task<Dictionary<uint, VolumeLayers>> LayersAsync(IReadOnlyList<uint> volumeIds) => Thread.InvokeAsync(() =>
+    {
+        var layers = new Dictionary<uint, VolumeLayers>();
+        foreach (uint id in volumeIds)
+        {
+            if (Store.State != StoreState.Online || Store.OpenVolume(id) is null) continue;
+            (uint VolumeId, Guid Snapshot)? basis = Store.BaseOf(id);
+            string? name = basis is { } b ? Store.Snapshots(b.VolumeId).FirstOrDefault(s => s.Uuid == b.Snapshot)?.Name : null;
+            layers.Add(id, new VolumeLayers(Store.Snapshots(id), basis, Store.IsFlattening(id), name));
+        }
+
+        return new ValueTask<Dictionary<uint, VolumeLayers>>(layers);
+    });
+
+    /// <inheritdoc/>
+    public Task<IoStatus> CutAsync(IReadOnlyList<SnapshotRequest> requests) => Thread.InvokeAsync(() => Store.CreateSnapshotsAsync(requests));
+
+    /// <inheritdoc/>
+    public Task<IoStatus> DeleteSnapshotAsync(uint volumeId, Guid snapshot) =>
+        Thread.InvokeAsync(() => Store.DeleteSnapshotAsync(volumeId, snapshot));
+
+    /// <inheritdoc/>
+    public Task<IoStatus> RollBackAsync(Guid snapshot, SnapshotRequest safety) => Thread.InvokeAsync(() => Store.RollBackAsync(snapshot, safety));
+
+    /// <inheritdoc/>
+    public Task<IoStatus> CloneAsync(VolumeHead head, uint volumeId, Guid snapshot) =>
+        Thread.InvokeAsync(() => Store.CreateCloneAsync(head, volumeId, snapshot));
+
+    /// <inheritdoc/>
+    public Task<IoStatus> FlattenAsync(uint volumeId) => Thread.InvokeAsync(() => Store.FlattenAsync(volumeId));
 
     /// <summary>Allocated bytes of each of <paramref name="volumeIds"/> that is served, in one visit to the loop; empty when the
     /// store has failed.</summary>

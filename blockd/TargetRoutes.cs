@@ -43,9 +43,28 @@ internal sealed class TargetRoutes(Daemon daemon)
     {
         foreach (TargetRecord target in daemon.Targets.List())
         {
-            if (target.Luns.FirstOrDefault(l => l.VolumeId == volume.Id) is { } lun)
+            foreach (TargetLun lun in target.Luns.Where(l => l.VolumeId == volume.Id))
                 await AppliedAsync(await daemon.Targets.RemoveLunAsync(target.Name, lun.Lun));
         }
+    }
+
+    /// <summary>As <see cref="UseOf(VolumeRecord)"/>, of a snapshot.</summary>
+    public string? UseOf(Guid snapshot)
+    {
+        string[] uses = [.. daemon.Targets.List().SelectMany(t => t.Luns.Where(l => l.Snapshot == snapshot).Select(l => $"LUN {l.Lun} of {t.Name}"))];
+        return uses.Length == 0 ? null : $"the snapshot is {string.Join(", ", uses)}; remove it there or say force=true";
+    }
+
+    /// <summary>Takes a snapshot out of every configured target, and from who reads it by its own.</summary>
+    public async Task RemoveSnapshotAsync(VolumeSnapshot snapshot)
+    {
+        foreach (TargetRecord target in daemon.Targets.List())
+        {
+            foreach (TargetLun lun in target.Luns.Where(l => l.Snapshot == snapshot.Info.Uuid))
+                await AppliedAsync(await daemon.Targets.RemoveLunAsync(target.Name, lun.Lun));
+        }
+
+        daemon.Volumes.ForgetSnapshot(snapshot.Info.Uuid);
     }
 
     private static string AuthenticationWord(IscsiAuthentication? authentication) =>
@@ -130,7 +149,7 @@ internal sealed class TargetRoutes(Daemon daemon)
         TargetRecord? record = view.IsOwn ? null : daemon.Targets.Find(view.Name);
         return new TargetInfo(
             view.Name, view.IsOwn ? "own" : "configured", view.Enabled, record?.Description,
-            [.. view.Luns.Select(l => new LunInfo(l.Lun, l.Volume.Name, l.ReadOnly || l.Volume.Export.ReadOnly, daemon.ServedTargets.FaultOf(view, l)))],
+            [.. view.Luns.Select(l => new LunInfo(l.Lun, l.Name, l.SnapshotName is not null || l.ReadOnly || l.Volume.Export.ReadOnly, daemon.ServedTargets.FaultOf(view, l)))],
             [.. view.PortalGroups.Select(g => (int)g)], [.. view.Access.Select(a => new AccessRule(a.Initiator, a.Address))],
             AuthenticationWord(view.Authentication), record?.Users ?? [], record?.MutualUser, daemon.Sessions.CountOf(view.Name), record?.Revision ?? 0);
     }
@@ -183,10 +202,14 @@ internal sealed class TargetRoutes(Daemon daemon)
     {
         string name = Configured(call);
         AddLun request = await call.ReadAsync(ApiJson.Default.AddLun);
-        VolumeRecord volume = daemon.Directory.Find(request.Volume)
-            ?? throw new ApiException(404, "no-such-volume", $"there is no volume '{request.Volume}'", "volume");
+        string[] parts = request.Volume.Split('@', 2);
+        VolumeRecord volume = daemon.Directory.Find(parts[0])
+            ?? throw new ApiException(404, "no-such-volume", $"there is no volume '{parts[0]}'", "volume");
+        SnapshotInfo? snapshot = parts.Length == 1 ? null
+            : (await daemon.Directory.SnapshotsAsync(volume)).Snapshots.FirstOrDefault(s => s.Info.Name == parts[1])?.Info
+                ?? throw new ApiException(404, "no-such-snapshot", $"'{volume.Name}' has no snapshot '{parts[1]}'", "volume");
         CheckLoop(daemon.Catalog.Find(name)!, volume);
-        bool withdraws = volume.Export.Iscsi && !request.KeepOwnTarget;
+        bool withdraws = volume.Export.Iscsi && !request.KeepOwnTarget && snapshot is null;
         string ownName = daemon.Catalog.OwnNameOf(volume);
         int attached = withdraws ? daemon.Sessions.CountOf(ownName) : 0;
         if (attached > 0 && !request.Force)
@@ -195,7 +218,7 @@ internal sealed class TargetRoutes(Daemon daemon)
                 409, "volume-in-use", $"{attached} initiators are attached to the volume's own target, which goes; log them out, keep it (keepOwnTarget) or say force", "volume");
         }
 
-        await AppliedAsync(await daemon.Targets.AddLunAsync(name, volume.Id, request.Lun, request.ReadOnly));
+        await AppliedAsync(await daemon.Targets.AddLunAsync(name, volume.Id, request.Lun, request.ReadOnly || snapshot is not null, snapshot?.Uuid, snapshot?.Name));
         if (withdraws)
         {
             // Not before the volume is in its place: what cannot be added changes nothing.

@@ -25,4 +25,22 @@ public interface IVolumeHost
 
     /// <summary>As <see cref="IStore.HighestUsedByteAsync"/>.</summary>
     Task<ulong> HighestUsedByteAsync(uint volumeId);
+
+    /// <summary>The layers of a volume; null when the store does not serve it.</summary>
+    Task<VolumeLayers?> LayersAsync(uint volumeId);
+
+    /// <summary>As <see cref="ILayeredStore.CreateSnapshotsAsync"/>.</summary>
+    Task<IoStatus> CutAsync(IReadOnlyList<SnapshotRequest> requests);
+
+    /// <summary>As <see cref="ILayeredStore.DeleteSnapshotAsync"/>.</summary>
+    Task<IoStatus> DeleteSnapshotAsync(uint volumeId, Guid snapshot);
+
+    /// <summary>As <see cref="ILayeredStore.RollBackAsync"/>.</summary>
+    Task<IoStatus> RollBackAsync(Guid snapshot, SnapshotRequest safety);
+
+    /// <summary>As <see cref="ILayeredStore.CreateCloneAsync"/>.</summary>
+    Task<IoStatus> CloneAsync(VolumeHead head, uint volumeId, Guid snapshot);
+
+    /// <summary>As <see cref="ILayeredStore.FlattenAsync"/>.</summary>
+    Task<IoStatus> FlattenAsync(uint volumeId);
 }

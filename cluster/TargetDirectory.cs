@@ -126,17 +126,19 @@ public sealed class TargetDirectory(IMetaStore meta) : IDisposable
             };
         });
 
-    /// <summary>Makes a volume a unit; <paramref name="lun"/> null: the first number that is free.</summary>
-    public Task<TargetResult> AddLunAsync(string name, uint volumeId, int? lun, bool readOnly) => EditAsync(name, null, old =>
+    /// <summary>Makes a volume a unit, or a snapshot of it (identity and name); <paramref name="lun"/> null: the first number that is
+    /// free.</summary>
+    public Task<TargetResult> AddLunAsync(
+        string name, uint volumeId, int? lun, bool readOnly, Guid? snapshot = null, string? snapshotName = null) => EditAsync(name, null, old =>
     {
         if (lun is < 0 or > LunMax) return new DirectoryFault(IoStatus.Invalid, "invalid-lun", $"a LUN is 0 to {LunMax}", "lun");
-        if (old.Luns.FirstOrDefault(l => l.VolumeId == volumeId) is { } same)
+        if (old.Luns.FirstOrDefault(l => l.VolumeId == volumeId && l.Snapshot == snapshot) is { } same)
             return new DirectoryFault(IoStatus.Conflict, "volume-is-lun", $"the volume is LUN {same.Lun} of this target already", "volume");
         if (old.Luns.Count >= LunsMax) return new DirectoryFault(IoStatus.Conflict, "too-many-luns", $"a target has at most {LunsMax} LUNs", "lun");
         int number = lun ?? Enumerable.Range(0, LunMax + 1).First(n => old.Luns.All(l => l.Lun != n));
         if (old.Luns.Any(l => l.Lun == number))
             return new DirectoryFault(IoStatus.Conflict, "lun-taken", $"LUN {number} is another volume; choose another number or remove it first", "lun");
-        return old with { Luns = [.. old.Luns.Append(new TargetLun((ushort)number, volumeId, readOnly)).OrderBy(l => l.Lun)] };
+        return old with { Luns = [.. old.Luns.Append(new TargetLun((ushort)number, volumeId, readOnly, snapshot, snapshotName)).OrderBy(l => l.Lun)] };
     });
 
     /// <summary>Takes a unit away; the volume stays.</summary>

@@ -6,7 +6,9 @@ namespace BlockServer.Cluster;
 /// <param name="Lun">Its number, 0 to 16383.</param>
 /// <param name="VolumeId">The volume.</param>
 /// <param name="ReadOnly">Changes that come by this target are refused.</param>
-public sealed record TargetLun(ushort Lun, uint VolumeId, bool ReadOnly);
+/// <param name="Snapshot">The snapshot of the volume that is meant, or null: the volume itself.</param>
+/// <param name="SnapshotName">Its name.</param>
+public sealed record TargetLun(ushort Lun, uint VolumeId, bool ReadOnly, Guid? Snapshot = null, string? SnapshotName = null);
 
 /// <summary>Who may log in.</summary>
 /// <param name="Initiator">Name of an initiator, with * and ? as wildcards.</param>

@@ -37,10 +37,12 @@ public sealed partial class VolumeDirectory
             {
                 VolumeRecord record = Decode(entry);
                 if (fresh.Contains(record.StoreId) || heads.ContainsKey(record.Id)) await RepairAsync(record, heads, notes);
-                else if (record.State is VolumeState.Ready or VolumeState.Changing) Show(record);
+                else if (record.State is VolumeState.Ready or VolumeState.Changing or VolumeState.RollingBack) Show(record);
             }
 
             foreach ((VolumeHead head, IVolumeHost host) in heads.Values) await AdoptAsync(head, host, notes);
+            await UndoCutsAsync();
+            await ForgetLostSnapshotsAsync(fresh);
             return notes;
         }
         finally
@@ -64,7 +66,7 @@ public sealed partial class VolumeDirectory
                     $"{count} volumes lie on this disk; delete them first, or force: then they are unavailable until the disk is added again");
             }
 
-            _hosts.Remove(storeId);
+            _hosts.TryRemove(storeId, out _);
             return null;
         }
         finally
@@ -79,6 +81,7 @@ public sealed partial class VolumeDirectory
     /// <summary>Brings every unsettled volume to a state that metadata and store agree on, as far as they answer.</summary>
     private async Task SettleAsync()
     {
+        if (!_half.IsEmpty) await UndoCutsAsync();
         if (_unsettled.Count == 0) return;
         foreach (uint id in _unsettled.Order().ToArray())
         {
@@ -126,6 +129,7 @@ public sealed partial class VolumeDirectory
             return true;
         }
 
+        if (record.State == VolumeState.RollingBack) record = record with { SizeBytes = found.Head.SizeBytes };
         VolumeHead head = HeadOf(record) with { Epoch = found.Head.Epoch };
         IoStatus status = head == found.Head ? IoStatus.Ok : await found.Host.UpdateAsync(head);
         if (status != IoStatus.Ok)

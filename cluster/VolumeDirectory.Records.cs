@@ -87,6 +87,7 @@ public sealed partial class VolumeDirectory
     private async Task<MetaOutcome> RemoveAsync(VolumeRecord record)
     {
         var changes = new List<MetaChange> { new(VolumeKey(record.Id), null), new(ReservationKey(record.Id), null) };
+        foreach (MetaEntry snapshot in await meta.RangeAsync(SnapshotRecord.PrefixOf(record.Id))) changes.Add(new MetaChange(snapshot.Key, null));
         MetaEntry? name = await meta.GetAsync(NameKey(record.Name));
         if (name is not null && NumberOf(name) == record.Id) changes.Add(new MetaChange(NameKey(record.Name), null));
         return (await CommitAsync([], changes)).Outcome;

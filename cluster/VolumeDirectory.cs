@@ -1,3 +1,4 @@
+using System.Collections.Concurrent;
 using BlockServer.Core;
 using BlockServer.Core.Api;
 
@@ -28,7 +29,7 @@ public readonly record struct DirectoryResult(VolumeRecord? Volume, DirectoryFau
 public sealed partial class VolumeDirectory(IMetaStore meta, IWallClock clock, IRandom random) : IDisposable
 {
     private readonly SemaphoreSlim _change = new(1, 1);
-    private readonly Dictionary<Guid, IVolumeHost> _hosts = [];
+    private readonly ConcurrentDictionary<Guid, IVolumeHost> _hosts = [];
     private readonly VolumeTable _table = new();
 
     /// <summary>Every volume that was created and is not being deleted, by name in ordinal order; also those whose store is
@@ -43,7 +44,9 @@ public sealed partial class VolumeDirectory(IMetaStore meta, IWallClock clock, I
 
     /// <summary>Creates a volume: on <see cref="CreateVolume.StoreId"/>, else where the most space is neither used nor
     /// promised.</summary>
-    public async Task<DirectoryResult> CreateAsync(CreateVolume request)
+    public Task<DirectoryResult> CreateAsync(CreateVolume request) => CreateAsync(request, null);
+
+    private async Task<DirectoryResult> CreateAsync(CreateVolume request, ImportRecord? import)
     {
         if (!VolumeName.IsValid(request.Name, out string? reason)) return new DirectoryFault(IoStatus.Invalid, "invalid-name", reason, "name");
         if (SizeFault(request.SizeBytes) is { } fault) return fault;
@@ -53,7 +56,7 @@ public sealed partial class VolumeDirectory(IMetaStore meta, IWallClock clock, I
             return new DirectoryFault(IoStatus.Invalid, "invalid-idempotency-key", "the key is longer than 128 characters", "idempotencyKey");
         if (DescriptionFault(request.Description) is { } wordy) return wordy;
         if (request.Export is { } export && BlockFault(export, request.SizeBytes) is { } odd) return odd;
-        return await ChangeAloneAsync(() => CreateAloneAsync(request));
+        return await ChangeAloneAsync(() => CreateAloneAsync(request, import));
     }
 
     /// <summary>Changes name, size, export options and description. A shrink needs <see cref="ChangeVolume.Force"/> and
@@ -68,11 +71,14 @@ public sealed partial class VolumeDirectory(IMetaStore meta, IWallClock clock, I
     }
 
     /// <summary>Deletes a volume; its space comes back in the background. <paramref name="evenIfAbsent"/>: also while its disk
-    /// is not in service; what lies there is deleted as soon as the disk is back.</summary>
-    public Task<DirectoryResult> DeleteAsync(string name, uint? id, long? revision, bool evenIfAbsent = false) =>
-        ChangeAloneAsync(() => DeleteAloneAsync(name, id, revision, evenIfAbsent));
+    /// is not in service; what lies there is deleted as soon as the disk is back. <paramref name="withSnapshots"/>: its snapshots
+    /// go too; those that clones build on are always in the way.</summary>
+    public Task<DirectoryResult> DeleteAsync(string name, uint? id, long? revision, bool evenIfAbsent = false, bool withSnapshots = false) =>
+        ChangeAloneAsync(() => DeleteAloneAsync(name, id, revision, evenIfAbsent, withSnapshots));
 
-    private async Task<DirectoryResult> ChangeAloneAsync(Func<Task<DirectoryResult>> change)
+    private Task<DirectoryResult> ChangeAloneAsync(Func<Task<DirectoryResult>> change) => AloneAsync(change, fault => fault);
+
+    private async Task<T> AloneAsync<T>(Func<Task<T>> change, Func<DirectoryFault, T> refused)
     {
         await _change.WaitAsync();
         try
@@ -82,7 +88,7 @@ public sealed partial class VolumeDirectory(IMetaStore meta, IWallClock clock, I
         }
         catch (MetaException e)
         {
-            return new DirectoryFault(IoStatus.Unavailable, "metadata-unavailable", e.Message);
+            return refused(new DirectoryFault(IoStatus.Unavailable, "metadata-unavailable", e.Message));
         }
         finally
         {
@@ -90,22 +96,32 @@ public sealed partial class VolumeDirectory(IMetaStore meta, IWallClock clock, I
         }
     }
 
-    private async Task<DirectoryResult> CreateAloneAsync(CreateVolume request)
+    private async Task<DirectoryResult> CreateAloneAsync(CreateVolume request, ImportRecord? import)
     {
-        if (Find(request.Name) is { } existing)
-        {
-            bool isSame = request.IdempotencyKey is not null && existing.IdempotencyKey == request.IdempotencyKey
-                && existing.SizeBytes == request.SizeBytes;
-            return isSame ? existing : NameTaken(request.Name);
-        }
-
+        if (Repeated(request) is { } repeated) return repeated;
         IVolumeHost? host = await PlaceAsync(request.StoreId);
-        if (host is null)
-            return new DirectoryFault(IoStatus.NotFound, "no-disk", "no such disk is in service", "storeId");
+        return host is null
+            ? new DirectoryFault(IoStatus.NotFound, "no-disk", "no such disk is in service", "storeId")
+            : await CreateOnAsync(request, host, host.CreateAsync, import);
+    }
+
+    /// <summary>The answer to a name that is taken: the same volume when it is the same request again. Null when it is free.</summary>
+    private DirectoryResult? Repeated(CreateVolume request)
+    {
+        if (Find(request.Name) is not { } existing) return null;
+        bool isSame = request.IdempotencyKey is not null && existing.IdempotencyKey == request.IdempotencyKey
+            && existing.SizeBytes == request.SizeBytes;
+        return isSame ? existing : NameTaken(request.Name);
+    }
+
+    /// <summary>Records a volume, lets <paramref name="make"/> make it on its store, and records that.</summary>
+    private async Task<DirectoryResult> CreateOnAsync(
+        CreateVolume request, IVolumeHost host, Func<VolumeHead, Task<IoStatus>> make, ImportRecord? import = null)
+    {
         (uint id, MetaEntry? counter) = await NextIdAsync();
         var record = new VolumeRecord(
             id, random.NextGuid(), request.Name, request.SizeBytes, VolumeState.Creating, request.Export ?? new ExportOptions(),
-            request.Description, host.StoreId, clock.UtcNow, request.IdempotencyKey);
+            request.Description, host.StoreId, clock.UtcNow, request.IdempotencyKey, import);
         _unsettled.Add(id); // until what follows is known to have happened, or not
         MetaResult written = await CommitAsync(
             [new(CounterKey, counter?.ModRevision ?? 0), new(NameKey(record.Name), 0), new(VolumeKey(id), 0)],
@@ -116,7 +132,7 @@ public sealed partial class VolumeDirectory(IMetaStore meta, IWallClock clock, I
             return MetaCommit.FaultOf(written.Outcome);
         }
 
-        IoStatus status = await host.CreateAsync(HeadOf(record));
+        IoStatus status = await make(HeadOf(record));
         DirectoryFault? fault = status == IoStatus.Ok ? null : StoreFault(status);
         if (fault is null)
         {
@@ -134,9 +150,10 @@ public sealed partial class VolumeDirectory(IMetaStore meta, IWallClock clock, I
         return fault;
     }
 
-    private async Task<DirectoryResult> ChangeAloneAsync(string name, ChangeVolume change)
+    private async Task<DirectoryResult> ChangeAloneAsync(string name, ChangeVolume change, bool isImport = false)
     {
         if (Find(name) is not { } old) return NoVolume(name);
+        if (!isImport && ImportFault(old) is { } coming) return coming;
         if (change.Revision is { } revision && revision != old.Revision) return RevisionFault(old);
         string newName = change.Name ?? old.Name;
         ulong newSize = change.SizeBytes ?? old.SizeBytes;
@@ -158,7 +175,7 @@ public sealed partial class VolumeDirectory(IMetaStore meta, IWallClock clock, I
         }
 
         if (!_hosts.TryGetValue(old.StoreId, out IVolumeHost? host)) return StoreFault(IoStatus.Unavailable);
-        if (newSize < old.SizeBytes && await ShrinkFaultAsync(host, old.Id, newSize, change.Force) is { } shrinkFault)
+        if (newSize < old.SizeBytes && !isImport && await ShrinkFaultAsync(host, old.Id, newSize, change.Force) is { } shrinkFault)
             return shrinkFault;
 
         _unsettled.Add(old.Id);
@@ -188,7 +205,7 @@ public sealed partial class VolumeDirectory(IMetaStore meta, IWallClock clock, I
         return isDone ? Find(newName)! : StoreFault(status);
     }
 
-    private async Task<DirectoryResult> DeleteAloneAsync(string name, uint? id, long? revision, bool evenIfAbsent)
+    private async Task<DirectoryResult> DeleteAloneAsync(string name, uint? id, long? revision, bool evenIfAbsent, bool withSnapshots)
     {
         if (Find(name) is not { } old) return NoVolume(name);
         if (id is { } wanted && wanted != old.Id)
@@ -201,6 +218,7 @@ public sealed partial class VolumeDirectory(IMetaStore meta, IWallClock clock, I
                 "the volume's disk is not in service; bring it back, or force the deletion: then the data goes when the disk is back");
         }
 
+        if (await LayerFaultAsync(old, withSnapshots) is { } inTheWay) return inTheWay;
         _unsettled.Add(old.Id);
         MetaResult written = await CommitAsync(
             [new(VolumeKey(old.Id), old.Revision)],

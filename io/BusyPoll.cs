@@ -1,5 +1,3 @@
-using System.Diagnostics;
-
 namespace BlockServer.Io;
 
 /// <summary>
@@ -21,9 +19,6 @@ public sealed class BusyPoll(ulong limitNanos)
 
     /// <summary>The waits of late were shorter than the longest look.</summary>
     public bool IsWorthwhile => _meanNanos < limitNanos;
-
-    /// <summary>Nanoseconds of the monotonic clock; not the loop's, which stands still during a turn.</summary>
-    public static ulong Clock() => (ulong)Stopwatch.GetElapsedTime(0).Ticks * 100;
 
     /// <summary>Notes how long a wait for clients was.</summary>
     public void OnWaited(ulong nanos) => _meanNanos = (_meanNanos * 7 + Math.Min(nanos, limitNanos * LongestLimits)) / 8;

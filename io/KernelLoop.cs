@@ -1,4 +1,3 @@
-using System.Diagnostics;
 using BlockServer.Core;
 
 namespace BlockServer.Io;
@@ -53,9 +52,6 @@ public abstract class KernelLoop : ILoop
 
     /// <inheritdoc/>
     public BufferPool Buffers { get; }
-
-    /// <summary>When to look before sleeping. Set once, before the loop runs.</summary>
-    internal BusyPoll Polling { get; set; } = new(0);
 
     /// <summary>Operations that the kernel has and has not answered.</summary>
     internal int InFlight { get; private set; }
@@ -263,8 +259,7 @@ public abstract class KernelLoop : ILoop
         Wake();
     }
 
-    private void ReadClock() =>
-        NowNanos = (ulong)(Stopwatch.GetTimestamp() * (1_000_000_000 / (double)Stopwatch.Frequency));
+    private void ReadClock() => NowNanos = MonotonicClock.ReadNanos();
 
     private bool RunForeign()
     {

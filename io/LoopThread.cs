@@ -92,8 +92,7 @@ public sealed class LoopThread : IDisposable
         KernelLoop loop;
         try
         {
-            loop = Make(engine, poolBytes, random);
-            loop.Polling = new BusyPoll(busyPollNanos);
+            loop = Make(engine, poolBytes, random, busyPollNanos);
         }
 #pragma warning disable CA1031 // Whatever it is belongs to the creator's thread.
         catch (Exception e)
@@ -118,12 +117,12 @@ public sealed class LoopThread : IDisposable
         }
     }
 
-    private KernelLoop Make(string engine, long poolBytes, IRandom random)
+    private KernelLoop Make(string engine, long poolBytes, IRandom random, ulong busyPollNanos)
     {
         string? failure = null;
         if (engine != "aio")
         {
-            UringLoop? ring = UringLoop.TryCreate(poolBytes, random, out failure);
+            UringLoop? ring = UringLoop.TryCreate(poolBytes, random, busyPollNanos, out failure);
             if (ring is not null) return ring;
         }
 

@@ -33,13 +33,15 @@ public sealed unsafe class UringLoop : KernelLoop
     private readonly uint _sqMask, _sqSize, _cqMask;
     private readonly byte* _cqes;
     private readonly ulong* _wakeValue;
+    private readonly BusyPoll _polling;
     private uint _tail;
     private int _diskInFlight;
     private bool _isCancelled;
 
-    private UringLoop(long poolBytes, IRandom random, int ring, uint* p)
+    private UringLoop(long poolBytes, IRandom random, ulong busyPollNanos, int ring, uint* p)
         : base(poolBytes, random)
     {
+        _polling = new BusyPoll(busyPollNanos);
         _ring = ring;
         _sqSize = p[0];
         uint cqSize = p[1];
@@ -69,7 +71,7 @@ public sealed unsafe class UringLoop : KernelLoop
     public override string EngineName => "io_uring";
 
     /// <summary>Makes the ring, enabled, on this thread; the reason when the kernel refuses.</summary>
-    internal static UringLoop? TryCreate(long poolBytes, IRandom random, out string? failure)
+    internal static UringLoop? TryCreate(long poolBytes, IRandom random, ulong busyPollNanos, out string? failure)
     {
         uint* p = stackalloc uint[30]; // struct io_uring_params: 120 bytes
         new Span<uint>(p, 30).Clear();
@@ -98,7 +100,7 @@ public sealed unsafe class UringLoop : KernelLoop
         }
 
         failure = null;
-        return new UringLoop(poolBytes, random, ring, p);
+        return new UringLoop(poolBytes, random, busyPollNanos, ring, p);
     }
 
     /// <summary>A completion is in the ring, or the kernel has one to put there.</summary>
@@ -133,11 +135,12 @@ public sealed unsafe class UringLoop : KernelLoop
     private protected override void SubmitAndReap(ulong waitNanos)
     {
         if (Volatile.Read(ref *_cqTail) != *_cqHead) waitNanos = 0;
-        ulong waitsSince = waitNanos > 0 && _diskInFlight == 0 ? BusyPoll.Clock() : 0;
-        if (waitsSince != 0 && Polling.IsWorthwhile)
+        bool isNoted = _polling.LimitNanos > 0 && waitNanos > 0 && _diskInFlight == 0;
+        ulong waitsSince = isNoted ? MonotonicClock.ReadNanos() : 0;
+        if (isNoted && _polling.IsWorthwhile)
         {
             if (_tail != Volatile.Read(ref *_sqHead)) Enter(0, null);
-            while (!HasNews && BusyPoll.Clock() - waitsSince < Polling.LimitNanos) Thread.SpinWait(1);
+            while (!HasNews && MonotonicClock.ReadNanos() - waitsSince < _polling.LimitNanos) Thread.SpinWait(1);
         }
 
         var time = new TimeSpec { Seconds = (long)(waitNanos / 1_000_000_000), Nanos = (long)(waitNanos % 1_000_000_000) };
@@ -147,7 +150,7 @@ public sealed unsafe class UringLoop : KernelLoop
         argument[2] = (ulong)&time;
         Enter(waitNanos > 0 ? 1u : 0u, argument);
 
-        if (waitsSince != 0) Polling.OnWaited(BusyPoll.Clock() - waitsSince);
+        if (isNoted) _polling.OnWaited(MonotonicClock.ReadNanos() - waitsSince);
         uint head = *_cqHead, tail = Volatile.Read(ref *_cqTail);
         for (; head != tail; head++)
         {

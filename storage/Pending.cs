@@ -28,6 +28,16 @@ internal sealed class Pending(Stack<Pending> home) : LoopOperation<IoStatus>
     public int DataPending;
     public Volume? Volume;
     public VolumeHeadLayout Head;
+    public SnapshotLayout Snapshot;
+
+    /// <summary>The layer that a Snapshot is of, or that a Rekey gives the page to.</summary>
+    public Layer? Layer;
+
+    /// <summary>Page of the layer above, slot + 1, that what a DropPage shared with it belongs to from then on.</summary>
+    public uint Heir;
+
+    /// <summary>Nobody awaits it.</summary>
+    public bool IsSilent;
     public LogPage Page = null!;
     public Pending? Next;
 

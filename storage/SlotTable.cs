@@ -36,6 +36,22 @@ internal struct Slot
     public ulong MaxVersion;
 }
 
+/// <summary>Where the page of an extent stands among the layers. Slots are counted from 1, 0 is none.</summary>
+internal struct SlotLink
+{
+    /// <summary>Number of its layer in its volume.</summary>
+    public uint Layer;
+
+    /// <summary>The page of this extent that the layers below show.</summary>
+    public uint Older;
+
+    /// <summary>The next page of its layer.</summary>
+    public uint Next;
+
+    /// <summary>The one before.</summary>
+    public uint Previous;
+}
+
 /// <summary>
 /// The metadata slots, and the entries of as many extents as the budget allows. A frame holds the entries of one extent;
 /// one that nobody pins may be given to another extent, the one that was not looked at for longest first (second chance:
@@ -50,6 +66,7 @@ internal sealed class SlotTable
     private const int Chunk = 64;
     private readonly uint _slotCount;
     private readonly Slot[][] _slots;
+    private readonly SlotLink[]?[] _links; // only where there are layers
     private readonly byte[]?[] _frames;
     private readonly uint[]?[] _owners; // slot + 1 of a frame, 0: free
     private readonly Stack<uint> _freeFrames = new();
@@ -58,6 +75,7 @@ internal sealed class SlotTable
     private uint _framesPinned;
     private uint _hand;
     private uint _slotChunks;
+    private uint _linkChunks;
 
     /// <summary>A table of <paramref name="slotCount"/> slots that keeps entries of at most
     /// <paramref name="budgetBytes"/> (or <see cref="FramesMin"/> extents) in RAM.</summary>
@@ -66,6 +84,7 @@ internal sealed class SlotTable
         _slotCount = slotCount;
         int chunks = (int)((slotCount + Chunk - 1) / Chunk);
         _slots = new Slot[chunks][];
+        _links = new SlotLink[]?[chunks];
         FramesMax = (uint)Math.Clamp(budgetBytes / MetadataPage.EntriesBytes, FramesMin, Math.Max(FramesMin, slotCount));
         _frames = new byte[]?[(FramesMax + Chunk - 1) / Chunk];
         _owners = new uint[]?[_frames.Length];
@@ -90,7 +109,8 @@ internal sealed class SlotTable
 
     /// <summary>Bytes of RAM that the table itself takes, whatever the budget.</summary>
     public ulong TableBytes =>
-        (ulong)_slots.Length * 8 + _slotChunks * Chunk * (ulong)System.Runtime.CompilerServices.Unsafe.SizeOf<Slot>();
+        (ulong)_slots.Length * 16 + _slotChunks * Chunk * (ulong)System.Runtime.CompilerServices.Unsafe.SizeOf<Slot>()
+        + _linkChunks * Chunk * (ulong)System.Runtime.CompilerServices.Unsafe.SizeOf<SlotLink>();
 
     /// <summary>Times that a frame was taken from an extent for another one.</summary>
     public ulong Evictions { get; private set; }
@@ -111,6 +131,28 @@ internal sealed class SlotTable
 
             return ref chunk[slot % Chunk];
         }
+    }
+
+    /// <summary>Where the slot's page stands; all zeros where there are no layers.</summary>
+    public SlotLink Link(uint slot) => _links[slot / Chunk] is { } chunk ? chunk[slot % Chunk] : default;
+
+    /// <summary>The same, to be changed.</summary>
+    public ref SlotLink LinkOf(uint slot)
+    {
+        ref SlotLink[]? chunk = ref _links[slot / Chunk];
+        if (chunk is null)
+        {
+            chunk = new SlotLink[Chunk];
+            _linkChunks++;
+        }
+
+        return ref chunk[slot % Chunk];
+    }
+
+    /// <summary>The slot's page is in no layer but a volume's first.</summary>
+    public void ClearLink(uint slot)
+    {
+        if (_links[slot / Chunk] is { } chunk) chunk[slot % Chunk] = default;
     }
 
     /// <summary>The entries are in RAM.</summary>
@@ -199,6 +241,7 @@ internal sealed class SlotTable
         s.MaxVersion = 0;
         s.LastLsn = 0;
         s.Mapped = 0;
+        ClearLink(slot);
         s.Cuts = 0;
         if (kind != MetadataKind.Extent) return true;
         Check.That(TryAttach(slot));

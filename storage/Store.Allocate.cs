@@ -29,10 +29,12 @@ public sealed partial class Store
             if (status == IoStatus.Ok) status = Reach(volume, at << Units.BlockShift, 1, isBounded: true);
             // From here to the end of the chain nothing is awaited.
             if (status == IoStatus.Ok && IsDoubtfulPart(volume, at, run)) status = IoStatus.Corrupt;
-            if (status == IoStatus.Ok && !HasSlots(volume, at, run)) status = IoStatus.NoSpace;
+            if (status == IoStatus.Ok && !HasSlots(volume, at, run, begins: true)) status = IoStatus.NoSpace;
             if (status != IoStatus.Ok) break;
             ChainWrite(volume, at, zeros[..(run << Units.BlockShift)]);
+            volume.InFlight++;
             status = await StartChain();
+            EndFlight(volume);
             at += (ulong)run;
             if (status != IoStatus.Ok || at == end) break;
         }

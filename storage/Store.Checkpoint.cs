@@ -127,6 +127,7 @@ public sealed partial class Store
         {
             Kind = slot.Kind,
             VolumeId = slot.VolumeId,
+            LayerId = slot.Kind == MetadataKind.Extent ? _slots.Link(number).Layer : 0,
             Extent = slot.Extent,
             Slot = number,
             PageLsn = slot.PageLsn,
@@ -143,9 +144,11 @@ public sealed partial class Store
         }
         else if (slot.Kind == MetadataKind.VolumeHead)
         {
-            Volume volume = _volumes[slot.VolumeId];
-            new VolumeHeadLayout { Head = volume.Head, IsDeleting = volume.IsDeleting, IsDoubtful = volume.IsDoubtful }
-                .WriteTo(page.AsSpan(MetadataPage.EntriesOffset));
+            LayoutOf(_volumes[slot.VolumeId]).WriteTo(page.AsSpan(MetadataPage.EntriesOffset));
+        }
+        else if (slot.Kind == MetadataKind.Snapshot)
+        {
+            _volumes[slot.VolumeId].Layers[slot.Extent].Head.WriteTo(page.AsSpan(MetadataPage.EntriesOffset));
         }
 
         Seal.Put(page, _geometry.HomeOffset(number, home), _fold);

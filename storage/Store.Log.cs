@@ -40,7 +40,9 @@ public sealed partial class Store
         record.Slot = slot;
         if (volume is not null) _slots.Pin(slot); // until it is applied
         record.RunCount = record.BlockCount = record.DataPending = 0;
-        record.IsNewPage = record.IsContinued = record.IsRelaid = false;
+        record.IsNewPage = record.IsContinued = record.IsRelaid = record.IsSilent = false;
+        record.Layer = null;
+        record.Heir = 0;
         record.Source = default;
         record.Version = 0;
         record.Moved = record.Origin = null;
@@ -85,7 +87,7 @@ public sealed partial class Store
         record.Before = 0;
         if (record.Kind is RedoKind.Note or RedoKind.Epoch) return;
         ref Slot slot = ref _slots[record.Slot];
-        if (!record.IsNewPage && record.Kind is RedoKind.Write or RedoKind.Hole or RedoKind.VolumeDelete or RedoKind.BadBlock)
+        if (!record.IsNewPage && record.Kind is RedoKind.Write or RedoKind.Hole or RedoKind.VolumeDelete or RedoKind.BadBlock or RedoKind.Rekey)
             record.Before = slot.LastLsn;
         slot.LastLsn = record.Lsn;
     }
@@ -228,8 +230,8 @@ public sealed partial class Store
         _appliedLsn = isLast ? PageEnd(page.Number) : record.Lsn;
         _appliedVersion = Math.Max(_appliedVersion, record.Version);
         Pending? origin = record.Origin;
-        if (origin is not null) record.Retire();
-        if (!isMoved) (origin ?? record).Complete(IoStatus.Ok);
+        if (origin is not null || record.IsSilent) record.Retire();
+        if (!isMoved && !record.IsSilent) (origin ?? record).Complete(IoStatus.Ok);
         if (isLast && page.IsDone) _pagePool.Push(page);
     }
 
@@ -255,7 +257,7 @@ public sealed partial class Store
                 else _last.Next = first;
                 _last = end;
             }
-            else if (end.Origin is not null)
+            else if (end.Origin is not null || end.IsSilent)
             {
                 end.Retire();
             }

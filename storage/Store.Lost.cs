@@ -18,6 +18,7 @@ public sealed partial class Store
     private readonly SortedSet<uint> _nameless = []; // slots of which nobody knows whose they were
     private readonly HashSet<uint> _adopted = []; // slots of heads that were made for extents without one
     private bool _isDoubtful;
+    private bool _hasLost; // something that the log does not explain was given up
 
     private bool IsLost(uint slot) => _options.AcceptDataLoss && _damaged.Contains(slot);
 
@@ -28,7 +29,7 @@ public sealed partial class Store
         if (!IsLost(record.Slot)) return false;
         ref Slot slot = ref _slots[record.Slot];
         (slot.Kind, slot.VolumeId, slot.Extent, slot.MaxVersion) = (MetadataKind.Extent, record.VolumeId, record.Extent, 0);
-        _recoveredHeads.Remove(record.Slot);
+        ForgetHeads(record.Slot);
         FillUnknown(_slots.Entries(record.Slot));
         return true;
     }
@@ -44,6 +45,7 @@ public sealed partial class Store
                 + $"what can be read ends at {_slots[record.Slot].PageLsn}; what it maps is lost; accept data loss to open all the same";
         }
 
+        _hasLost = true;
         _damaged.Add(record.Slot);
         if (record.Kind is RedoKind.Write or RedoKind.Hole) TryBeginLost(record);
         return null;
@@ -58,6 +60,7 @@ public sealed partial class Store
     /// <summary>Data loss was accepted: settles what the log did not explain. Answers why it cannot, or null.</summary>
     private async ValueTask<string?> LoseAsync(HashSet<uint> suspects, ulong last)
     {
+        _hasLost = true;
         foreach (uint number in suspects.Order())
         {
             switch (_slots[number].Kind)
@@ -96,7 +99,7 @@ public sealed partial class Store
         _adopted.Add(number);
         ref Slot slot = ref _slots[number];
         (slot.Kind, slot.VolumeId, slot.Extent) = (MetadataKind.VolumeHead, volumeId, 0);
-        volume = new Volume(new VolumeHead(volumeId, _loop.Random.NextGuid(), $"lost-{volumeId}", Units.VolumeBytesMin, 1), number);
+        volume = new Volume(new VolumeHead(volumeId, _loop.Random.NextGuid(), $"lost-{volumeId}", Units.VolumeBytesMin, 1), number, _slots);
         _volumes.Add(volumeId, volume);
         return true;
     }
@@ -164,7 +167,7 @@ public sealed partial class Store
         for (ulong block = first; block < first + (ulong)count;)
         {
             ulong next = Math.Min(first + (ulong)count, (block / Units.BlocksPerExtent + 1) * Units.BlocksPerExtent);
-            if (next - block < Units.BlocksPerExtent && !volume.TryGetSlot(ExtentOf(block), out _)) return true;
+            if (next - block < Units.BlocksPerExtent && !volume.Line.TryGetSlot(ExtentOf(block), out _)) return true;
             block = next;
         }
 

@@ -35,16 +35,19 @@ public sealed partial class Store
         || (_slots.FramesMax < _geometry.SlotCount && _dirty.Count > _slots.FramesMax / 2));
 
     /// <summary>The extent's page is in RAM, or it has none; true until the caller waits for something.</summary>
-    private bool IsReady(Volume volume, uint extent) => !volume.TryGetSlot(extent, out uint slot) || _slots.IsResident(slot);
+    private bool IsReady(Volume volume, uint extent) => !volume.Line.TryGetSlot(extent, out uint slot) || _slots.IsResident(slot);
 
     /// <summary>Answers Ok when the extent's page is in RAM (or it has none): true at this moment, until the caller waits for
     /// something else. Errors: Corrupt, IoError (its home cannot be read), Unavailable.</summary>
     [AsyncMethodBuilder(typeof(LoopMethodBuilder<>))]
-    private async ValueTask<IoStatus> ReadyAsync(Volume volume, uint extent)
+    private async ValueTask<IoStatus> ReadyAsync(Volume volume, uint extent, Line? view = null)
     {
-        while (volume.TryGetSlot(extent, out uint slot) && !_slots.IsResident(slot))
+        while (view is not { IsClosed: true } && (view ?? volume.Line).TryGetSlot(extent, out uint slot) && !_slots.IsResident(slot))
         {
+            // Nobody keeps the layers below a volume that goes: what its line names may be another page by now.
+            if (volume.IsDeleting) return IoStatus.Unavailable;
             IoStatus status = await LoadAsync(slot);
+            if (volume.IsDeleting) return IoStatus.Unavailable;
             if (status != IoStatus.Ok) return status;
         }
 
@@ -54,9 +57,9 @@ public sealed partial class Store
     /// <summary>What a change of these blocks needs is there: the pages that exist, and frames for those that begin.</summary>
     private bool HasPages(Volume volume, uint low, uint high, bool begins)
     {
-        bool isLow = volume.TryGetSlot(low, out uint lowSlot), isHigh = volume.TryGetSlot(high, out uint highSlot);
+        bool isLow = volume.Line.TryGetSlot(low, out uint lowSlot), isHigh = volume.Line.TryGetSlot(high, out uint highSlot);
         if ((isLow && !_slots.IsResident(lowSlot)) || (isHigh && !_slots.IsResident(highSlot))) return false;
-        int missing = !begins ? 0 : (isLow ? 0 : 1) + (isHigh || low == high ? 0 : 1);
+        int missing = PagesToBegin(volume, low, high, begins);
         if (missing == 0) return true;
         if (isLow) _slots.Pin(lowSlot);
         if (isHigh) _slots.Pin(highSlot);
@@ -73,29 +76,23 @@ public sealed partial class Store
     {
         if (low == high)
         {
-            return volume.TryGetSlot(low, out _) ? await ReadyAsync(volume, low)
-                : !begins || await FramesAsync(1) ? IoStatus.Ok : IoStatus.Unavailable;
+            bool isThere = volume.Line.TryGetSlot(low, out uint slot);
+            if (isThere && IsOwn(volume, slot)) return await ReadyAsync(volume, low);
+            if (!isThere) return !begins || await FramesAsync(1) ? IoStatus.Ok : IoStatus.Unavailable;
         }
 
-        if (_isPairHeld)
-        {
-            PageWait turn = NewPageWait();
-            _pairWaiters.Enqueue(turn);
-            await turn.Begin();
-        }
-
-        _isPairHeld = true;
+        await TakePairAsync();
         IoStatus status = await ReadyAsync(volume, low);
         if (status == IoStatus.Ok)
         {
-            bool isLow = volume.TryGetSlot(low, out uint lowSlot);
+            bool isLow = volume.Line.TryGetSlot(low, out uint lowSlot);
             if (isLow) _slots.Pin(lowSlot);
             status = await ReadyAsync(volume, high);
-            if (status == IoStatus.Ok && begins)
+            if (status == IoStatus.Ok)
             {
-                bool isHigh = volume.TryGetSlot(high, out uint highSlot);
+                bool isHigh = volume.Line.TryGetSlot(high, out uint highSlot);
                 if (isHigh) _slots.Pin(highSlot);
-                int missing = (volume.TryGetSlot(low, out _) ? 0 : 1) + (isHigh ? 0 : 1);
+                int missing = PagesToBegin(volume, low, high, begins);
                 if (missing > 0 && !await FramesAsync(missing)) status = IoStatus.Unavailable;
                 if (isHigh) _slots.Unpin(highSlot);
             }
@@ -103,11 +100,65 @@ public sealed partial class Store
             if (isLow) _slots.Unpin(lowSlot);
         }
 
+        GivePair();
+        return status;
+    }
+
+    [AsyncMethodBuilder(typeof(LoopMethodBuilder<>))]
+    private async ValueTask<bool> TakePairAsync()
+    {
+        if (_isPairHeld)
+        {
+            PageWait turn = NewPageWait();
+            _pairWaiters.Enqueue(turn);
+            await turn.Begin();
+        }
+
+        return _isPairHeld = true;
+    }
+
+    private void GivePair()
+    {
         _isPairHeld = _pairWaiters.TryDequeue(out PageWait? next);
         // In a turn of its own: the caller goes on at once and uses what it waited for.
         if (next is not null) _loop.Post(() => next.Complete(IoStatus.Ok));
+    }
+
+    /// <summary>The pages of two slots that nobody can drop meanwhile are in RAM at this moment. Errors as
+    /// <see cref="ReadyAsync"/>.</summary>
+    private async ValueTask<IoStatus> BringSlotsAsync(uint one, uint two)
+    {
+        await TakePairAsync();
+        IoStatus status = await BringSlotAsync(one);
+        if (status == IoStatus.Ok)
+        {
+            _slots.Pin(one);
+            status = await BringSlotAsync(two);
+            _slots.Unpin(one);
+        }
+
+        GivePair();
         return status;
     }
+
+    private async ValueTask<IoStatus> BringSlotAsync(uint slot)
+    {
+        while (!_slots.IsResident(slot))
+        {
+            IoStatus status = await LoadAsync(slot);
+            if (status != IoStatus.Ok) return status;
+        }
+
+        return IoStatus.Ok;
+    }
+
+    /// <summary>Extents of these two (or one) that need a page in the layer that is written to: those that only a layer below
+    /// has one of, and with <paramref name="begins"/> those that none has.</summary>
+    private int PagesToBegin(Volume volume, uint low, uint high, bool begins) =>
+        (IsToBegin(volume, low, begins) ? 1 : 0) + (high != low && IsToBegin(volume, high, begins) ? 1 : 0);
+
+    private bool IsToBegin(Volume volume, uint extent, bool begins) =>
+        volume.Line.TryGetSlot(extent, out uint slot) ? !IsOwn(volume, slot) : begins;
 
     /// <summary>Waits until <paramref name="count"/> frames can be had, in order; false when the store stopped. The caller
     /// takes them at once.</summary>

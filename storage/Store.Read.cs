@@ -9,11 +9,13 @@ public sealed partial class Store
     private readonly Stack<ValueTask<IoStatus>[]> _runReads = new();
 
     /// <summary>Reads whole blocks of one extent. Contiguous blocks are one file read; all runs are under way at once.</summary>
-    internal ValueTask<ReadResult> ReadBlocksAsync(Volume volume, uint extent, int first, int count, Memory<byte> target)
+    /// <remarks>With a <paramref name="view"/> it shows a snapshot, else what is written.</remarks>
+    internal ValueTask<ReadResult> ReadBlocksAsync(
+        Volume volume, uint extent, int first, int count, Memory<byte> target, Line? view = null)
     {
         // A store that failed takes no change any more, but what it mapped can still be read and verified.
-        if (State == StoreState.Closed || volume.IsDeleting) return new(IoStatus.Unavailable);
-        if (!volume.TryGetSlot(extent, out uint slot))
+        if (State == StoreState.Closed || volume.IsDeleting || view is { IsClosed: true }) return new(IoStatus.Unavailable);
+        if (!(view ?? volume.Line).TryGetSlot(extent, out uint slot))
         {
             if (volume.IsDoubtful) return new(IoStatus.Corrupt);
             target.Span.Clear();
@@ -21,7 +23,7 @@ public sealed partial class Store
         }
 
         _requests++;
-        if (!_slots.IsResident(slot)) return ReadWhenReadyAsync(volume, extent, first, count, target);
+        if (!_slots.IsResident(slot)) return ReadWhenReadyAsync(volume, extent, first, count, target, view);
 
         // What is read is the mapping of this moment; the blocks stay put until the reads are over (_readsIn).
         int run = RunAt(slot, first, count, out uint block);
@@ -37,10 +39,11 @@ public sealed partial class Store
     }
 
     [AsyncMethodBuilder(typeof(LoopMethodBuilder<>))]
-    private async ValueTask<ReadResult> ReadWhenReadyAsync(Volume volume, uint extent, int first, int count, Memory<byte> target)
+    private async ValueTask<ReadResult> ReadWhenReadyAsync(
+        Volume volume, uint extent, int first, int count, Memory<byte> target, Line? view)
     {
-        IoStatus status = await ReadyAsync(volume, extent);
-        return status == IoStatus.Ok ? await ReadBlocksAsync(volume, extent, first, count, target) : status;
+        IoStatus status = await ReadyAsync(volume, extent, view);
+        return status == IoStatus.Ok ? await ReadBlocksAsync(volume, extent, first, count, target, view) : status;
     }
 
     [AsyncMethodBuilder(typeof(LoopMethodBuilder<>))]

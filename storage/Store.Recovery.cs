@@ -154,8 +154,17 @@ public sealed partial class Store
     {
         foreach (Volume volume in _volumes.Values.ToArray())
         {
-            if (volume.IsDeleting) _loop.Post(() => _ = FreeVolumeAsync(volume));
-            else if (await DropBeyondAsync(volume) != IoStatus.Ok) return "dropping what lies behind a shrunk volume failed";
+            if (volume.IsDeleting)
+            {
+                StartBackground(() => FreeVolumeAsync(volume));
+                continue;
+            }
+
+            // Over a snapshot this takes slots; without any it is done again before the volume grows.
+            if (await DropBeyondAsync(volume) is not (IoStatus.Ok or IoStatus.NoSpace))
+                return "dropping what lies behind a shrunk volume failed";
+            if (volume.IsFlattening) StartBackground(() => FlattenAllAsync(volume));
+            foreach (Layer layer in volume.Layers.Values.Where(layer => layer.IsDeleting)) StartBackground(() => FreeLayerAsync(layer));
         }
 
         return null;

@@ -33,6 +33,7 @@ public sealed partial class Store
             slot.Extent = header.Extent;
             slot.PageLsn = slot.LastLsn = header.PageLsn;
             slot.MaxVersion = header.MaxVersion;
+            SetLayer(number, header.LayerId);
             if (!suspects.Contains(number)) slot.NextHome = (byte)(1 - home);
             _nextVersion = Math.Max(_nextVersion, header.MaxVersion + 1);
         }
@@ -46,6 +47,8 @@ public sealed partial class Store
             _recoveredHeads[number] = head;
         else if (slot.Kind == MetadataKind.BadBlocks)
             ReadBadBlocks(number, body);
+        else if (slot.Kind == MetadataKind.Snapshot && SnapshotLayout.TryRead(body, out SnapshotLayout snapshot) is null)
+            TakeSnapshot(number, snapshot);
     }
 
     /// <summary>Brings the entries that the records of one request look at or change, and holds them until
@@ -105,14 +108,13 @@ public sealed partial class Store
         ulong own = lsn;
         at += record.Length;
         lsn += (ulong)record.Length;
-        if (record.Kind is not (RedoKind.Write or RedoKind.Hole or RedoKind.PageImage) || record.Slot >= _geometry.SlotCount)
-            return false;
+        if (!record.IsOfPage || record.Slot >= _geometry.SlotCount) return false;
         slot = record.Slot;
         Slot known = _slots[slot];
         bool isHere = known.Kind == MetadataKind.Extent && known.VolumeId == record.VolumeId && known.Extent == record.Extent;
         if (own <= known.PageLsn) return judges && isHere; // only to see what an earlier recovery made of it
         // When it is judged, what came before it is not replayed yet; when it is replayed, a page that lacks that is lost.
-        begins = record.IsNewPage || record.Kind == RedoKind.PageImage || !isHere || (!judges && IsOlder(known, record));
+        begins = record.BeginsPage || !isHere || (!judges && IsOlder(known, record));
         return true;
     }
 
@@ -122,19 +124,30 @@ public sealed partial class Store
         foreach ((uint number, VolumeHeadLayout layout) in _recoveredHeads)
         {
             if (_slots[number].Kind != MetadataKind.VolumeHead) continue;
-            var volume = new Volume(layout.Head, number) { IsDeleting = layout.IsDeleting, IsDoubtful = layout.IsDoubtful };
-            if (!_volumes.TryAdd(layout.Head.Id, volume)) return $"two heads of volume {layout.Head.Id}";
+            if (_recoveredHeadOf.TryGetValue(layout.Head.Id, out _)) return $"two heads of volume {layout.Head.Id}";
+            _recoveredHeadOf.Add(layout.Head.Id, number);
         }
 
+        if (BuildLayers() is { } wrongLayers) return wrongLayers;
+        var shared = new List<(uint Slot, uint Block)>();
         var chunk = new HomesChunk();
         for (uint number = 0; number < _slots.Next; number++)
         {
             Slot slot = _slots[number];
             if (slot.Kind == MetadataKind.VolumeHead && !_volumes.ContainsKey(slot.VolumeId)) return $"slot {number}: a damaged volume head";
+            if (slot.Kind == MetadataKind.Snapshot && !_recoveredSnapshots.ContainsKey(number)) return $"slot {number}: a damaged snapshot";
             if (slot.Kind != MetadataKind.Extent) continue;
             if (!_slots.IsResident(number) && await ReadChunkAsync(chunk, number) is { } fault) return fault;
-            string? wrong = MapExtent(number, _slots.IsResident(number) ? _slots.Entries(number) : chunk.Entries(number));
+            string? wrong = MapExtent(number, _slots.IsResident(number) ? _slots.Entries(number) : chunk.Entries(number), shared);
             if (wrong is not null) return wrong;
+        }
+
+        foreach ((uint number, uint block) in shared)
+        {
+            // S2: what a page shares another one has. Where its owner was lost nobody else may use it.
+            if (!_blocks.Holds(block)) return $"slot {number}: block {block} is outside the data";
+            if (_blocks.TryTake(block) && !_options.AcceptDataLoss && _damaged.Count == 0 && !_isDoubtful && !HasUnknown(number))
+                return $"slot {number}: block {block} is shared with a page that does not have it";
         }
 
         foreach (uint block in _badSlots.Values.SelectMany(blocks => blocks))
@@ -146,23 +159,28 @@ public sealed partial class Store
         // A dropped slot whose tombstone is not home yet is released by the checkpoint, not here.
         _slots.Rebuild(_superblock.SlotHighWater);
         _recoveredHeads.Clear();
+        _recoveredSnapshots.Clear();
+        _recoveredHeadOf.Clear();
         return null;
     }
 
-    private string? MapExtent(uint number, ReadOnlySpan<byte> entries)
+    private string? MapExtent(uint number, ReadOnlySpan<byte> entries, List<(uint Slot, uint Block)> shared)
     {
         ref Slot slot = ref _slots[number];
-        if (!_volumes.TryGetValue(slot.VolumeId, out Volume? volume) && !TryAdopt(slot.VolumeId, out volume))
-            return $"slot {number}: an extent of volume {slot.VolumeId}, which has no head";
-        if (_adopted.Contains(volume.Slot)) Stretch(volume, slot.Extent);
-        if (volume.TryGetSlot(slot.Extent, out _)) return $"extent {slot.Extent} of volume {slot.VolumeId} lies in two slots";
-        volume.SetSlot(slot.Extent, number);
+        Volume volume = _volumes[slot.VolumeId];
+        ulong limit = SharedUpTo(number);
         slot.Mapped = 0;
         for (int i = 0; i < Units.BlocksPerExtent; i++)
         {
-            uint block = MetadataPage.Entry(entries, i).Block;
+            (uint block, _, ulong version) = MetadataPage.Entry(entries, i);
             if (block != 0) slot.Mapped++;
             if (block is 0 or MetadataPage.UnknownBlock) continue;
+            if (version <= limit)
+            {
+                if (!volume.IsDeleting) shared.Add((number, block));
+                continue;
+            }
+
             if (!_blocks.Holds(block) || !_blocks.TryTake(block))
                 return $"block {block} of volume {slot.VolumeId}, extent {slot.Extent} is outside the data or referenced twice";
             volume.UsedBlocks++;

@@ -28,6 +28,7 @@ public sealed partial class Store
     private async ValueTask<RelayoutStep> RelayAsync(uint slot)
     {
         Volume volume = _volumes[_slots[slot].VolumeId];
+        if (!IsAlone(volume, slot)) return SkipRelayout(slot);
         uint extent = _slots[slot].Extent;
         ulong lsn = _slots[slot].PageLsn;
         // What is laid out anew must not outlive a request that a power cut takes: all that made the page is claimed.
@@ -73,8 +74,12 @@ public sealed partial class Store
 
     /// <summary>Nothing has changed the extent since its page had this LSN.</summary>
     private bool IsStill(Volume volume, uint extent, uint slot, ulong lsn) =>
-        MayRelay && !volume.IsDeleting && volume.TryGetSlot(extent, out uint now) && now == slot
+        MayRelay && !volume.IsDeleting && volume.Freezes == 0 && volume.Line.TryGetSlot(extent, out uint now) && now == slot
+        && IsAlone(volume, slot)
         && (_slots[slot].PageLsn == lsn || Breaks(BrokenRules.RelayOverWrite));
+
+    /// <summary>Nobody shares a block of the page: it is of the layer that is written to, and no page lies below it.</summary>
+    private bool IsAlone(Volume volume, uint slot) => IsOwn(volume, slot) && _slots.Link(slot).Older == 0;
 
     /// <summary>Blocks that hold data; -1 when one of them is unknown.</summary>
     private int CountToRelay()
@@ -257,7 +262,9 @@ public sealed partial class Store
         }
 
         AppendBlocks(record);
+        volume.InFlight++;
         IoStatus status = await record.Begin();
+        EndFlight(volume);
         if (held is not null) _locks.Give(held);
         if (_volatileBytes >= _options.FlushBytes && !_isTidying) _loop.CallAtTurnEnd(_tidyHook);
         return status;

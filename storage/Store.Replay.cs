@@ -335,28 +335,38 @@ public sealed partial class Store
         if (isStale) return null;
         switch (record.Kind)
         {
-            case RedoKind.Write or RedoKind.Hole or RedoKind.PageImage:
-                if (record.IsNewPage || record.Kind == RedoKind.PageImage)
+            case RedoKind.Write or RedoKind.Hole or RedoKind.PageImage or RedoKind.BeginPage or RedoKind.Rekey:
+                if (record.BeginsPage)
                 {
                     (slot.Kind, slot.VolumeId, slot.Extent, slot.MaxVersion) =
                         (MetadataKind.Extent, record.VolumeId, record.Extent, 0);
                     _slots.Entries(record.Slot).Clear();
-                    _recoveredHeads.Remove(record.Slot);
-                    if (record.Kind == RedoKind.PageImage) record.Entries.CopyTo(_slots.Entries(record.Slot));
+                    ForgetHeads(record.Slot);
+                    SetLayer(record.Slot, record.Kind == RedoKind.Write ? 0 : record.Layer);
+                    if (record.Kind == RedoKind.PageImage) TakeEntries(record, _slots.Entries(record.Slot), ref slot);
                 }
 
                 bool isHere = slot.Kind == MetadataKind.Extent && slot.VolumeId == record.VolumeId && slot.Extent == record.Extent;
                 if (!isHere && !TryBeginLost(record)) return "record: its slot belongs to another extent";
-                if (record.Kind == RedoKind.PageImage) break;
+                if (record.Kind == RedoKind.Rekey) SetLayer(record.Slot, record.Layer);
+                if (record.Kind is not (RedoKind.Write or RedoKind.Hole)) break;
                 _nextVersion = Math.Max(_nextVersion, record.Version + 1);
                 if (data) ReplayBlocks(record, ref slot);
                 break;
             case RedoKind.Volume:
-                fault = VolumeHeadLayout.TryRead(record.HeadBytesOf, out VolumeHeadLayout head);
+                fault = record.TryReadHead(out VolumeHeadLayout head);
                 if (fault is not null) return fault;
                 _slots.Detach(record.Slot);
                 (slot.Kind, slot.VolumeId, slot.Extent) = (MetadataKind.VolumeHead, head.Head.Id, 0);
+                ForgetHeads(record.Slot);
                 _recoveredHeads[record.Slot] = head;
+                break;
+            case RedoKind.Snapshot:
+                fault = record.TryReadSnapshot(out SnapshotLayout snapshot);
+                if (fault is not null) return fault;
+                (slot.Kind, slot.VolumeId, slot.Extent) = (MetadataKind.Snapshot, snapshot.Id.Volume, snapshot.Id.Layer);
+                ForgetHeads(record.Slot);
+                TakeSnapshot(record.Slot, snapshot);
                 break;
             case RedoKind.VolumeDelete:
                 if (!_recoveredHeads.TryGetValue(record.Slot, out VolumeHeadLayout dying))
@@ -372,7 +382,7 @@ public sealed partial class Store
                 if (slot.Kind != MetadataKind.BadBlocks || record.Before == 0)
                 {
                     _slots.Detach(record.Slot);
-                    _recoveredHeads.Remove(record.Slot);
+                    ForgetHeads(record.Slot);
                     _badSlots.Remove(record.Slot);
                 }
 
@@ -382,12 +392,18 @@ public sealed partial class Store
             case RedoKind.DropPage:
                 slot.Kind = MetadataKind.Free;
                 _slots.Detach(record.Slot);
-                _recoveredHeads.Remove(record.Slot);
+                ForgetHeads(record.Slot);
                 break;
         }
 
         Touch(record.Slot, lsn);
         return null;
+    }
+
+    private static void TakeEntries(RedoRecord record, Span<byte> entries, ref Slot slot)
+    {
+        record.Entries.CopyTo(entries);
+        for (int i = 0; i < Units.BlocksPerExtent; i++) slot.MaxVersion = Math.Max(slot.MaxVersion, MetadataPage.Entry(entries, i).Version);
     }
 
     /// <summary>The page in hand lacks what the record was made on, and the log has it no more.</summary>

@@ -20,7 +20,7 @@ public sealed partial class Store
         }
 
         if (!_slots.TryTake(MetadataKind.VolumeHead, head.Id, 0, out uint slot)) return IoStatus.NoSpace;
-        var volume = new Volume(head, slot);
+        var volume = new Volume(head, slot, _slots);
         _volumes.Add(head.Id, volume);
         return await WriteHeadAsync(volume, head);
     }
@@ -33,8 +33,17 @@ public sealed partial class Store
         if (!_volumes.TryGetValue(head.Id, out Volume? volume) || volume.IsDeleting) return IoStatus.NotFound;
         if (volume.IsChanging) return IoStatus.Conflict;
         volume.IsChanging = true;
+        RangeLock held = await _locks.TakeAsync(head.Id, StructureLock, 0, 1);
+        if (volume.IsDeleting || Refusal is not null)
+        {
+            _locks.Give(held);
+            volume.IsChanging = false;
+            return volume.IsDeleting ? IoStatus.NotFound : Refusal!.Value;
+        }
+
         bool shrinks = head.SizeBytes < volume.Head.SizeBytes;
-        IoStatus status = await WriteHeadAsync(volume, head);
+        IoStatus status = head.SizeBytes > volume.Head.SizeBytes ? await DropBeyondAsync(volume) : IoStatus.Ok;
+        if (status == IoStatus.Ok) status = await WriteHeadAsync(volume, head);
         if (status == IoStatus.Ok && shrinks)
         {
             // The smaller size is durable first: after a crash the rest is dropped at the next open.
@@ -42,6 +51,7 @@ public sealed partial class Store
             if (status == IoStatus.Ok) status = await EnsureDurable(_appliedLsn);
         }
 
+        _locks.Give(held);
         volume.IsChanging = false;
         return status;
     }
@@ -51,12 +61,13 @@ public sealed partial class Store
     {
         if (Refusal is { } refusal) return refusal;
         if (!_volumes.TryGetValue(volumeId, out Volume? volume) || volume.IsDeleting) return IoStatus.NotFound;
+        if (volume.Layers.Values.Any(HasClone)) return IoStatus.Conflict;
         volume.IsDeleting = true;
         Pending record = NewPending(RedoKind.VolumeDelete, volume, volume.Slot);
         RedoRecordWriter.VolumeDelete(Append(record, RedoRecord.HeadBytes), volume.Slot, volumeId, record.Before);
         IoStatus status = await record.Begin();
         if (status == IoStatus.Ok) status = await EnsureDurable(_appliedLsn);
-        if (status == IoStatus.Ok) _loop.Post(() => _ = FreeVolumeAsync(volume));
+        if (status == IoStatus.Ok) StartBackground(() => FreeVolumeAsync(volume));
         return status;
     }
 
@@ -74,13 +85,14 @@ public sealed partial class Store
     public async ValueTask<ulong> HighestUsedByteAsync(uint volumeId)
     {
         if (!_volumes.TryGetValue(volumeId, out Volume? volume)) return 0;
-        for (uint? at = volume.SkipBack(volume.ExtentEnd); at is { } extent; at = volume.SkipBack(extent))
+        for (uint? at = volume.Line.SkipBack(volume.Line.ExtentEnd); at is { } extent; at = volume.Line.SkipBack(extent))
         {
-            if (!volume.TryGetSlot(extent, out uint slot) || _slots[slot].Mapped == 0) continue;
+            if (volume.IsDeleting) return 0;
+            if (!volume.Line.TryGetSlot(extent, out uint slot) || _slots[slot].Mapped == 0) continue;
             ulong begin = (ulong)extent << Units.ExtentShift;
             // A page that cannot be read counts as a whole.
             if (await ReadyAsync(volume, extent) != IoStatus.Ok) return begin + Units.ExtentBytes;
-            if (!volume.TryGetSlot(extent, out slot)) continue;
+            if (!volume.Line.TryGetSlot(extent, out slot)) continue;
             for (int i = Units.BlocksPerExtent; i-- > 0;)
             {
                 if (MetadataPage.Entry(_slots.Entries(slot), i).Block != 0) return begin + ((ulong)(i + 1) << Units.BlockShift);
@@ -99,22 +111,26 @@ public sealed partial class Store
     /// <summary>Whether the block at <paramref name="offset"/> is a hole, and where the run of its kind ends at the latest
     /// (within its extent, or behind a gap of extents). Errors: Corrupt, IoError, Unavailable.</summary>
     [AsyncMethodBuilder(typeof(LoopMethodBuilder<>))]
-    internal async ValueTask<(IoStatus Status, bool IsHole, ulong End)> LookAsync(Volume volume, ulong offset)
+    internal async ValueTask<(IoStatus Status, bool IsHole, ulong End)> LookAsync(Volume volume, ulong offset, Line? view = null)
     {
+        Line line = view ?? volume.Line;
+        if (line.IsClosed || volume.IsDeleting) return (IoStatus.Unavailable, false, 0);
         uint extent = (uint)(offset >> Units.ExtentShift);
         ulong end = (ulong)(extent + 1) << Units.ExtentShift;
-        if (!volume.TryGetSlot(extent, out uint slot))
+        if (!line.TryGetSlot(extent, out uint slot))
         {
-            bool isLast = extent >= volume.ExtentEnd;
-            return (IoStatus.Ok, !volume.IsDoubtful, isLast ? ulong.MaxValue : (ulong)volume.Skip(extent + 1) << Units.ExtentShift);
+            bool isLast = extent >= line.ExtentEnd;
+            return (IoStatus.Ok, !volume.IsDoubtful, isLast ? ulong.MaxValue : (ulong)line.Skip(extent + 1) << Units.ExtentShift);
         }
 
         // Most extents are full, or empty: then their page is not needed.
         int mapped = _slots[slot].Mapped;
         if (mapped is 0 or Units.BlocksPerExtent) return (IoStatus.Ok, mapped == 0, end);
-        IoStatus status = await ReadyAsync(volume, extent);
+        IoStatus status = await ReadyAsync(volume, extent, view);
         if (status != IoStatus.Ok) return (status, false, end);
-        if (!volume.TryGetSlot(extent, out slot)) return (IoStatus.Ok, !volume.IsDoubtful, end);
+        if (line.IsClosed || volume.IsDeleting) return (IoStatus.Unavailable, false, 0);
+        if (view is null) line = volume.Line; // a rollback may have come between
+        if (!line.TryGetSlot(extent, out slot)) return (IoStatus.Ok, !volume.IsDoubtful, end);
         return (IoStatus.Ok, HoleRun(slot, (int)(offset % Units.ExtentBytes) >> Units.BlockShift, out int next),
             ((ulong)extent << Units.ExtentShift) + ((ulong)next << Units.BlockShift));
     }
@@ -136,8 +152,8 @@ public sealed partial class Store
         await WaitForRing();
         if (State != StoreState.Online) return IoStatus.Unavailable;
         Pending record = NewPending(RedoKind.Volume, volume, volume.Slot);
-        record.Head = new VolumeHeadLayout { Head = head, IsDoubtful = volume.IsDoubtful };
-        RedoRecordWriter.Volume(Append(record, RedoRecord.VolumeLength), volume.Slot, record.Head);
+        record.Head = LayoutOf(volume) with { Head = head };
+        RedoRecordWriter.Volume(Append(record, RedoRecord.VolumeLength(record.Head)), volume.Slot, record.Head);
         IoStatus status = await record.Begin();
         return status == IoStatus.Ok ? await EnsureDurable(_appliedLsn) : status;
     }
@@ -147,16 +163,22 @@ public sealed partial class Store
     {
         ulong end = volume.Head.SizeBytes;
         ulong whole = (end + Units.ExtentBytes - 1) >> Units.ExtentShift;
-        for (uint extent = volume.Skip((uint)whole); extent < volume.ExtentEnd; extent = volume.Skip(extent + 1))
+        for (uint extent = volume.Line.Skip((uint)whole); extent < volume.Line.ExtentEnd; extent = volume.Line.Skip(extent + 1))
         {
-            IoStatus status = await DropExtentAsync(volume, extent);
+            if (!volume.Line.TryGetSlot(extent, out uint slot)) continue;
+            // What a layer below has would show again: there a page of holes lies over it.
+            bool isAlone = IsOwn(volume, slot) && _slots.Link(slot).Older == 0;
+            if (!isAlone && _slots[slot].Mapped == 0) continue;
+            IoStatus status = isAlone
+                ? await DropExtentAsync(volume, extent)
+                : await ChangeExtentAsync(volume, extent, 0, Units.ExtentBytes, default);
             if (status != IoStatus.Ok) return status;
         }
 
         uint last = (uint)(end >> Units.ExtentShift);
         int from = (int)(end % Units.ExtentBytes);
         int hole = (from + Units.BlockBytes - 1) & ~(Units.BlockBytes - 1);
-        if (from == 0 || !volume.TryGetSlot(last, out _)) return IoStatus.Ok;
+        if (from == 0 || !volume.Line.TryGetSlot(last, out _)) return IoStatus.Ok;
         if (hole < Units.ExtentBytes)
         {
             IoStatus status = await ChangeExtentAsync(volume, last, hole, Units.ExtentBytes - hole, default);
@@ -173,7 +195,7 @@ public sealed partial class Store
 
     private async ValueTask<IoStatus> DropExtentAsync(Volume volume, uint extent)
     {
-        if (!volume.TryGetSlot(extent, out uint slot)) return IoStatus.Ok;
+        if (!volume.Line.TryGetSlot(extent, out uint slot)) return IoStatus.Ok;
         RangeLock held = await _locks.TakeAsync(volume.Head.Id, extent, 0, Units.BlocksPerExtent);
         IoStatus status = IoStatus.Ok;
         while (State == StoreState.Online && status == IoStatus.Ok)
@@ -189,26 +211,14 @@ public sealed partial class Store
         return status;
     }
 
-    private ValueTask<IoStatus> DropSlotAsync(Volume volume, uint slot, uint extent)
+    /// <summary>Drops what a slot holds. <paramref name="heir"/>: the page of the layer above, slot + 1, that goes on with what
+    /// it shares; it is in RAM.</summary>
+    private ValueTask<IoStatus> DropSlotAsync(Volume volume, uint slot, uint extent, uint heir = 0)
     {
         Pending record = NewPending(RedoKind.DropPage, volume, slot);
+        record.Heir = heir;
+        if (heir != 0) _slots.Pin(heir - 1); // until it is applied
         RedoRecordWriter.DropPage(Append(record, RedoRecord.HeadBytes), slot, volume.Head.Id, extent);
         return record.Begin();
-    }
-
-    /// <summary>Gives a deleted volume's blocks back, then its head.</summary>
-    private async Task FreeVolumeAsync(Volume volume)
-    {
-        _background++;
-        IoStatus status = IoStatus.Ok;
-        for (uint extent = volume.Skip(0); extent < volume.ExtentEnd; extent = volume.Skip(extent + 1))
-        {
-            if (_isClosing || status != IoStatus.Ok) break;
-            status = await DropExtentAsync(volume, extent);
-        }
-
-        if (!_isClosing && status == IoStatus.Ok && await DropSlotAsync(volume, volume.Slot, 0) == IoStatus.Ok)
-            _volumes.Remove(volume.Head.Id);
-        _background--;
     }
 }

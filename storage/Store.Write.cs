@@ -54,12 +54,14 @@ public sealed partial class Store
         if (status == IoStatus.Ok) status = Reach(volume, offset, length, isBounded);
         // From here to the end of the chain nothing is awaited.
         if (status == IoStatus.Ok && IsDoubtfulPart(volume, first, count)) status = IoStatus.Corrupt;
-        if (status == IoStatus.Ok && !HasSlots(volume, first, count)) status = IoStatus.NoSpace;
+        if (status == IoStatus.Ok && !HasSlots(volume, first, count, begins: true)) status = IoStatus.NoSpace;
         if (status == IoStatus.Ok)
         {
             ChainWrite(volume, first, source[..(low << Units.BlockShift)]);
             if (low < count) ChainWrite(volume, first + (ulong)low, source[(low << Units.BlockShift)..]);
+            volume.InFlight++;
             status = await StartChain();
+            EndFlight(volume);
         }
 
         merged?.Return();
@@ -112,7 +114,7 @@ public sealed partial class Store
         if (status == IoStatus.Ok) status = await MakeRoomAsync(volume, first, count, written, begins: volume.IsDoubtful);
         if (status == IoStatus.Ok) status = Reach(volume, offset, length, isBounded);
         if (status == IoStatus.Ok && IsDoubtfulPart(volume, first, count)) status = IoStatus.Corrupt;
-        if (status == IoStatus.Ok && volume.IsDoubtful && !HasSlots(volume, first, count)) status = IoStatus.NoSpace;
+        if (status == IoStatus.Ok && !HasSlots(volume, first, count, volume.IsDoubtful)) status = IoStatus.NoSpace;
         if (status == IoStatus.Ok)
         {
             // From here to the end of the chain nothing is awaited.
@@ -122,7 +124,12 @@ public sealed partial class Store
             if (border > inner) ChainHole(volume, inner, (int)(border - inner));
             if (innerEnd > border) ChainHole(volume, border, (int)(innerEnd - border));
             if (cutsLast) ChainWrite(volume, last, edges!.Slice(Units.BlockBytes, Units.BlockBytes));
-            if (_chainCount > 0) status = await StartChain();
+            if (_chainCount > 0)
+            {
+                volume.InFlight++;
+                status = await StartChain();
+                EndFlight(volume);
+            }
         }
 
         edges?.Return();
@@ -152,7 +159,7 @@ public sealed partial class Store
         (await ReadBlocksAsync(volume, ExtentOf(block), IndexOf(block), 1, target)).Status;
 
     private bool IsHoleAt(Volume volume, ulong block) =>
-        !volume.TryGetSlot(ExtentOf(block), out uint slot)
+        !volume.Line.TryGetSlot(ExtentOf(block), out uint slot)
         || MetadataPage.Entry(_slots.Entries(slot), IndexOf(block)).Block == 0;
 
     /// <summary>What a wait may have changed: the store stopped, the volume is going, its end is nearer.</summary>
@@ -172,6 +179,14 @@ public sealed partial class Store
         uint low = ExtentOf(first), high = ExtentOf(first + (ulong)count - 1);
         for (int attempt = 0, checkpoint = 0; State == StoreState.Online;)
         {
+            if (volume.Freezes > 0)
+            {
+                FlushWait thaw = NewWait(0);
+                volume.Held.Enqueue(thaw);
+                await thaw.Begin();
+                continue;
+            }
+
             if (RingOccupancy > 0.8)
             {
                 await WaitForRing();
@@ -186,7 +201,7 @@ public sealed partial class Store
                 continue;
             }
 
-            if (begins && !HasSlots(volume, first, count))
+            if (!HasSlots(volume, first, count, begins))
             {
                 // Dropped slots come back when their tombstones are home.
                 if (checkpoint++ == 3 || (_dirty.Count == 0 && !_isCheckpointing)) return IoStatus.NoSpace;
@@ -202,26 +217,15 @@ public sealed partial class Store
         return IoStatus.Unavailable;
     }
 
-    /// <summary>Every extent of the blocks has a slot or can have one.</summary>
-    private bool HasSlots(Volume volume, ulong first, int count)
-    {
-        uint low = ExtentOf(first), high = ExtentOf(first + (ulong)count - 1);
-        uint missing = volume.TryGetSlot(low, out _) ? 0u : 1;
-        if (high != low && !volume.TryGetSlot(high, out _)) missing++;
-        return missing <= _slots.FreeCount;
-    }
+    /// <summary>There are slots for the pages that a change of the blocks begins.</summary>
+    private bool HasSlots(Volume volume, ulong first, int count, bool begins) =>
+        PagesToBegin(volume, ExtentOf(first), ExtentOf(first + (ulong)count - 1), begins) <= _slots.FreeCount;
 
     /// <summary>Adds a write of whole blocks of one extent to the chain; there is room for all that it takes.</summary>
     private void ChainWrite(Volume volume, ulong first, ReadOnlyMemory<byte> source)
     {
         uint extent = ExtentOf(first);
-        bool isNewPage = !volume.TryGetSlot(extent, out uint slot);
-        if (isNewPage)
-        {
-            Check.That(_slots.TryTake(MetadataKind.Extent, volume.Head.Id, extent, out slot));
-            volume.SetSlot(extent, slot);
-        }
-
+        uint slot = OwnPage(volume, extent, out bool isNewPage);
         Pending record = NewPending(RedoKind.Write, volume, slot);
         int count = source.Length >> Units.BlockShift;
         record.Extent = extent;
@@ -242,14 +246,14 @@ public sealed partial class Store
     /// <summary>Adds a hole of whole blocks of one extent to the chain, unless all of them are holes.</summary>
     private void ChainHole(Volume volume, ulong first, int count)
     {
-        if (!volume.TryGetSlot(ExtentOf(first), out uint slot))
+        if (!volume.Line.TryGetSlot(ExtentOf(first), out uint slot))
         {
             // Where a lost page may have been the whole extent becomes one of holes.
             if (volume.IsDoubtful) ChainWrite(volume, first, default);
             return;
         }
 
-        if (count == Units.BlocksPerExtent && !volume.IsDoubtful)
+        if (count == Units.BlocksPerExtent && !volume.IsDoubtful && IsOwn(volume, slot) && _slots.Link(slot).Older == 0)
         {
             // The whole extent: its page goes too, so that trimmed space costs no slot. The request is this one record.
             Check.That(_chainCount == 0);
@@ -262,7 +266,7 @@ public sealed partial class Store
         bool any = false;
         for (int i = IndexOf(first); i < IndexOf(first) + count && !any; i++) any = MetadataPage.Entry(entries, i).Block != 0;
         if (!any) return;
-        Pending record = NewPending(RedoKind.Hole, volume, slot);
+        Pending record = NewPending(RedoKind.Hole, volume, OwnPage(volume, ExtentOf(first), out _));
         record.Extent = ExtentOf(first);
         record.RunCount = 1;
         record.Runs[0] = new BlockRun(IndexOf(first), count, 0);
@@ -353,6 +357,7 @@ public sealed partial class Store
         if (!isMoved) ApplyKind(record);
         else Touch(record.Slot, record.Lsn);
         if (record.Volume is not null) _slots.Unpin(record.Slot);
+        if (record.Heir != 0) _slots.Unpin(record.Heir - 1);
     }
 
     private void ApplyKind(Pending record)
@@ -371,8 +376,17 @@ public sealed partial class Store
                 break;
             case RedoKind.Volume or RedoKind.VolumeDelete:
                 record.Volume!.IsDeleting |= record.Kind == RedoKind.VolumeDelete;
-                if (record.Kind == RedoKind.Volume) record.Volume.Head = record.Head.Head;
+                if (record.Kind == RedoKind.Volume) ApplyHead(record.Volume, record.Head);
                 Touch(record.Slot, record.Lsn);
+                break;
+            case RedoKind.PageImage or RedoKind.BeginPage:
+                Touch(record.Slot, record.Lsn);
+                break;
+            case RedoKind.Snapshot:
+                ApplySnapshot(record);
+                break;
+            case RedoKind.Rekey:
+                ApplyRekey(record);
                 break;
         }
     }
@@ -381,6 +395,7 @@ public sealed partial class Store
     {
         Span<byte> entries = _slots.Entries(record.Slot);
         int crc = 0, change = 0, mapped = 0, cuts = _slots[record.Slot].Cuts;
+        ulong shared = SharedUpTo(record.Slot);
         for (int r = 0; r < record.RunCount; r++)
         {
             BlockRun run = record.Runs[r];
@@ -389,7 +404,7 @@ public sealed partial class Store
             {
                 (uint old, _, ulong version) = MetadataPage.Entry(entries, run.First + i);
                 if (old != 0) mapped--;
-                if (old is not (0 or MetadataPage.UnknownBlock))
+                if (old is not (0 or MetadataPage.UnknownBlock) && version > shared)
                 {
                     if (record.IsRelaid && Breaks(BrokenRules.FreeRelaidEarly)) _blocks.Give(old, 1);
                     else Quarantine(record.Lsn, old, 1);
@@ -419,23 +434,9 @@ public sealed partial class Store
     private void ApplyDrop(Pending record)
     {
         ref Slot slot = ref _slots[record.Slot];
-        if (slot.Kind == MetadataKind.Extent)
-        {
-            Span<byte> entries = _slots.Entries(record.Slot);
-            for (int i = 0; i < Units.BlocksPerExtent; i++)
-            {
-                uint block = MetadataPage.Entry(entries, i).Block;
-                if (block is 0 or MetadataPage.UnknownBlock) continue;
-                Quarantine(record.Lsn, block, 1);
-                record.Volume!.UsedBlocks--;
-                _used--;
-            }
-
-            record.Volume!.SetSlot(slot.Extent, null);
-            NoteCuts(record.Slot, 0);
-            _slots.Detach(record.Slot);
-        }
-
+        if (slot.Kind == MetadataKind.Extent) ApplyDropOfExtent(record);
+        else if (slot.Kind == MetadataKind.Snapshot) RemoveLayer(record.Volume!.Layers[slot.Extent]);
+        else if (slot.Kind == MetadataKind.VolumeHead) RemoveLayer(record.Volume!.Top);
         slot.Kind = MetadataKind.Free;
         Touch(record.Slot, record.Lsn);
         NoteClientBlocks(0);

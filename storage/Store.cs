@@ -6,7 +6,7 @@ namespace BlockServer.Storage;
 /// One file or raw device that holds volumes: redirect on write at 4 KiB with a redo record written in parallel
 /// (engine B1). Lives on one loop.
 /// </summary>
-public sealed partial class Store : IStore
+public sealed partial class Store : ILayeredStore
 {
     private readonly ILoop _loop;
     private readonly IFile _file;
@@ -74,7 +74,7 @@ public sealed partial class Store : IStore
         SlotsUsed = _slots.Used,
         MetadataResidentBytes = _slots.ResidentBytes,
         MetadataBudgetBytes = _options.MetadataBudgetBytes,
-        MetadataTableBytes = _slots.TableBytes + _scattered.Bytes + _volumes.Values.Aggregate(0UL, (sum, v) => sum + v.MapBytes),
+        MetadataTableBytes = _slots.TableBytes + _scattered.Bytes + _volumes.Values.Aggregate(0UL, (sum, v) => sum + v.Line.MapBytes),
         MetadataLoads = _pageLoads,
         MetadataEvictions = _slots.Evictions,
         BitmapBytes = _blocks.Bytes,
@@ -139,6 +139,7 @@ public sealed partial class Store : IStore
         WakeRingWaiters();
         WakeFrameWaiters();
         WakeCheckpointWaiters();
+        foreach (Volume volume in _volumes.Values) LetHeldGo(volume);
     }
 
     private static ulong PageEnd(ulong page) => page * Units.BlockBytes + Units.BlockBytes - 1;

@@ -116,6 +116,30 @@ public enum BrokenRules
     /// <summary>A replaced block is free although an earlier read is still under way on it (B1.5, 4b).</summary>
     ReuseUnderRead = 32768,
 
+    /// <summary>An overwrite frees a block that the layer below still has (B1.5, 4c).</summary>
+    FreeShared = 1 << 23,
+
+    /// <summary>A layer that goes frees the blocks that the layer above still has (B5).</summary>
+    DropSharedBlocks = 1 << 24,
+
+    /// <summary>A snapshot is cut while writes are under way (B5, S2).</summary>
+    CutUnderWrites = 1 << 25,
+
+    /// <summary>A layer's head goes before its pages (B5).</summary>
+    DropLayerFirst = 1 << 26,
+
+    /// <summary>The first write after a cut changes the snapshot's page (B5).</summary>
+    WriteIntoSnapshot = 1 << 27,
+
+    /// <summary>The first write to an extent of a layer begins an empty page instead of what the layers below show.</summary>
+    ForgetBelow = 1 << 28,
+
+    /// <summary>A snapshot that a clone builds on is deleted.</summary>
+    IgnoreClones = 1 << 29,
+
+    /// <summary>Changes go on after a cut that is not durable yet, over images of what a power cut may take.</summary>
+    ThawEarly = 1 << 19,
+
     /// <summary>The places that a relaid extent left are free at once, not when its record is claimed (S3).</summary>
     FreeRelaidEarly = 1 << 20,
 

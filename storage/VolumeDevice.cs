@@ -4,16 +4,16 @@ using BlockServer.Core;
 
 namespace BlockServer.Storage;
 
-/// <summary>A volume as a disk: cuts requests into extents. Lives on the store's loop.</summary>
-internal sealed class VolumeDevice(Store store, Volume volume, BufferPool buffers) : IBlockDevice
+/// <summary>A volume, or with a view a snapshot of it, as a disk: cuts requests into extents. Lives on the store's loop.</summary>
+internal sealed class VolumeDevice(Store store, Volume volume, BufferPool buffers, Line? view = null) : IBlockDevice
 {
     // Extents of one request that are under way at a time.
     private const int PiecesAtOnce = 33;
     private static readonly byte[] Zeros = GC.AllocateArray<byte>(Units.ExtentBytes, pinned: true);
 
-    public ulong SizeBytes => volume.Head.SizeBytes;
+    public ulong SizeBytes => view is null ? volume.Head.SizeBytes : view.Base!.Head.SizeBytes;
 
-    public bool IsReadOnly => false;
+    public bool IsReadOnly => view is not null;
 
     public ValueTask<ReadResult> ReadAsync(ulong offsetBytes, Memory<byte> target)
     {
@@ -28,7 +28,7 @@ internal sealed class VolumeDevice(Store store, Volume volume, BufferPool buffer
         uint extent = (uint)(offset >> Units.ExtentShift);
         int start = (int)(offset % Units.ExtentBytes);
         return (start | target.Length) % Units.BlockBytes == 0
-            ? store.ReadBlocksAsync(volume, extent, start >> Units.BlockShift, target.Length >> Units.BlockShift, target)
+            ? store.ReadBlocksAsync(volume, extent, start >> Units.BlockShift, target.Length >> Units.BlockShift, target, view)
             : ReadPartAsync(extent, start, target);
     }
 
@@ -67,7 +67,7 @@ internal sealed class VolumeDevice(Store store, Volume volume, BufferPool buffer
         int count = ((start + target.Length + Units.BlockBytes - 1) >> Units.BlockShift) - first;
         IoBuffer bounce = await buffers.RentAsync(count << Units.BlockShift);
         ReadResult result = await store.ReadBlocksAsync(
-            volume, extent, first, count, bounce.Slice(0, count << Units.BlockShift));
+            volume, extent, first, count, bounce.Slice(0, count << Units.BlockShift), view);
         bounce.Slice(start - (first << Units.BlockShift), target.Length).CopyTo(target);
         bounce.Return();
         return result;
@@ -76,6 +76,7 @@ internal sealed class VolumeDevice(Store store, Volume volume, BufferPool buffer
     [AsyncMethodBuilder(typeof(LoopMethodBuilder<>))]
     public async ValueTask<IoStatus> WriteAsync(ulong offsetBytes, ReadOnlyMemory<byte> source, WriteFlags flags)
     {
+        if (IsReadOnly) return IoStatus.ReadOnly;
         if (Fault(offsetBytes, (ulong)source.Length, true) is { } fault) return fault;
         if (source.Length == 0) return IoStatus.Ok;
         IoStatus status = source.Length <= Store.AtomicBytes
@@ -89,6 +90,7 @@ internal sealed class VolumeDevice(Store store, Volume volume, BufferPool buffer
     [AsyncMethodBuilder(typeof(LoopMethodBuilder<>))]
     public async ValueTask<IoStatus> TrimAsync(ulong offsetBytes, ulong lengthBytes, WriteFlags flags)
     {
+        if (IsReadOnly) return IoStatus.ReadOnly;
         if (Fault(offsetBytes, lengthBytes, false) is { } fault) return fault;
         const ulong mask = Units.BlockBytes - 1;
         ulong start = (offsetBytes + mask) & ~mask;
@@ -100,6 +102,7 @@ internal sealed class VolumeDevice(Store store, Volume volume, BufferPool buffer
     [AsyncMethodBuilder(typeof(LoopMethodBuilder<>))]
     public async ValueTask<IoStatus> WriteZeroesAsync(ulong offsetBytes, ulong lengthBytes, WriteFlags flags)
     {
+        if (IsReadOnly) return IoStatus.ReadOnly;
         if (Fault(offsetBytes, lengthBytes, false) is { } fault) return fault;
         bool noHole = (flags & WriteFlags.NoHole) != 0;
         if (noHole && (flags & WriteFlags.FastOnly) != 0) return IoStatus.NotSupported;
@@ -143,8 +146,8 @@ internal sealed class VolumeDevice(Store store, Volume volume, BufferPool buffer
         while (true)
         {
             // A hole where no page is costs nothing. A write that is about to make one there is ordered after this change.
-            if (source.IsEmpty && !volume.IsDoubtful) at = Math.Max(at, (ulong)volume.Skip((uint)(at >> Units.ExtentShift)) << Units.ExtentShift);
-            bool ends = at >= end || (source.IsEmpty && !volume.IsDoubtful && at >> Units.ExtentShift >= volume.ExtentEnd) || status != IoStatus.Ok;
+            if (source.IsEmpty && !volume.IsDoubtful) at = Math.Max(at, (ulong)volume.Line.Skip((uint)(at >> Units.ExtentShift)) << Units.ExtentShift);
+            bool ends = at >= end || (source.IsEmpty && !volume.IsDoubtful && at >> Units.ExtentShift >= volume.Line.ExtentEnd) || status != IoStatus.Ok;
             if (ends && done == begun) break;
             if (ends || begun - done == PiecesAtOnce)
             {
@@ -190,7 +193,7 @@ internal sealed class VolumeDevice(Store store, Volume volume, BufferPool buffer
         ulong end = offsetBytes + lengthBytes;
         for (ulong at = offsetBytes; at < end;)
         {
-            (IoStatus status, bool hole, ulong pieceEnd) = await store.LookAsync(volume, at);
+            (IoStatus status, bool hole, ulong pieceEnd) = await store.LookAsync(volume, at, view);
             if (status == IoStatus.Unavailable) return status;
             // What cannot be looked up is not a hole: a read of it tells.
             ulong length = Math.Min(end, pieceEnd) - at;

@@ -51,7 +51,7 @@ public sealed record ChangeTarget(
     long? Revision = null, bool? Enabled = null, string? Description = null, IReadOnlyList<int>? PortalGroups = null);
 
 /// <summary>Makes a volume a unit of a target.</summary>
-/// <param name="Volume">Its name.</param>
+/// <param name="Volume">Its name; <c>VOLUME@SNAPSHOT</c> for a snapshot, which is write-protected.</param>
 /// <param name="Lun">0 to 16383; null: the first that is free.</param>
 /// <param name="ReadOnly">Changes that come by this target are refused.</param>
 /// <param name="KeepOwnTarget">The volume keeps its own target beside this one; else it is withdrawn, or the rules of this

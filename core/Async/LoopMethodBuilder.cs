@@ -96,6 +96,9 @@ public struct LoopMethodBuilder<T>
 
         public T GetResult(short token)
         {
+            // Throws on the token of an earlier run: a task that is awaited twice must not give back a machine that another
+            // method has by now.
+            Check.That(_source.GetStatus(token) != ValueTaskSourceStatus.Pending);
             try
             {
                 return _source.GetResult(token);

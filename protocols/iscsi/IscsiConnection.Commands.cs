@@ -183,7 +183,7 @@ public sealed partial class IscsiConnection
     {
         DataOutPdu pdu = DataOutPdu.Read(_head);
         IscsiTask? task = _session.Find(pdu.Tag);
-        if (task is null || task.IsDropped)
+        if (task is null || task.IsDropped || task.IsDone) // gone, or failed for lost data with its answer still to leave
         {
             if (_stopping || _session.IsGhost(pdu.Tag)) return await ReceiveDataAsync(default, header.DataBytes);
             return Broken("Data-Out for no task");

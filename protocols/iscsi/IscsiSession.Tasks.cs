@@ -125,7 +125,6 @@ public sealed partial class IscsiSession
     /// <summary>Fails a command whose Data-Out is not all there; the SCSI target never sees it.</summary>
     internal void FailForLostData(IscsiTask task)
     {
-        if (task.IsDone) return; // it failed with the data of an earlier R2T, and its answer has not left yet
         GiveUpPlace(task);
         task.FailUnexecuted();
         task.Connection.Enqueue(task);
@@ -166,11 +165,7 @@ public sealed partial class IscsiSession
             else _waiting.Enqueue(task);
         }
 
-        foreach (IscsiTask task in gone)
-        {
-            task.IsQueued = false;
-            if (!task.IsFilling) Release(task);
-        }
+        foreach (IscsiTask task in gone) LeaveQueue(task);
     }
 
     /// <summary>Drops what the SCSI target has not seen of one logical unit, or of all.</summary>
@@ -327,8 +322,7 @@ public sealed partial class IscsiSession
             if (task.IsDropped)
             {
                 _waiting.Dequeue();
-                task.IsQueued = false;
-                if (!task.IsFilling) Release(task);
+                LeaveQueue(task);
                 continue;
             }
 
@@ -338,12 +332,20 @@ public sealed partial class IscsiSession
             bool isFull = _windowBytes > 0 && _windowBytes + cost > _options.WindowBytes;
             if (isFull && _orderedCount == 0) return;
             _waiting.Dequeue();
-            task.IsQueued = false;
+            LeaveQueue(task);
             task.CostBytes = cost;
             _windowBytes += cost;
             if (task.IsComplete) task.Execute();
             else Fetch(task);
         }
+    }
+
+    /// <summary>It waits no longer, for the window or for memory. Whoever dropped it meanwhile left it to this to release;
+    /// unless its connection still receives into it, and then releases it.</summary>
+    private void LeaveQueue(IscsiTask task)
+    {
+        task.IsQueued = false;
+        if (task.IsDropped && !task.IsFilling) Release(task);
     }
 
     private void Fetch(IscsiTask task)
@@ -370,15 +372,10 @@ public sealed partial class IscsiSession
     private async Task FetchLaterAsync(IscsiTask task, int bytes)
     {
         IoBuffer buffer = await _loop.Buffers.RentAsync(bytes);
-        task.IsQueued = false;
-        if (task.IsDropped)
-        {
-            buffer.Return();
-            if (!task.IsFilling) Release(task);
-            return;
-        }
-
-        BeginFetch(task, buffer);
+        bool isDropped = task.IsDropped;
+        if (isDropped) buffer.Return();
+        LeaveQueue(task);
+        if (!isDropped) BeginFetch(task, buffer);
     }
 
     private static void BeginFetch(IscsiTask task, IoBuffer? buffer)

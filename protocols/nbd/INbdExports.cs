@@ -9,12 +9,39 @@ public interface INbdExports
     /// of the client's certificate, may use it; null otherwise.</summary>
     ValueTask<NbdExport?> FindAsync(string name, string? identity);
 
+    /// <summary>Why something of that name, which exists, cannot be attached now; null when there is nothing to say.</summary>
+    string? WhyNot(string name, string? identity) => null;
+
     /// <summary>What LIST shows to <paramref name="identity"/>.</summary>
     IReadOnlyList<NbdListing> List(string? identity);
 }
 
 /// <summary>One line of a list of exports.</summary>
 public readonly record struct NbdListing(string Name, string Description);
+
+/// <summary>A metadata context that can be chosen.</summary>
+/// <param name="Name">With its namespace, as on the wire.</param>
+/// <param name="Tag">The daemon's own: what it stood for when it was listed.</param>
+public sealed record NbdContext(string Name, object? Tag)
+{
+    /// <summary>The one that every export has, described by its device's map.</summary>
+    public static NbdContext BaseAllocation { get; } = new(NbdWire.BaseAllocation, null);
+}
+
+/// <summary>A stretch of an export in a metadata context; what the flags mean is the context's.</summary>
+public readonly record struct NbdStatusRun(ulong LengthBytes, uint Flags);
+
+/// <summary>Metadata contexts of an export besides base:allocation.</summary>
+public interface INbdContexts
+{
+    /// <summary>All of them. On the loop of the handshake.</summary>
+    ValueTask<IReadOnlyList<NbdContext>> ListAsync();
+
+    /// <summary>Describes a range from its start on, in at most <paramref name="runsMax"/> runs that are added to
+    /// <paramref name="runs"/>: at least one, none of length 0, clipped to the range. On the loop of the export's device. Answers
+    /// NotFound when what the context stood for is gone.</summary>
+    ValueTask<IoStatus> MapAsync(NbdContext context, ulong offsetBytes, ulong lengthBytes, int runsMax, List<NbdStatusRun> runs);
+}
 
 /// <summary>One thing to attach to.</summary>
 public sealed class NbdExport
@@ -46,6 +73,9 @@ public sealed class NbdExport
     /// <summary>Told about every finished request, or null.</summary>
     public INbdMeter? Meter { get; init; }
 
+    /// <summary>Metadata contexts besides base:allocation, or null.</summary>
+    public INbdContexts? Contexts { get; init; }
+
     /// <summary>The daemon's own.</summary>
     public object? Tag { get; init; }
 }
@@ -75,8 +105,8 @@ public sealed class NbdNegotiated
     /// <summary>Headers in use.</summary>
     public NbdReplyMode Mode { get; init; }
 
-    /// <summary>BLOCK_STATUS may be asked.</summary>
-    public bool HasBaseAllocation { get; init; }
+    /// <summary>What BLOCK_STATUS is answered in; the id of the first is <see cref="NbdWire.FirstContextId"/>, and so on.</summary>
+    public IReadOnlyList<NbdContext> Contexts { get; init; } = [];
 
     /// <summary>Bytes of the transmission phase that were received already.</summary>
     public byte[] Leftover { get; init; } = [];

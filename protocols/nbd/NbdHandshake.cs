@@ -20,6 +20,9 @@ public sealed class NbdHandshake
     private const int NameBytesMax = 1024;
     private const string NobodysName = "\0"; // refused when a peer sends it
 
+    // So many ids fit into the payload that a BLOCK_STATUS may have.
+    private const int ContextsMax = 46;
+
     private const int OptionDataMax = StringBytesMax + 256;
     private const int SendBytes = 1024;
 
@@ -39,7 +42,8 @@ public sealed class NbdHandshake
     private bool _fixed, _noZeroes, _isTls, _stopping;
     private string? _identity;
     private NbdReplyMode _mode;
-    private string? _contextExport; // the export for which base:allocation was chosen
+    private string? _contextExport; // the export for which metadata contexts were chosen
+    private IReadOnlyList<NbdContext> _contexts = [];
 
     /// <summary>Prepares; nothing is sent before <see cref="RunAsync"/>.</summary>
     public NbdHandshake(ILoop loop, IConnection connection, INbdExports exports, NbdOptions options)
@@ -153,8 +157,7 @@ public sealed class NbdHandshake
                 ChooseMode(option, data);
                 return (true, null);
             case NbdOption.ListMetaContext or NbdOption.SetMetaContext:
-                await ContextsAsync(option, data);
-                return (true, null);
+                return (await ContextsAsync(option, data), null);
             default:
                 Reply(option, NbdReply.ErrUnsup, "unknown option");
                 return (true, null);
@@ -169,7 +172,7 @@ public sealed class NbdHandshake
         if (export is null || (export.RequiresTls && !_isTls)) return Fail("unknown export");
         NbdNegotiated result = Enter(name, export);
         Put64(export.SizeBytes);
-        Put16((ushort)FlagsOf(export, result.HasBaseAllocation));
+        Put16((ushort)FlagsOf(export, result.Contexts.Count > 0));
         if (!_noZeroes) _out.Write(new byte[124]);
         return await SendAsync() ? result : null;
     }
@@ -254,12 +257,12 @@ public sealed class NbdHandshake
         }
 
         NbdExport? export = await _exports.FindAsync(name!, _identity);
-        if (!MayUse(option, export)) return null;
+        if (!MayUse(option, name!, export)) return null;
         ReplyHeader(option, NbdReply.Info, 12);
         Put16(0);
         Put64(export!.SizeBytes);
         NbdNegotiated result = Enter(name!, export);
-        Put16((ushort)FlagsOf(export, result.HasBaseAllocation));
+        Put16((ushort)FlagsOf(export, result.Contexts.Count > 0));
         ReplyHeader(option, NbdReply.Info, 14);
         Put16(3);
         Put32(SizeMin);
@@ -310,7 +313,7 @@ public sealed class NbdHandshake
         }
     }
 
-    private async ValueTask ContextsAsync(uint option, ReadOnlyMemory<byte> data)
+    private async ValueTask<bool> ContextsAsync(uint option, ReadOnlyMemory<byte> data)
     {
         // name length u32 | name | query count u32 | count * (length u32 | query)
         bool isSet = option == (uint)NbdOption.SetMetaContext;
@@ -318,60 +321,96 @@ public sealed class NbdHandshake
         if (_mode == NbdReplyMode.Simple)
         {
             Reply(option, NbdReply.ErrInvalid, "STRUCTURED_REPLY first");
-            return;
+            return true;
         }
 
         string? name = null;
         int rest = 0;
         NbdReply fault = data.Length < 8 ? NbdReply.ErrInvalid : ReadName(data.Span, out name, out rest);
-        bool hasMatch = false;
-        if (fault == 0) fault = ReadQueries(data.Span[rest..], isSet, out hasMatch);
+        var queries = new List<string>();
+        if (fault == 0) fault = ReadQueries(data.Span[rest..], queries);
         if (fault != 0)
         {
             Reply(option, fault, "malformed metadata context option");
-            return;
+            return true;
         }
 
         NbdExport? export = await _exports.FindAsync(name!, _identity);
-        if (!MayUse(option, export)) return;
-        if (hasMatch)
+        if (!MayUse(option, name!, export)) return true;
+        List<NbdContext> chosen = await ChooseAsync(export!, queries, isSet);
+        if (chosen.Count > ContextsMax && isSet)
         {
-            byte[] context = Encoding.UTF8.GetBytes(NbdWire.BaseAllocation);
-            ReplyHeader(option, NbdReply.MetaContext, 4 + context.Length);
-            Put32(isSet ? NbdWire.BaseAllocationId : 0);
-            _out.Write(context);
-            if (isSet) _contextExport = name;
+            Reply(option, NbdReply.ErrTooBig, "too many metadata contexts at a time");
+            return true;
         }
 
+        for (int i = 0; i < chosen.Count; i++)
+        {
+            byte[] context = Encoding.UTF8.GetBytes(chosen[i].Name);
+            ReplyHeader(option, NbdReply.MetaContext, 4 + context.Length);
+            Put32(isSet ? NbdWire.FirstContextId + (uint)i : 0);
+            _out.Write(context);
+            if (_out.WrittenCount >= SendBytes && !await SendAsync()) return false;
+        }
+
+        if (isSet && chosen.Count > 0) (_contextExport, _contexts) = (name, chosen);
         Reply(option, NbdReply.Ack);
+        return true;
     }
 
-    private static NbdReply ReadQueries(ReadOnlySpan<byte> data, bool isSet, out bool hasMatch)
+    /// <summary>What the queries name, each once, in the order of the export. SET takes whole names; LIST takes also a namespace
+    /// or <c>qemu:dirty-bitmap:</c> for all of it, and no query for everything.</summary>
+    private static async ValueTask<List<NbdContext>> ChooseAsync(NbdExport export, List<string> queries, bool isSet)
     {
-        hasMatch = false;
+        var chosen = new List<NbdContext>();
+        if (IsAsked(NbdWire.BaseAllocation)) chosen.Add(NbdContext.BaseAllocation);
+        bool isOther = queries.Count == 0 ? !isSet : queries.Any(q => q.StartsWith("qemu:", StringComparison.Ordinal));
+        if (export.Contexts is null || !isOther) return chosen;
+        foreach (NbdContext context in await export.Contexts.ListAsync())
+        {
+            if (IsAsked(context.Name)) chosen.Add(context);
+        }
+
+        return chosen;
+
+        bool IsAsked(string context)
+        {
+            if (queries.Count == 0) return !isSet;
+            foreach (string query in queries)
+            {
+                if (query == context) return true;
+                bool isPattern = !isSet && (query is "base:" or "qemu:" or "qemu:dirty-bitmap:");
+                if (isPattern && context.StartsWith(query, StringComparison.Ordinal)) return true;
+            }
+
+            return false;
+        }
+    }
+
+    private static NbdReply ReadQueries(ReadOnlySpan<byte> data, List<string> queries)
+    {
         if (data.Length < 4) return NbdReply.ErrInvalid;
         uint count = BinaryPrimitives.ReadUInt32BigEndian(data);
         data = data[4..];
-        if (count == 0) hasMatch = !isSet; // LIST without queries lists all
         for (uint i = 0; i < count; i++)
         {
             if (data.Length < 4) return NbdReply.ErrInvalid;
             uint length = BinaryPrimitives.ReadUInt32BigEndian(data);
             if (length > (uint)(data.Length - 4)) return NbdReply.ErrInvalid;
             if (length > StringBytesMax) return NbdReply.ErrTooBig;
-            ReadOnlySpan<byte> query = data.Slice(4, (int)length);
-            hasMatch |= query.SequenceEqual("base:allocation"u8) || (!isSet && query.SequenceEqual("base:"u8));
+            // What is no name of ours need not be text.
+            queries.Add(TextOf(data.Slice(4, (int)length)) ?? NobodysName);
             data = data[(4 + (int)length)..];
         }
 
         return data.IsEmpty ? 0 : NbdReply.ErrInvalid;
     }
 
-    private bool MayUse(uint option, NbdExport? export)
+    private bool MayUse(uint option, string name, NbdExport? export)
     {
         if (export is null)
         {
-            Reply(option, NbdReply.ErrUnknown, "no such export");
+            Reply(option, NbdReply.ErrUnknown, _exports.WhyNot(name, _identity) ?? "no such export");
             return false;
         }
 
@@ -387,7 +426,7 @@ public sealed class NbdHandshake
         Identity = _identity,
         IsTls = _isTls,
         Mode = _mode,
-        HasBaseAllocation = string.Equals(_contextExport, name, StringComparison.Ordinal),
+        Contexts = string.Equals(_contextExport, name, StringComparison.Ordinal) ? _contexts : [],
         Leftover = _buffer.AsSpan(_start, _end - _start).ToArray(),
     };
 

@@ -7,8 +7,11 @@ namespace BlockServer.Protocols.Nbd;
 
 public sealed partial class NbdTransmission
 {
-    // Runs of one block status reply: 16 KiB in extended mode; the client asks again for the rest.
+    // Runs of one context in a block status reply: 16 KiB in extended mode; the client asks again for the rest.
     private const int StatusRunsMax = 1000;
+
+    // Runs of all contexts of a reply.
+    private const int StatusRunsInAll = 4000;
 
     // Runs of one sparse read: beyond it the chunks cost more than the zeros that they save.
     private const int ReadRunsMax = 32;
@@ -22,6 +25,8 @@ public sealed partial class NbdTransmission
         private readonly Action _onDone;
         private ReadOnlyMemory<byte>[] _parts = new ReadOnlyMemory<byte>[2];
         private List<MapRun>? _runs;
+        private List<NbdStatusRun>? _status;
+        private List<int>? _statusEnds; // of each context; none of one that was not asked for
         private ValueTaskAwaiter<NbdError> _done;
 
         public Slot(NbdTransmission owner)
@@ -203,8 +208,7 @@ public sealed partial class NbdTransmission
         [AsyncMethodBuilder(typeof(LoopMethodBuilder<>))]
         private async ValueTask<NbdError> StatusAsync(IBlockDevice device, int payloadBytes)
         {
-            ulong length = Request.LengthBytes;
-            bool wanted = true;
+            ulong length = Request.LengthBytes, wanted = ulong.MaxValue;
             if (payloadBytes > 0 && !ReadFilter(payloadBytes, out length, out wanted))
             {
                 Answer(NbdError.Invalid, "malformed block status payload"u8);
@@ -217,65 +221,94 @@ public sealed partial class NbdTransmission
                 return NbdError.Invalid;
             }
 
-            if (!wanted) return AnswerStatus(IoStatus.Ok);
+            if (wanted == 0) return AnswerStatus(IoStatus.Ok);
+            IReadOnlyList<NbdContext> contexts = _owner._contexts;
             bool one = (Request.Flags & NbdCommandFlags.RequestOne) != 0;
-            _runs ??= new List<MapRun>(ReadRunsMax);
-            IoStatus status = await device.MapAsync(Request.OffsetBytes, length, one ? 1 : StatusRunsMax, _runs);
-            if (status != IoStatus.Ok) return AnswerStatus(status);
-            Buffer = _owner._loop.Buffers.TryRent(64 + 16 * _runs.Count)
-                ?? await _owner._loop.Buffers.RentAsync(64 + 16 * _runs.Count);
-            AddPart(Buffer.Data[..WriteExtents(Buffer.Data.Span, _runs)]);
+            int runsMax = one ? 1 : Math.Min(StatusRunsMax, StatusRunsInAll / contexts.Count);
+            (_status ??= new List<NbdStatusRun>(ReadRunsMax)).Clear();
+            (_statusEnds ??= []).Clear();
+            for (int i = 0; i < contexts.Count; i++)
+            {
+                if ((wanted & (1UL << i)) != 0)
+                {
+                    IoStatus status = await DescribeAsync(device, contexts[i], length, runsMax);
+                    if (status != IoStatus.Ok) return AnswerStatus(status);
+                }
+
+                _statusEnds.Add(_status.Count);
+            }
+
+            int room = 64 * contexts.Count + 16 * _status.Count;
+            Buffer = _owner._loop.Buffers.TryRent(room) ?? await _owner._loop.Buffers.RentAsync(room);
+            AddPart(Buffer.Data[..WriteExtents(Buffer.Data.Span)]);
             return NbdError.None;
         }
 
-        /// <summary>Payload: effect length u64, then context ids u32; ours is the only one there is.</summary>
-        private bool ReadFilter(int payloadBytes, out ulong length, out bool wanted)
+        [AsyncMethodBuilder(typeof(LoopMethodBuilder<>))]
+        private async ValueTask<IoStatus> DescribeAsync(IBlockDevice device, NbdContext context, ulong length, int runsMax)
         {
-            (length, wanted) = (0, false);
+            if (!ReferenceEquals(context, NbdContext.BaseAllocation))
+                return await _owner._export.Contexts!.MapAsync(context, Request.OffsetBytes, length, runsMax, _status!);
+            _runs ??= new List<MapRun>(ReadRunsMax);
+            IoStatus status = await device.MapAsync(Request.OffsetBytes, length, runsMax, _runs);
+            foreach (MapRun run in _runs) _status!.Add(new NbdStatusRun(run.LengthBytes, run.IsHole ? 3u : 0u)); // hole, reads as zeros
+            return status;
+        }
+
+        /// <summary>Payload: effect length u64, then context ids u32. <paramref name="wanted"/> has a bit for each context.</summary>
+        private bool ReadFilter(int payloadBytes, out ulong length, out ulong wanted)
+        {
+            (length, wanted) = (0, 0);
             if (payloadBytes < 8 || (payloadBytes - 8) % 4 != 0) return false;
             ReadOnlySpan<byte> payload = Head.AsSpan(0, payloadBytes);
             length = BinaryPrimitives.ReadUInt64BigEndian(payload);
             for (int at = 8; at < payloadBytes; at += 4)
             {
-                bool isOurs = BinaryPrimitives.ReadUInt32BigEndian(payload[at..]) == NbdWire.BaseAllocationId;
-                if (!isOurs || wanted) return false; // unknown, or named twice
-                wanted = true;
+                uint index = BinaryPrimitives.ReadUInt32BigEndian(payload[at..]) - NbdWire.FirstContextId;
+                if (index >= (uint)_owner._contexts.Count || (wanted & (1UL << (int)index)) != 0) return false; // unknown, or named twice
+                wanted |= 1UL << (int)index;
             }
 
             return true;
         }
 
-        /// <summary>Compact: context u32, then (length u32, flags u32). Extended: context u32, count u32, then (u64, u64).
-        /// Flags: 1 hole, 2 reads as zeros.</summary>
-        private int WriteExtents(Span<byte> target, List<MapRun> runs)
+        /// <summary>A chunk for each context. Compact: context u32, then (length u32, flags u32). Extended: context u32, count
+        /// u32, then (u64, u64).</summary>
+        private int WriteExtents(Span<byte> target)
         {
             NbdReplyMode mode = _owner._mode;
             bool extended = mode == NbdReplyMode.Extended;
-            int payload = extended ? 8 + 16 * runs.Count : 4 + 8 * runs.Count;
             NbdChunk type = extended ? NbdChunk.BlockStatusExt : NbdChunk.BlockStatus;
-            int at = NbdReplyHeader.WriteChunk(target, mode, true, type, Request, payload);
-            BinaryPrimitives.WriteUInt32BigEndian(target[at..], NbdWire.BaseAllocationId);
-            at += 4;
-            if (extended)
+            int at = 0, first = 0;
+            for (int i = 0; i < _statusEnds!.Count; i++)
             {
-                BinaryPrimitives.WriteUInt32BigEndian(target[at..], (uint)runs.Count);
+                int end = _statusEnds[i], count = end - first;
+                if (count == 0) continue;
+                int payload = extended ? 8 + 16 * count : 4 + 8 * count;
+                at += NbdReplyHeader.WriteChunk(target[at..], mode, end == _status!.Count, type, Request, payload);
+                BinaryPrimitives.WriteUInt32BigEndian(target[at..], NbdWire.FirstContextId + (uint)i);
                 at += 4;
-            }
-
-            foreach (MapRun run in runs)
-            {
-                uint kind = run.IsHole ? 3u : 0u;
                 if (extended)
                 {
-                    BinaryPrimitives.WriteUInt64BigEndian(target[at..], run.LengthBytes);
-                    BinaryPrimitives.WriteUInt64BigEndian(target[(at + 8)..], kind);
-                    at += 16;
+                    BinaryPrimitives.WriteUInt32BigEndian(target[at..], (uint)count);
+                    at += 4;
                 }
-                else
+
+                for (; first < end; first++)
                 {
-                    BinaryPrimitives.WriteUInt32BigEndian(target[at..], (uint)run.LengthBytes);
-                    BinaryPrimitives.WriteUInt32BigEndian(target[(at + 4)..], kind);
-                    at += 8;
+                    NbdStatusRun run = _status[first];
+                    if (extended)
+                    {
+                        BinaryPrimitives.WriteUInt64BigEndian(target[at..], run.LengthBytes);
+                        BinaryPrimitives.WriteUInt64BigEndian(target[(at + 8)..], run.Flags);
+                        at += 16;
+                    }
+                    else
+                    {
+                        BinaryPrimitives.WriteUInt32BigEndian(target[at..], (uint)run.LengthBytes);
+                        BinaryPrimitives.WriteUInt32BigEndian(target[(at + 4)..], run.Flags);
+                        at += 8;
+                    }
                 }
             }
 

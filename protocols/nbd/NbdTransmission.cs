@@ -33,6 +33,7 @@ public sealed partial class NbdTransmission
     private readonly NbdExport _export;
     private readonly IBlockDevice _device;
     private readonly NbdReplyMode _mode;
+    private readonly IReadOnlyList<NbdContext> _contexts;
     private readonly bool _hasContext;
     private readonly byte[] _quiet;
     private readonly SendBatch _batch = new();
@@ -61,7 +62,8 @@ public sealed partial class NbdTransmission
     public NbdTransmission(ILoop loop, IConnection connection, NbdNegotiated negotiated, NbdOptions options)
     {
         (_loop, _connection, _options) = (loop, connection, options);
-        (_export, _mode, _hasContext) = (negotiated.Export, negotiated.Mode, negotiated.HasBaseAllocation);
+        (_export, _mode, _contexts) = (negotiated.Export, negotiated.Mode, negotiated.Contexts);
+        _hasContext = _contexts.Count > 0;
         _device = _export.Device;
         int size = Math.Max(options.QuietBytes, negotiated.Leftover.Length + NbdRequest.ExtendedSize);
         _quiet = GC.AllocateUninitializedArray<byte>(size, pinned: true);

@@ -27,11 +27,11 @@ public static class NbdWire
     /// <summary>Start of an extended reply chunk.</summary>
     public const uint ExtendedReplyMagic = 0x6e8a278c;
 
-    /// <summary>Name of the one metadata context.</summary>
+    /// <summary>The metadata context that every export has.</summary>
     public const string BaseAllocation = "base:allocation";
 
-    /// <summary>Id of <see cref="BaseAllocation"/> in a session.</summary>
-    public const uint BaseAllocationId = 1;
+    /// <summary>Id of the first metadata context that was chosen.</summary>
+    public const uint FirstContextId = 1;
 }
 
 /// <summary>Options of the handshake.</summary>

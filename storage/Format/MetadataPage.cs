@@ -20,6 +20,9 @@ public enum MetadataKind : byte
 
     /// <summary>Numbers of blocks that are not used any more.</summary>
     BadBlocks = 4,
+
+    /// <summary>A snapshot: the head of a layer that is not written to any more.</summary>
+    Snapshot = 5,
 }
 
 /// <summary>
@@ -28,7 +31,7 @@ public enum MetadataKind : byte
 /// 0  u32 CRC-32C (Seal: bytes 4..4095, address, fold)   24 u64 pageLsn
 /// 4  u8  kind, 5 u8 flags, 6 u16 0                       32 u64 maxVersion
 /// 8  u32 volume id                                       40 u64 minVersion
-/// 12 u32 layer id (0 until there are snapshots)          48 16 B zero
+/// 12 u32 layer id (0 in a volume's first layer)          48 16 B zero
 /// 16 u32 extent index, 20 u32 slot
 /// </code>
 /// </summary>
@@ -84,7 +87,7 @@ public readonly record struct MetadataPageHeader : IFixedLayout<MetadataPageHead
     {
         value = default;
         if (source.Length < Size) return "metadata page: shorter than its header";
-        if (source[4] > (byte)MetadataKind.BadBlocks) return $"metadata page: unknown kind {source[4]}";
+        if (source[4] > (byte)MetadataKind.Snapshot) return $"metadata page: unknown kind {source[4]}";
         value = new MetadataPageHeader
         {
             Kind = (MetadataKind)source[4],
@@ -111,7 +114,7 @@ public readonly record struct BlockEntry(uint Block, uint Crc, ulong Version);
 
 /// <summary>
 /// A 4 KiB page in a metadata slot: <see cref="MetadataPageHeader"/>, then for an extent 256 entries of 15 bytes at 64,
-/// for a volume head its <see cref="VolumeHeadLayout"/> at 64, for bad blocks their numbers, 4 bytes each, at 64. The rest
+/// for a volume head its <see cref="VolumeHeadLayout"/> at 64, for a snapshot its <see cref="SnapshotLayout"/>, for bad blocks their numbers, 4 bytes each, at 64. The rest
 /// is zero.
 /// </summary>
 public static class MetadataPage
@@ -176,16 +179,33 @@ public static class MetadataPage
 }
 
 /// <summary>
-/// A volume's head, 104 bytes: u32 id, u32 flags (1: being deleted, 2: extents without a page are unknown), 16 B UUID (big endian), u64 size, u64 epoch,
-/// u8 name length, 63 B name (ASCII, zero padded).
+/// A volume's head, 104 bytes: u32 id, u32 flags (1: being deleted, 2: extents without a page are unknown, 4: has a parent,
+/// 8: is being flattened), 16 B UUID (big endian), u64 size, u64 epoch, u8 name length, 63 B name (ASCII, zero padded).
+/// With layers it goes on to 120: u32 layer that is written to, u32 volume and u32 layer of its parent (0 without flag 4),
+/// u32 zero. Without layers these bytes are zeros, and a log record ends at 104.
 /// </summary>
 public readonly record struct VolumeHeadLayout : IFixedLayout<VolumeHeadLayout>
 {
+    /// <summary>Bytes when there are no layers.</summary>
+    public const int PlainSize = 104;
+
     /// <inheritdoc/>
-    public static int Size => 104;
+    public static int Size => 120;
 
     /// <summary>The head.</summary>
     public VolumeHead Head { get; init; }
+
+    /// <summary>The layer that is written to.</summary>
+    public uint Layer { get; init; }
+
+    /// <summary>The layer below it, or null.</summary>
+    public LayerId? Parent { get; init; }
+
+    /// <summary>What it shares with the layer below is being copied, so that it can let go of it.</summary>
+    public bool IsFlattening { get; init; }
+
+    /// <summary>Bytes that say all of it.</summary>
+    public int UsedSize => Layer != 0 || Parent is not null ? Size : PlainSize;
 
     /// <summary>The volume is being deleted: its blocks are given back, then this page goes.</summary>
     public bool IsDeleting { get; init; }
@@ -199,12 +219,15 @@ public readonly record struct VolumeHeadLayout : IFixedLayout<VolumeHeadLayout>
     {
         target[..Size].Clear();
         BinaryPrimitives.WriteUInt32LittleEndian(target, Head.Id);
-        BinaryPrimitives.WriteUInt32LittleEndian(target[4..], (IsDeleting ? 1u : 0u) | (IsDoubtful ? 2u : 0u));
+        BinaryPrimitives.WriteUInt32LittleEndian(target[4..], FlagsOf(IsDeleting, 1) | FlagsOf(IsDoubtful, 2) | FlagsOf(Parent is not null, 4) | FlagsOf(IsFlattening, 8));
         Head.Uuid.TryWriteBytes(target[8..], bigEndian: true, out _);
         BinaryPrimitives.WriteUInt64LittleEndian(target[24..], Head.SizeBytes);
         BinaryPrimitives.WriteUInt64LittleEndian(target[32..], Head.Epoch);
         target[40] = (byte)Head.Name.Length;
         for (int i = 0; i < Head.Name.Length; i++) target[41 + i] = (byte)Head.Name[i];
+        BinaryPrimitives.WriteUInt32LittleEndian(target[PlainSize..], Layer);
+        BinaryPrimitives.WriteUInt32LittleEndian(target[108..], Parent?.Volume ?? 0);
+        BinaryPrimitives.WriteUInt32LittleEndian(target[112..], Parent?.Layer ?? 0);
     }
 
     /// <inheritdoc/>
@@ -213,20 +236,30 @@ public readonly record struct VolumeHeadLayout : IFixedLayout<VolumeHeadLayout>
         value = default;
         if (source.Length < Size) return "volume head: cut off";
         uint flags = BinaryPrimitives.ReadUInt32LittleEndian(source[4..]);
-        if (flags > 3) return "volume head: unknown flags";
+        if (flags > 15) return "volume head: unknown flags";
+        string? fault;
         int length = source[40];
         if (length > VolumeName.LengthMax) return "volume head: impossible name length";
         string name = System.Text.Encoding.ASCII.GetString(source.Slice(41, length));
         if (!VolumeName.IsValid(name, out string? reason)) return "volume head: " + reason;
-        if (source[(41 + length)..Size].ContainsAnyExcept((byte)0)) return "volume head: reserved bytes are not zero";
+        if (source[(41 + length)..PlainSize].ContainsAnyExcept((byte)0)) return "volume head: reserved bytes are not zero";
+        fault = LayerId.TryRead(source[108..116], (flags & 4) != 0, out LayerId? parent);
+        if (fault is not null || source[116..Size].ContainsAnyExcept((byte)0)) return "volume head: impossible parent";
         var head = new VolumeHead(
             BinaryPrimitives.ReadUInt32LittleEndian(source), new Guid(source.Slice(8, 16), bigEndian: true), name,
             BinaryPrimitives.ReadUInt64LittleEndian(source[24..]), BinaryPrimitives.ReadUInt64LittleEndian(source[32..]));
         if (head.Id == 0) return "volume head: id 0";
-        string? fault = SizeFault(head.SizeBytes);
-        if (fault is null) value = new VolumeHeadLayout { Head = head, IsDeleting = (flags & 1) != 0, IsDoubtful = (flags & 2) != 0 };
-        return fault;
+        fault = SizeFault(head.SizeBytes);
+        if (fault is not null) return fault;
+        value = new VolumeHeadLayout
+        {
+            Head = head, IsDeleting = (flags & 1) != 0, IsDoubtful = (flags & 2) != 0, IsFlattening = (flags & 8) != 0,
+            Layer = BinaryPrimitives.ReadUInt32LittleEndian(source[PlainSize..]), Parent = parent,
+        };
+        return null;
     }
+
+    private static uint FlagsOf(bool isSet, uint flag) => isSet ? flag : 0;
 
     /// <summary>Says why a volume cannot have this size, or null.</summary>
     public static string? SizeFault(ulong sizeBytes) =>

@@ -32,6 +32,15 @@ public enum RedoKind : byte
 
     /// <summary>A leader's epoch.</summary>
     Epoch = 9,
+
+    /// <summary>A snapshot's head, new or changed.</summary>
+    Snapshot = 10,
+
+    /// <summary>The slot begins as the empty page of an extent in a layer.</summary>
+    BeginPage = 11,
+
+    /// <summary>A metadata page belongs to another layer of its volume from now on.</summary>
+    Rekey = 12,
 }
 
 /// <summary>Consecutive blocks of an extent that lie consecutively on the store.</summary>
@@ -46,12 +55,14 @@ public readonly record struct BlockRun(int First, int Count, uint Block);
 /// <code>
 /// Write       24 u64 version, 32 u16 runs, 34 u16 blocks, 36: per run u8 first, u8 count-1, u32 block; then u32 CRC per block
 /// Hole        24 u64 version, 32 u16 runs, 34 u16 0,      36: per run u8 first, u8 count-1
-/// PageImage   24: 256 entries of 15 bytes
-/// Volume      24: volume head, 104 bytes (VolumeHeadLayout)
+/// PageImage   24 u32 layer, 28 u32 0; 32: 256 entries of 15 bytes
+/// Volume      24: volume head, 104 bytes, with layers 120 (VolumeHeadLayout)
 /// VolumeDelete, DropPage: nothing more
 /// BadBlock    24 u32 block
 /// Note        24 u64 F, 32 u64 tailLsn
 /// Epoch       24 u64 epoch, 32 16 B leader
+/// Snapshot    24: snapshot head, 128 bytes (SnapshotLayout)
+/// BeginPage, Rekey  24 u32 layer
 /// </code>
 /// Before is the LSN of the record in front of this one that names the same slot: what this one changes must hold that
 /// record, else recovery has an older page in hand than the one that the record was made for. It is 0 when the record says
@@ -71,10 +82,13 @@ public readonly ref struct RedoRecord
     public const int RunsOffset = HeadBytes + 12;
 
     /// <summary>Length of a PageImage.</summary>
-    public const int PageImageLength = HeadBytes + MetadataPage.EntriesBytes;
+    public const int PageImageLength = HeadBytes + 8 + MetadataPage.EntriesBytes;
 
-    /// <summary>Length of a Volume.</summary>
-    public static readonly int VolumeLength = HeadBytes + VolumeHeadLayout.Size;
+    /// <summary>Length of a BeginPage or Rekey.</summary>
+    public const int LayerLength = HeadBytes + 4;
+
+    /// <summary>Length of a Snapshot.</summary>
+    public static readonly int SnapshotLength = HeadBytes + SnapshotLayout.Size;
 
     /// <summary>Length of a BadBlock.</summary>
     public const int BadBlockLength = HeadBytes + 4;
@@ -84,6 +98,9 @@ public readonly ref struct RedoRecord
 
     /// <summary>Length of an Epoch.</summary>
     public const int EpochLength = HeadBytes + 24;
+
+    /// <summary>Length of a Volume that says this.</summary>
+    public static int VolumeLength(in VolumeHeadLayout head) => HeadBytes + head.UsedSize;
 
     /// <summary>The bit of <see cref="Flags"/> that begins a page.</summary>
     public const byte NewPageFlag = 1;
@@ -125,6 +142,13 @@ public readonly ref struct RedoRecord
     /// <summary>The next record of the page belongs to the same request.</summary>
     public bool IsContinued => (Flags & ContinuedFlag) != 0;
 
+    /// <summary>It changes or begins an extent's page.</summary>
+    public bool IsOfPage =>
+        Kind is RedoKind.Write or RedoKind.Hole or RedoKind.PageImage or RedoKind.BeginPage or RedoKind.Rekey;
+
+    /// <summary>The page is what this record says, whatever the slot held before.</summary>
+    public bool BeginsPage => IsNewPage || Kind is RedoKind.PageImage or RedoKind.BeginPage;
+
     /// <summary>The blocks were laid out anew: same content, same versions, other places.</summary>
     public bool IsRelaid => (Flags & RelaidFlag) != 0;
 
@@ -138,7 +162,7 @@ public readonly ref struct RedoRecord
     public int BlockCount => BinaryPrimitives.ReadUInt16LittleEndian(_bytes[34..]);
 
     /// <summary>The 256 entries of a PageImage.</summary>
-    public ReadOnlySpan<byte> Entries => _bytes.Slice(HeadBytes, MetadataPage.EntriesBytes);
+    public ReadOnlySpan<byte> Entries => _bytes.Slice(HeadBytes + 8, MetadataPage.EntriesBytes);
 
     /// <summary>Block of a BadBlock.</summary>
     public uint BadBlock => U32(24);
@@ -155,8 +179,21 @@ public readonly ref struct RedoRecord
     /// <summary>Leader of an Epoch.</summary>
     public Guid Leader => new(_bytes.Slice(32, 16), bigEndian: true);
 
-    /// <summary>Bytes of the head of a Volume.</summary>
-    public ReadOnlySpan<byte> HeadBytesOf => _bytes.Slice(HeadBytes, VolumeHeadLayout.Size);
+    /// <summary>The layer of a PageImage, BeginPage or Rekey.</summary>
+    public uint Layer => U32(HeadBytes);
+
+    /// <summary>Reads the head of a Volume; says why it is none, or null.</summary>
+    public string? TryReadHead(out VolumeHeadLayout head)
+    {
+        // A record without layers is shorter: what is not there is zero.
+        Span<byte> whole = stackalloc byte[VolumeHeadLayout.Size];
+        whole.Clear();
+        _bytes[HeadBytes..].CopyTo(whole);
+        return VolumeHeadLayout.TryRead(whole, out head);
+    }
+
+    /// <summary>Reads the head of a Snapshot; says why it is none, or null.</summary>
+    public string? TryReadSnapshot(out SnapshotLayout head) => SnapshotLayout.TryRead(_bytes[HeadBytes..], out head);
 
     /// <summary>Run <paramref name="index"/> of a Write or Hole.</summary>
     public BlockRun Run(int index)
@@ -196,7 +233,9 @@ public readonly ref struct RedoRecord
         {
             RedoKind.Write or RedoKind.Hole => RunsOffset,
             RedoKind.PageImage => PageImageLength,
-            RedoKind.Volume => VolumeLength,
+            RedoKind.Volume => HeadBytes + VolumeHeadLayout.PlainSize,
+            RedoKind.Snapshot => SnapshotLength,
+            RedoKind.BeginPage or RedoKind.Rekey => LayerLength,
             RedoKind.VolumeDelete or RedoKind.DropPage => HeadBytes,
             RedoKind.BadBlock => BadBlockLength,
             RedoKind.Note => NoteLength,
@@ -208,9 +247,11 @@ public readonly ref struct RedoRecord
         int flags = Kind == RedoKind.Write ? IsRelaid ? RelaidFlag : NewPageFlag | ContinuedFlag
             : Kind == RedoKind.Hole ? ContinuedFlag : 0;
         if ((Flags & ~flags) != 0) return $"record: flags 0x{Flags:x2} mean nothing for {Kind}";
-        bool changes = Kind is RedoKind.Write or RedoKind.Hole or RedoKind.VolumeDelete && !IsNewPage;
+        bool changes = Kind is RedoKind.Write or RedoKind.Hole or RedoKind.VolumeDelete or RedoKind.Rekey && !IsNewPage;
         if (Kind != RedoKind.BadBlock && changes != (Before != 0))
             return changes ? $"record: {Kind} of a page that nothing began" : $"record: {Kind} needs no record before it";
+        if (Kind == RedoKind.Volume && _bytes.Length == HeadBytes + VolumeHeadLayout.Size) return null;
+        if (Kind == RedoKind.PageImage && U32(HeadBytes + 4) != 0) return "record: reserved bytes are not zero";
         if (Kind is not (RedoKind.Write or RedoKind.Hole)) return _bytes.Length == least ? null : $"record: too long for {Kind}";
         int expected = Kind == RedoKind.Hole ? HoleLength(RunCount) : WriteLength(RunCount, BlockCount);
         if (_bytes.Length != expected) return $"record: length of {Kind} does not fit its runs";
@@ -282,19 +323,47 @@ public static class RedoRecordWriter
     }
 
     /// <summary>A PageImage.</summary>
-    public static int PageImage(Span<byte> target, uint slot, uint volumeId, uint extent, ReadOnlySpan<byte> entries)
+    public static int PageImage(
+        Span<byte> target, uint slot, uint volumeId, uint extent, ReadOnlySpan<byte> entries, uint layer = 0)
     {
         Head(target, RedoKind.PageImage, 0, RedoRecord.PageImageLength, slot, volumeId, extent, 0);
-        entries[..MetadataPage.EntriesBytes].CopyTo(target[RedoRecord.HeadBytes..]);
+        BinaryPrimitives.WriteUInt64LittleEndian(target[RedoRecord.HeadBytes..], layer);
+        entries[..MetadataPage.EntriesBytes].CopyTo(target[(RedoRecord.HeadBytes + 8)..]);
         return RedoRecord.PageImageLength;
     }
 
     /// <summary>A Volume.</summary>
     public static int Volume(Span<byte> target, uint slot, VolumeHeadLayout head)
     {
-        Head(target, RedoKind.Volume, 0, RedoRecord.VolumeLength, slot, head.Head.Id, 0, 0);
+        int length = RedoRecord.VolumeLength(head);
+        Head(target, RedoKind.Volume, 0, length, slot, head.Head.Id, 0, 0);
+        Span<byte> whole = stackalloc byte[VolumeHeadLayout.Size];
+        head.WriteTo(whole);
+        whole[..head.UsedSize].CopyTo(target[RedoRecord.HeadBytes..]);
+        return length;
+    }
+
+    /// <summary>A Snapshot.</summary>
+    public static int Snapshot(Span<byte> target, uint slot, SnapshotLayout head)
+    {
+        Head(target, RedoKind.Snapshot, 0, RedoRecord.SnapshotLength, slot, head.Id.Volume, head.Id.Layer, 0);
         head.WriteTo(target[RedoRecord.HeadBytes..]);
-        return RedoRecord.VolumeLength;
+        return RedoRecord.SnapshotLength;
+    }
+
+    /// <summary>A BeginPage: the page is empty.</summary>
+    public static int BeginPage(Span<byte> target, uint slot, uint volumeId, uint extent, uint layer) =>
+        OfLayer(target, RedoKind.BeginPage, slot, volumeId, extent, 0, layer);
+
+    /// <summary>A Rekey: the page is another layer's.</summary>
+    public static int Rekey(Span<byte> target, uint slot, uint volumeId, uint extent, ulong before, uint layer) =>
+        OfLayer(target, RedoKind.Rekey, slot, volumeId, extent, before, layer);
+
+    private static int OfLayer(Span<byte> target, RedoKind kind, uint slot, uint volumeId, uint extent, ulong before, uint layer)
+    {
+        Head(target, kind, 0, RedoRecord.LayerLength, slot, volumeId, extent, before);
+        BinaryPrimitives.WriteUInt32LittleEndian(target[RedoRecord.HeadBytes..], layer);
+        return RedoRecord.LayerLength;
     }
 
     /// <summary>A VolumeDelete.</summary>

@@ -1,6 +1,4 @@
 using System.Diagnostics;
-using System.Net;
-using System.Net.Sockets;
 using System.Text;
 using Xunit;
 
@@ -17,11 +15,11 @@ internal sealed class Blockd : IDisposable
     public Blockd(string volume, string size, params string[] more)
     {
         Directory = System.IO.Directory.CreateTempSubdirectory("blockd-interop-").FullName;
-        Port = FreePort();
+        Port = FreePort.Find();
         string socket = Path.Combine(Directory, "nbd.sock");
         Socket = socket;
-        int api = FreePort();
-        IscsiPort = FreePort();
+        int api = FreePort.Find();
+        IscsiPort = FreePort.Find();
         ApiUrl = $"http://127.0.0.1:{api}";
         _arguments =
         [
@@ -171,24 +169,5 @@ internal sealed class Blockd : IDisposable
     {
         if (line is null) return;
         lock (_said) _said.AppendLine(line);
-    }
-
-    /// <summary>A loopback port that nobody listens at now.</summary>
-    public static int FreePort()
-    {
-        // Below the range of outgoing connections, one of which could take it before the daemon does.
-        while (true)
-        {
-            try
-            {
-                using TcpListener listener = new(IPAddress.Loopback, Random.Shared.Next(15_000, 32_000));
-                listener.Start();
-                return ((IPEndPoint)listener.LocalEndpoint).Port;
-            }
-            catch (SocketException)
-            {
-                // Taken: another one.
-            }
-        }
     }
 }

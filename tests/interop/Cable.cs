@@ -15,7 +15,7 @@ internal sealed class Cable : IDisposable
     public Cable(int target)
     {
         _target = target;
-        Port = Blockd.FreePort();
+        Port = FreePort.Find();
         Plug();
     }
 

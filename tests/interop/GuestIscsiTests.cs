@@ -23,22 +23,10 @@ public sealed class GuestIscsiTests(ITestOutputHelper output)
         Assert.Contains("write back", guest.Run("cat /sys/block/sda/queue/write_cache"), StringComparison.Ordinal);
         Assert.NotEqual("0", guest.Run("cat /sys/block/sda/queue/discard_max_bytes").Trim());
         guest.Run("mkfs.ext4 -q /dev/sda && mount /dev/sda /mnt");
-        guest.Run("noise & putting f &");
-        List<string> lines = guest.WaitFor("synced ", 4);
-        for (int kill = 0; kill < 3; kill++)
-        {
-            blockd.Kill();
-            blockd.Restart();
-            lines.AddRange(guest.WaitFor("synced ", 4));
-        }
-
-        blockd.Kill();
-        string sound = Blockd.Run(Path.Combine(Blockd.Root, "out", "pfinspect"), "verify", blockd.Store);
-        Assert.EndsWith("\nsound\n", sound, StringComparison.Ordinal);
-        blockd.Restart();
-        Dictionary<string, string> synced = End(guest, lines, "/dev/sda");
+        List<string> lines = GuestJudge.LoadOverKills(guest, blockd);
+        Dictionary<string, string> synced = GuestJudge.End(guest, lines, "/dev/sda");
         guest.Run($"iscsiadm -m node -T {Target} --logout");
-        JudgeOutside(blockd);
+        GuestJudge.JudgeOutside(blockd);
         Assert.Equal(0, blockd.Stop());
         output.WriteLine($"{synced.Count} files were synced over four kills of the target");
     }
@@ -47,7 +35,7 @@ public sealed class GuestIscsiTests(ITestOutputHelper output)
     public void Multipath_survives_the_loss_of_either_portal()
     {
         Guest.Require();
-        int second = Blockd.FreePort();
+        int second = FreePort.Find();
         using var blockd = new Blockd("demo", "96m", "--iscsi", $"127.0.0.1:{second}");
         using var left = new Cable(blockd.IscsiPort);
         using var right = new Cable(second);
@@ -56,7 +44,7 @@ public sealed class GuestIscsiTests(ITestOutputHelper output)
         const string settings = "node.session.timeo.replacement_timeout 2 node.conn[0].iscsi.HeaderDigest CRC32C node.conn[0].iscsi.DataDigest CRC32C";
         guest.Run($"login {Target} {Port(left.Port)} {settings} && appears /dev/sda");
         guest.Run($"login {Target} {Port(right.Port)} {settings} && appears /dev/sdb");
-        guest.Run("multipath /dev/sda /dev/sdb");
+        guest.Run("multipath");
         guest.Run("mkfs.ext4 -q /dev/dm-0 && mount /dev/dm-0 /mnt");
         guest.Run("noise & putting f &");
         List<string> lines = guest.WaitFor("synced ", 4);
@@ -71,32 +59,12 @@ public sealed class GuestIscsiTests(ITestOutputHelper output)
         }
 
         lines.AddRange(guest.WaitFor("synced ", 2));
-        Dictionary<string, string> synced = End(guest, lines, "/dev/dm-0");
-        guest.Run($"dmsetup remove --noudevsync mp && iscsiadm -m node -T {Target} --logout");
-        JudgeOutside(blockd);
+        Dictionary<string, string> synced = GuestJudge.End(guest, lines, "/dev/dm-0", mayFail: true);
+        guest.Run($"multipathd disablequeueing maps && dmsetup remove mpatha && iscsiadm -m node -T {Target} --logout");
+        GuestJudge.JudgeOutside(blockd);
         Assert.Equal(0, blockd.Stop());
         output.WriteLine($"{synced.Count} files were synced over two paths of which each was lost once");
     }
 
     private static string Port(int port) => port.ToString(CultureInfo.InvariantCulture);
-
-    /// <summary>Ends the load: nothing of it broke, every synced file is there and the guest finds the file system clean.</summary>
-    private static Dictionary<string, string> End(Guest guest, List<string> lines, string device)
-    {
-        lines.AddRange(guest.Run("touch /tmp/stop; wait; echo all ended").Split('\n', StringSplitOptions.TrimEntries));
-        Assert.DoesNotContain(lines, line => line.StartsWith("broken", StringComparison.Ordinal));
-        Dictionary<string, string> synced = GuestTests.SumsOf(lines, "synced");
-        guest.Run("umount /mnt");
-        GuestTests.JudgeFiles(guest, synced, device, mayFail: device.Contains("dm-", StringComparison.Ordinal));
-        Assert.DoesNotContain("EXT4-fs error", guest.Run("dmesg"), StringComparison.Ordinal);
-        return synced;
-    }
-
-    /// <summary>The host's own look at the file system.</summary>
-    private static void JudgeOutside(Blockd blockd)
-    {
-        string image = Path.Combine(blockd.Directory, "end.img");
-        Blockd.Run("nbdcopy", blockd.UnixUri, image);
-        Blockd.Run("/sbin/e2fsck", "-fn", image);
-    }
 }

@@ -21,7 +21,7 @@ public class GuestTests(ITestOutputHelper output)
             guest.Run("noise & putting f &");
             List<string> lines = guest.WaitFor("synced ", 15);
             lines.AddRange(guest.PullThePlug());
-            synced = SumsOf(lines, "synced");
+            synced = GuestJudge.SumsOf(lines, "synced");
         }
 
         blockd.Kill();
@@ -31,7 +31,7 @@ public class GuestTests(ITestOutputHelper output)
         JudgeImage(image);
         using (Guest again = Guest.BootOn(blockd.Socket, "demo"))
         {
-            JudgeFiles(again, synced);
+            GuestJudge.JudgeFiles(again, synced, "/dev/vda");
             again.PowerOff();
         }
 
@@ -48,28 +48,10 @@ public class GuestTests(ITestOutputHelper output)
         using var blockd = new Blockd("demo", "96m", "--engine", engine);
         using Guest guest = Guest.BootOn(blockd.Socket, "demo");
         guest.Run("mkfs.ext4 -q /dev/vda && mount /dev/vda /mnt");
-        guest.Run("noise & putting f &");
-        List<string> lines = guest.WaitFor("synced ", 4);
-        for (int kill = 0; kill < 3; kill++)
-        {
-            blockd.Kill();
-            blockd.Restart();
-            lines.AddRange(guest.WaitFor("synced ", 4));
-        }
-
-        blockd.Kill();
-        string sound = Blockd.Run(Path.Combine(Blockd.Root, "out", "pfinspect"), "verify", blockd.Store);
-        Assert.EndsWith("\nsound\n", sound, StringComparison.Ordinal);
-        blockd.Restart();
-        lines.AddRange(guest.Run("touch /tmp/stop; wait; echo all ended").Split('\n', StringSplitOptions.TrimEntries));
-        Assert.DoesNotContain(lines, line => line.StartsWith("broken", StringComparison.Ordinal));
-        Dictionary<string, string> synced = SumsOf(lines, "synced");
-        guest.Run("umount /mnt");
-        JudgeFiles(guest, synced);
+        List<string> lines = GuestJudge.LoadOverKills(guest, blockd);
+        Dictionary<string, string> synced = GuestJudge.End(guest, lines, "/dev/vda");
         guest.PowerOff();
-        string image = Path.Combine(blockd.Directory, "end.img");
-        Blockd.Run("nbdcopy", blockd.UnixUri, image);
-        Blockd.Run("/sbin/e2fsck", "-fn", image);
+        GuestJudge.JudgeOutside(blockd);
         Assert.Equal(0, blockd.Stop());
         output.WriteLine($"{engine}: {synced.Count} files were synced over four kills of the daemon");
     }
@@ -87,7 +69,7 @@ public class GuestTests(ITestOutputHelper output)
         Assert.Equal("0", guest.Run("cat /sys/block/nbd0/ro").Trim());
         Assert.NotEqual("0", guest.Run("cat /sys/block/nbd0/queue/discard_max_bytes").Trim());
         guest.Run("mkfs.ext4 -q /dev/nbd0 && mount /dev/nbd0 /mnt");
-        Dictionary<string, string> synced = SumsOf(guest.Run("for i in 1 2 3 4 5 6 7 8 9; do put f$i $((i * 300)) || break; done").Split('\n'), "synced");
+        Dictionary<string, string> synced = GuestJudge.SumsOf(guest.Run("for i in 1 2 3 4 5 6 7 8 9; do put f$i $((i * 300)) || break; done").Split('\n'), "synced");
         Assert.Equal(9, synced.Count);
         guest.Run("put big 20000 && rm /mnt/big && sync && fstrim /mnt && umount /mnt");
         guest.Run("nbd-client -d /dev/nbd0");
@@ -101,7 +83,7 @@ public class GuestTests(ITestOutputHelper output)
         Assert.Equal(0, blockd.Stop());
         blockd.Restart();
         guest.Run(attach);
-        JudgeFiles(guest, synced, "/dev/nbd0");
+        GuestJudge.JudgeFiles(guest, synced, "/dev/nbd0");
         guest.Run("nbd-client -d /dev/nbd0");
         Assert.Equal(0, blockd.Stop());
     }
@@ -113,28 +95,4 @@ public class GuestTests(ITestOutputHelper output)
         Assert.True(code is 0 or 1, $"the journal could not be replayed ({code}):\n{said}");
         Blockd.Run("/sbin/e2fsck", "-fn", image);
     }
-
-    /// <summary>Mounts (which replays the journal), compares every synced file, unmounts and has the guest's fsck look.</summary>
-    /// <param name="guest">The guest, with nothing mounted.</param>
-    /// <param name="synced">Names and checksums.</param>
-    /// <param name="device">What to mount.</param>
-    /// <param name="mayFail">The kernel may have complained of errors: a path of several was taken from it.</param>
-    internal static void JudgeFiles(Guest guest, Dictionary<string, string> synced, string device = "/dev/vda", bool mayFail = false)
-    {
-        guest.Run($"mount {device} /mnt");
-        Dictionary<string, string> found = SumsOf(guest.Run("sums").Split('\n'), "found");
-        foreach ((string name, string sum) in synced)
-        {
-            Assert.True(found.TryGetValue(name, out string? now), $"{name} was synced and is not there");
-            Assert.True(sum == now, $"{name} was synced with checksum {sum} and has {now}");
-        }
-
-        guest.Run($"umount /mnt && e2fsck -fn {device}");
-        if (!mayFail) Assert.DoesNotContain("complaint: ", guest.Run("complaints; true"), StringComparison.Ordinal);
-    }
-
-    internal static Dictionary<string, string> SumsOf(IEnumerable<string> lines, string word) => lines
-        .Select(line => line.Trim().Split(' '))
-        .Where(words => words.Length == 3 && words[0] == word && words[2].Length == 32)
-        .ToDictionary(words => words[1], words => words[2]);
 }

@@ -57,7 +57,7 @@ public sealed class IscsiMatrixTests(ITestOutputHelper output)
     [Fact]
     public void Nothing_of_the_suite_fails_on_any_kind_of_LUN()
     {
-        int second = Blockd.FreePort();
+        int second = FreePort.Find();
         using var blockd = new Blockd("none", "1m", "--store-size", "3g", "--connections-per-address", "256", "--iscsi", $"127.0.0.1:{second}");
         var pfcli = new Pfcli(blockd);
         var lanes = new List<SuiteLane>();

@@ -1,7 +1,5 @@
 using System.Diagnostics;
 using System.Globalization;
-using System.Net;
-using System.Net.Sockets;
 using System.Text.RegularExpressions;
 using Xunit;
 
@@ -12,7 +10,7 @@ public sealed partial class StartTests : IDisposable
 {
     private readonly string _folder = Directory.CreateTempSubdirectory("blockd-start-").FullName;
     private readonly List<Process> _processes = [];
-    private readonly int _port = FreePort(), _api = FreePort(), _iscsi = FreePort();
+    private readonly int _port = FreePort.Find(), _api = FreePort.Find(), _iscsi = FreePort.Find();
 
     private string Data => Path.Combine(_folder, "data");
 
@@ -156,13 +154,6 @@ public sealed partial class StartTests : IDisposable
     }
 
     private static string Program(string name) => Path.Combine(Blockd.Root, "out", name);
-
-    private static int FreePort()
-    {
-        using var listener = new TcpListener(IPAddress.Loopback, 0);
-        listener.Start();
-        return ((IPEndPoint)listener.LocalEndpoint).Port;
-    }
 
     [GeneratedRegex(@"\Ablockd: [^\n]+\n\z")]
     private static partial Regex OneLine();

@@ -10,7 +10,7 @@ internal sealed class Tgt : IDisposable
     private const string Prefix = "iqn.2026-11.example.tgt";
     // Numbers of the control socket go up to 32767.
     private readonly string _control = (20_000 + Environment.ProcessId % 10_000).ToString(CultureInfo.InvariantCulture);
-    private readonly int[] _ports = [Blockd.FreePort(), Blockd.FreePort()];
+    private readonly int[] _ports = [FreePort.Find(), FreePort.Find()];
     private readonly Process _process;
 
     public Tgt(int targets, long sizeBytes)

@@ -1,7 +1,5 @@
 using System.Diagnostics;
 using System.Globalization;
-using System.Net;
-using System.Net.Sockets;
 using System.Runtime.CompilerServices;
 using Xunit;
 
@@ -84,14 +82,14 @@ internal sealed class DaemonProcess : IDisposable
     /// <summary>Starts the daemon and does not wait for anything.</summary>
     public static DaemonProcess Launch(string folder, string engine, string durability, string storeSize, params string[] volumes)
     {
-        int port = FreePort(), iscsiPort = FreePort();
+        int port = FreePort.Find(), iscsiPort = FreePort.Find();
         string socket = Path.Combine(folder, "nbd.sock");
         ProcessStartInfo start = new(Program) { RedirectStandardOutput = true, RedirectStandardError = true, WorkingDirectory = folder };
         List<string> arguments =
         [
             "--data-dir", Path.Combine(folder, "data"), "--nbd", $"127.0.0.1:{port}", "--nbd", $"unix:{socket}",
             "--iscsi", $"127.0.0.1:{iscsiPort}",
-            "--api", $"127.0.0.1:{FreePort()}", "--store-size", storeSize, "--durability", durability, "--engine", engine,
+            "--api", $"127.0.0.1:{FreePort.Find()}", "--store-size", storeSize, "--durability", durability, "--engine", engine,
         ];
         foreach (string volume in volumes)
         {
@@ -226,24 +224,6 @@ internal sealed class DaemonProcess : IDisposable
         if (line.Data.Trim() == "ready")
         {
             _ready.Set();
-        }
-    }
-
-    private static int FreePort()
-    {
-        // Below the range of outgoing connections, one of which could take it before the daemon does.
-        while (true)
-        {
-            try
-            {
-                using TcpListener listener = new(IPAddress.Loopback, Random.Shared.Next(15_000, 32_000));
-                listener.Start();
-                return ((IPEndPoint)listener.LocalEndpoint).Port;
-            }
-            catch (SocketException)
-            {
-                // Taken: another one.
-            }
         }
     }
 

@@ -14,7 +14,7 @@ public sealed class BrokenRulesTests(ITestOutputHelper output)
     {
         { BrokenRules.SkipFlushBeforeHome, [ViolationKind.Unreadable, ViolationKind.LostWrite, ViolationKind.TornRequest] },
         { BrokenRules.FreeEarly, [ViolationKind.Unreadable] },
-        { BrokenRules.CompleteBeforeLog, [ViolationKind.LostWrite, ViolationKind.LostVolume] },
+        { BrokenRules.CompleteBeforeLog, [ViolationKind.LostWrite, ViolationKind.LostVolume, ViolationKind.Refused] },
         { BrokenRules.AckBeforeData, [ViolationKind.LostWrite, ViolationKind.Unreadable] },
         { BrokenRules.NoEndOfRecoveryCheckpoint, [ViolationKind.LostVolume, ViolationKind.LostWrite] },
         { BrokenRules.SkipTailCrc, [ViolationKind.Unreadable] },
@@ -25,8 +25,15 @@ public sealed class BrokenRulesTests(ITestOutputHelper output)
         { BrokenRules.SuperblockFirst, [ViolationKind.Refused, ViolationKind.LostVolume, ViolationKind.LostWrite] },
         { BrokenRules.TrimLogTooFar, [ViolationKind.LostWrite, ViolationKind.Refused, ViolationKind.LostVolume] },
         { BrokenRules.SkipReadCrc, [ViolationKind.WrongData] },
+        { BrokenRules.FreeShared, [ViolationKind.Exception, ViolationKind.Unreadable, ViolationKind.WrongData, ViolationKind.Refused] },
+        { BrokenRules.DropSharedBlocks, [ViolationKind.Exception, ViolationKind.Unreadable, ViolationKind.WrongData, ViolationKind.Refused] },
+        { BrokenRules.CutUnderWrites, [ViolationKind.Refused, ViolationKind.WrongMap, ViolationKind.WrongData, ViolationKind.LostWrite, ViolationKind.Leak] },
+        { BrokenRules.DropLayerFirst, [ViolationKind.Exception, ViolationKind.Refused] },
+        { BrokenRules.WriteIntoSnapshot, [ViolationKind.WrongData] },
+        { BrokenRules.ForgetBelow, [ViolationKind.LostWrite, ViolationKind.WrongData, ViolationKind.StaleRead, ViolationKind.TornRequest, ViolationKind.Exception] },
+        { BrokenRules.IgnoreClones, [ViolationKind.WrongAnswer] },
         { BrokenRules.ReuseUnderRead, [ViolationKind.Unreadable, ViolationKind.WrongScrub] },
-        { BrokenRules.FreeRelaidEarly, [ViolationKind.Unreadable, ViolationKind.WrongScrub] },
+        { BrokenRules.FreeRelaidEarly, [ViolationKind.Unreadable, ViolationKind.WrongScrub, ViolationKind.Refused] },
         { BrokenRules.RelayOverWrite, [ViolationKind.LostWrite, ViolationKind.StaleRead, ViolationKind.WrongData, ViolationKind.Unreadable, ViolationKind.WrongScrub] },
     };
 
@@ -44,12 +51,12 @@ public sealed class BrokenRulesTests(ITestOutputHelper output)
             // A block that is reused too soon needs a disk on which blocks are reused at once.
             SmallDisk = broken is BrokenRules.ReuseUnderRead or BrokenRules.FreeRelaidEarly ? true : null,
         };
-        SeedSweep sweep = SeedSweep.Run(1, (ulong)Settings.BrokenSeeds, options, twice: false, keepGoing: false);
+        SeedSweep<SimulationCounters> sweep = StoreSimulation.Sweep(1, (ulong)Settings.BrokenSeeds, options, twice: false, keepGoing: false);
         Assert.True(sweep.First is not null, $"{broken} was not found in {Settings.BrokenSeeds} seeds");
         (ulong seed, Violation found) = sweep.First.Value;
         output.WriteLine($"{broken}: {found}");
         Assert.True(symptoms.Contains(found.Kind), $"not a symptom of {broken}: {found}");
-        SimulationResult honest = StoreSimulation.Run(seed, options with { Driver = new StorageDriver() });
+        SeedResult<SimulationCounters> honest = StoreSimulation.Run(seed, options with { Driver = new StorageDriver() });
         Assert.True(honest.Violations.Count == 0, string.Join('\n', honest.Violations));
     }
 }

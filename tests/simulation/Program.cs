@@ -37,16 +37,4 @@ var options = new SimulationOptions
     SmallDisk = args.Contains("--small-disk") ? true : null,
     CrashStates = Value("--crash-states") is { } states ? int.Parse(states, CultureInfo.InvariantCulture) : Settings.StatesPerSeed,
 };
-var watch = Stopwatch.StartNew();
-TimeSpan told = TimeSpan.Zero;
-SeedSweep sweep = SeedSweep.Run(from, to, options, twice: from == to, args.Contains("--keep-going"), soFar =>
-{
-    if (from == to || watch.Elapsed - told < TimeSpan.FromMinutes(1)) return watch.Elapsed.TotalHours < hours;
-    told = watch.Elapsed;
-    Console.WriteLine($"{watch.Elapsed:hh\\:mm\\:ss} {soFar.Runs} seeds: {soFar.Counters}");
-    return watch.Elapsed.TotalHours < hours;
-});
-foreach (string failure in sweep.Failures) Console.WriteLine(failure);
-if (from == to) Console.WriteLine($"hash {sweep.LastHash:x16}");
-Console.WriteLine($"{sweep.Runs} seeds from {from}, {sweep.Failures.Count} bad, {watch.Elapsed.TotalSeconds:F1} s: {sweep.Counters}");
-return sweep.Failures.Count == 0 ? 0 : 1;
+return SweepProgram.Run(from, to, StoreSimulation.RunnerOf(options), args.Contains("--keep-going"), hours).Failures.Count == 0 ? 0 : 1;

@@ -5,8 +5,11 @@ using BlockServer.Core;
 namespace BlockServer.Tests.Simulation;
 
 /// <summary>One change that a client asked for: what it leaves in each sector of its range, and what is known about it.</summary>
-public sealed class ModelWrite(ulong id, ulong firstSector, ulong sectors, bool isZero, bool isAtomic, ulong start)
+public sealed class ModelWrite(ulong id, ulong firstSector, ulong sectors, bool isZero, bool isAtomic, ulong start, uint volume = 0)
 {
+    /// <summary>The volume that it was written to: clones show its content too.</summary>
+    public uint VolumeId { get; } = volume;
+
     /// <summary>Unique; the written content carries it.</summary>
     public ulong Id { get; } = id;
 
@@ -75,6 +78,12 @@ public sealed partial class VolumeModel
     /// <summary>Deletion was answered Ok, or it was seen gone.</summary>
     public bool IsGone { get; set; }
 
+    /// <summary>A rollback is under way: nobody else uses it.</summary>
+    public bool IsBusy { get; set; }
+
+    /// <summary>A snapshot of it is being cut.</summary>
+    public bool IsCutting { get; set; }
+
     /// <summary>Sectors at the current size.</summary>
     public ulong Sectors => Head.SizeBytes / Units.SectorBytes;
 
@@ -95,7 +104,7 @@ public sealed partial class VolumeModel
     {
         // Up to 1 MiB (P3); zeros are left out because nobody can tell whose they are.
         bool isAtomic = !isZero && sectors * Units.SectorBytes <= Units.ExtentBytes;
-        var write = new ModelWrite(id, firstSector, sectors, isZero, isAtomic, now);
+        var write = new ModelWrite(id, firstSector, sectors, isZero, isAtomic, now, Head.Id);
         for (ulong s = firstSector; s < firstSector + sectors; s++)
         {
             List<ModelWrite> history = _sectors[s] ??= [Fresh];
@@ -180,6 +189,64 @@ public sealed partial class VolumeModel
         Array.Resize(ref _sectors, count);
     }
 
+    /// <summary>What may be in it at this moment, as a model of its own: for a snapshot.</summary>
+    public VolumeModel Fork(ulong sizeBytes)
+    {
+        var fork = new VolumeModel(Head with { SizeBytes = sizeBytes }) { _isStale = _isStale };
+        for (int s = 0; s < Math.Min(fork._sectors.Length, _sectors.Length); s++)
+            fork._sectors[s] = _sectors[s] is { } history ? [.. history] : null;
+        fork._ancestors.UnionWith(_ancestors);
+        return fork;
+    }
+
+    /// <summary>Everything that went on is forgotten: from now on it holds what <paramref name="seen"/> says, as after a
+    /// restart.</summary>
+    public void Become(VolumeModel origin, ModelWrite?[] seen, ulong now)
+    {
+        if (origin.Head.Id != Head.Id) _ancestors.Add(origin.Head.Id);
+        _ancestors.UnionWith(origin._ancestors);
+        Settle(seen, staleAllowed: origin._isStale, now);
+    }
+
+    /// <summary>Judges a snapshot that was asked for at <paramref name="start"/>: what was over before is in it (with
+    /// <paramref name="onlyDurable"/> only what was durable), every request as a whole or not at all.</summary>
+    public Violation? JudgeCut(ReadOnlySpan<byte> content, ulong start, bool onlyDurable)
+    {
+        bool MustBeThere(ModelWrite write) => write.IsSure && write.End < start && (write.IsDurable || !onlyDurable);
+        var seen = new ModelWrite?[content.Length / Units.SectorBytes];
+        for (int s = 0; s < seen.Length; s++)
+        {
+            seen[s] = Identify((ulong)s, content.Slice(s * Units.SectorBytes, Units.SectorBytes), out Violation? fault);
+            if (seen[s] is not { } write) return fault;
+            foreach (ModelWrite later in HistoryOf((ulong)s) ?? [])
+            {
+                if (MustBeThere(later) && write.IsBefore(later))
+                    return new Violation(ViolationKind.LostWrite, $"volume {Head.Id} sector {s}: {Name(write)} is in the snapshot, {Name(later)} is not");
+            }
+        }
+
+        return _isStale ? null : JudgeBlocks(seen, powerWasCut: true, MustBeThere);
+    }
+
+    /// <summary>Reads under way.</summary>
+    public int Reads => _reads;
+
+    /// <summary>Which change left each sector of <paramref name="content"/>; null for those that <paramref name="unreadable"/>
+    /// says.</summary>
+    public ModelWrite?[] IdentifyAll(ReadOnlySpan<byte> content, Func<ulong, bool>? unreadable)
+    {
+        var seen = new ModelWrite?[content.Length / Units.SectorBytes];
+        for (int s = 0; s < seen.Length; s++)
+        {
+            if (unreadable is not null && unreadable((ulong)s)) continue;
+            seen[s] = Identify((ulong)s, content.Slice(s * Units.SectorBytes, Units.SectorBytes), out _);
+        }
+
+        return seen;
+    }
+
+    private readonly SortedSet<uint> _ancestors = []; // volumes whose content may be here
+
     private static ulong Tag(ulong id, uint volume, ulong sector) =>
         (id * 0x9E3779B97F4A7C15) ^ (sector * 0xC2B2AE3D27D4EB4F) ^ volume;
 
@@ -245,7 +312,7 @@ public sealed partial class VolumeModel
 
         if (isZero) return found;
         Span<byte> expected = stackalloc byte[Units.SectorBytes];
-        Fill(expected, id, Head.Id, sector);
+        Fill(expected, id, found.VolumeId, sector);
         if (data.SequenceEqual(expected)) return found;
         fault = new Violation(
             ViolationKind.WrongData, $"volume {Head.Id} sector {sector}: content of {Name(found)} is damaged or from another place");

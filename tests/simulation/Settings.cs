@@ -21,7 +21,7 @@ public static class Settings
     public static int SessionSeeds { get; } = Of("BLOCKSERVER_SESSION_SEEDS", SessionSeedsDefault);
 
     /// <summary>So many show everything at least once.</summary>
-    public const int SessionSeedsDefault = 53;
+    public const int SessionSeedsDefault = 80;
 
     private static int Of(string name, int otherwise) =>
         int.TryParse(Environment.GetEnvironmentVariable(name), CultureInfo.InvariantCulture, out int value) ? value : otherwise;

@@ -101,10 +101,43 @@ public enum Did
 
     /// <summary>Bad blocks that a scrub had to find and did.</summary>
     BadFound,
+
+    /// <summary>Snapshots cut.</summary>
+    Snapshots,
+
+    /// <summary>Snapshots cut of several volumes at once.</summary>
+    Groups,
+
+    /// <summary>Snapshots whose whole content was compared.</summary>
+    SnapshotsJudged,
+
+    /// <summary>Snapshots that a crash left unanswered and that were there.</summary>
+    SnapshotsKept,
+
+    /// <summary>Snapshots deleted.</summary>
+    SnapshotsDeleted,
+
+    /// <summary>Volumes rolled back.</summary>
+    RollBacks,
+
+    /// <summary>Clones created.</summary>
+    Clones,
+
+    /// <summary>Clones flattened to the end.</summary>
+    Flattened,
+
+    /// <summary>Deletions refused because of a clone.</summary>
+    HeldByClones,
+
+    /// <summary>Differences between snapshots compared.</summary>
+    DiffsJudged,
+
+    /// <summary>Stores at rest of which every page and block was counted (S2, S9).</summary>
+    Audits,
 }
 
 /// <summary>Plain counts of a run, or of many.</summary>
-public sealed class SimulationCounters
+public sealed class SimulationCounters : IRunCounters<SimulationCounters>
 {
     private readonly long[] _did = new long[Enum.GetValues<Did>().Length];
     private readonly long[] _disk = new long[Enum.GetValues<DiskEvent>().Length];

@@ -20,6 +20,9 @@ public sealed record SimulationOptions
     /// <summary>Run on the small medium, where space is reused soon.</summary>
     public bool? SmallDisk { get; init; }
 
+    /// <summary>Snapshots, clones and what goes with them.</summary>
+    public bool? Layers { get; init; }
+
     /// <summary>Processes that live one after another on the medium.</summary>
     public int Lives { get; init; } = 4;
 

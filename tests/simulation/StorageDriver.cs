@@ -21,6 +21,7 @@ public sealed class StorageDriver(BrokenRules broken = BrokenRules.None) : Store
     public override ValueTask<string?> FormatAsync(ILoop loop, IFile file, int ring) =>
         Store.FormatAsync(loop, file, new StoreOptions
         {
+            SlotFraction = 0.04, // room for snapshots
             RingBytes = (256 * Units.KiB) << ring,
             StoreUuid = loop.Random.NextGuid(),
             Force = true,
@@ -38,6 +39,9 @@ public sealed class StorageDriver(BrokenRules broken = BrokenRules.None) : Store
         }));
         return new Opened(result.Store, result.Refusal);
     }
+
+    /// <inheritdoc/>
+    public override ValueTask<string?> AuditAsync(IStore store) => ((Store)store).AuditAsync();
 
     private static StoreOptions DrawRelayout(IRandom random, StoreOptions options) =>
         !random.NextChance(0.7) ? options : options with

@@ -21,6 +21,9 @@ public abstract class StoreDriver
     /// <paramref name="ring"/>: size of the log, 0 (smallest) to 3.</summary>
     public abstract ValueTask<string?> FormatAsync(ILoop loop, IFile file, int ring);
 
+    /// <summary>Counts every page and block of a store at rest; what contradicts S2 or S9, or null.</summary>
+    public virtual ValueTask<string?> AuditAsync(IStore store) => new((string?)null);
+
     /// <summary>Opens it, recovering as needed; <paramref name="log"/> is a second view of the medium for the log, or null.</summary>
     public abstract ValueTask<Opened> OpenAsync(ILoop loop, IFile file, IFile? log, Durability durability);
 }

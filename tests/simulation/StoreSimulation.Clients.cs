@@ -37,7 +37,9 @@ public sealed partial class StoreSimulation
 
     private async ValueTask<bool> RequestAsync(IStore store)
     {
-        List<VolumeModel> live = [.. _volumes.Values.Where(volume => volume is { IsSure: true, IsGone: false, IsDeleting: false })];
+        List<VolumeModel> live = [.. _volumes.Values.Where(volume => volume is { IsSure: true, IsGone: false, IsDeleting: false, IsBusy: false })];
+        if (_layerChance > 0 && live.Count > 0 && store is ILayeredStore layered && _clients.NextChance(_layerChance))
+            return await LayerRequestAsync(layered, live);
         int dice = _clients.NextBelow(100);
         if (live.Count == 0 || (dice < 3 && live.Count < 4)) return await CreateAsync(store);
         VolumeModel volume = live[_clients.NextBelow(live.Count)];
@@ -86,13 +88,20 @@ public sealed partial class StoreSimulation
         volume.IsDeleting = true;
         IoStatus status = await store.DeleteVolumeAsync(volume.Head.Id);
         if (status == IoStatus.Ok) volume.IsGone = true;
-        else Expect(status, "delete");
+        if (status == IoStatus.Conflict && _snapshots.Exists(s => s.VolumeId == volume.Head.Id && s.WasCloned))
+        {
+            _counters[Did.HeldByClones]++;
+            volume.IsDeleting = false;
+            return true;
+        }
+
+        if (status != IoStatus.Ok) Expect(status, "delete");
         return true;
     }
 
     private async ValueTask<bool> ResizeAsync(IStore store, VolumeModel volume)
     {
-        if (volume.HeadMaybe is not null || _inFlight.Exists(entry => ReferenceEquals(entry.Volume, volume))) return false;
+        if (volume.HeadMaybe is not null || volume.IsCutting || _inFlight.Exists(entry => ReferenceEquals(entry.Volume, volume))) return false;
         ulong size = Units.MiB * (1 + _clients.NextBelow(4UL));
         if (_clients.NextChance(0.5)) size += Units.SectorBytes * _clients.NextBelow(2048UL);
         VolumeHead head = volume.Head with { SizeBytes = size, Name = $"{volume.Head.Name[..2]}-{_nextId++}" };
@@ -166,8 +175,9 @@ public sealed partial class StoreSimulation
             ? await device.TrimAsync(first * Units.SectorBytes, count * Units.SectorBytes, flags)
             : await device.WriteZeroesAsync(first * Units.SectorBytes, count * Units.SectorBytes, flags);
         EndWrite(volume, write, status == IoStatus.Ok, flags.HasFlag(WriteFlags.Fua));
-        // S10: a trim needs no block, so it is never refused for want of one.
-        if (status != IoStatus.Ok) ExpectOf(volume, status, isTrim ? "trim" : "zero", isTrim ? IoStatus.Unavailable : IoStatus.NoSpace);
+        // S10: a trim needs no block, so it is never refused for want of one. Over a snapshot it needs a metadata slot.
+        bool mayLack = !isTrim || _layerChance > 0;
+        if (status != IoStatus.Ok) ExpectOf(volume, status, isTrim ? "trim" : "zero", mayLack ? IoStatus.NoSpace : IoStatus.Unavailable);
         return true;
     }
 

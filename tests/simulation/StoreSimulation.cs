@@ -4,9 +4,6 @@ using BlockServer.Tests.Simulated.Disk;
 
 namespace BlockServer.Tests.Simulation;
 
-/// <summary>What a run gave: equal seeds give equal hashes; no violations is the aim.</summary>
-public sealed record SimulationResult(ulong Seed, ulong EventHash, IReadOnlyList<Violation> Violations, SimulationCounters Counters);
-
 /// <summary>
 /// One store on one simulated disk through several lives of its process: random clients, killed or cut at any event,
 /// also during recovery and close, judged by <see cref="VolumeModel"/> after every restart. Everything follows from the
@@ -58,6 +55,8 @@ public sealed partial class StoreSimulation
         _faults = options.DiskFaults ? faults
             : new SimDiskFaults { LatencyNanosMax = faults.LatencyNanosMax, Slow = faults.Slow };
         _crashStatesLeft = options.CrashStates;
+        bool hasLayers = _random.NextChance(0.5);
+        _layerChance = options.Layers ?? hasLayers ? 0.05 + _random.NextBelow(10UL) / 50.0 : 0;
     }
 
     private bool IsBroken => _violations.Count > 0;
@@ -68,8 +67,20 @@ public sealed partial class StoreSimulation
     /// <summary>The disk failed in this life, which is a reason for errors.</summary>
     private bool HasReason => _disk.FaultCount > _faultsBefore;
 
+    /// <summary>Runs seeds with these options, and says how to run each again.</summary>
+    internal static SeedRunner<SimulationCounters> RunnerOf(SimulationOptions options) => new(
+        seed => Run(seed, options),
+        seed => $"dotnet run -c Release --project tests/simulation -- simulate --seed {seed} --crash-states {options.CrashStates}"
+            + (options.LyingDisk is { } lying ? $" --lying {(lying ? "yes" : "no")}" : "")
+            + (options.SmallDisk == true ? " --small-disk" : "")
+            + options.Driver.Arguments);
+
+    /// <summary>Runs many seeds: see <see cref="SeedSweep{TCounters}"/>.</summary>
+    public static SeedSweep<SimulationCounters> Sweep(ulong from, ulong to, SimulationOptions options, bool twice, bool keepGoing) =>
+        SeedSweep<SimulationCounters>.Run(from, to, RunnerOf(options), twice, keepGoing, goOn: null);
+
     /// <summary>Runs one seed.</summary>
-    public static SimulationResult Run(ulong seed, SimulationOptions options)
+    public static SeedResult<SimulationCounters> Run(ulong seed, SimulationOptions options)
     {
         var simulation = new StoreSimulation(seed, options);
         try
@@ -81,7 +92,7 @@ public sealed partial class StoreSimulation
             simulation.Violate(ViolationKind.Exception, thrown.ToString());
         }
 
-        return new SimulationResult(seed, simulation._hash, simulation._violations, simulation._counters);
+        return new SeedResult<SimulationCounters>(seed, simulation._hash, simulation._violations, simulation._counters);
     }
 
     private void RunLives()
@@ -146,6 +157,8 @@ public sealed partial class StoreSimulation
         Work(store!);
         if (IsBroken) return false;
         if (store!.State == StoreState.Failed) _counters[Did.FailStops]++;
+        if (store.State == StoreState.Failed && !HasReason && !MayMiss)
+            Violate(ViolationKind.Exception, "the store stopped though the disk is honest: " + store.GetStats().FailReason);
         CountStore(store.GetStats());
         if (endsClean && !_loop.IsStopped && !_disk.HasHung && store.State == StoreState.Online)
         {
@@ -258,6 +271,7 @@ public sealed partial class StoreSimulation
         _now++;
         foreach ((VolumeModel volume, ModelWrite write) in _inFlight) volume.End(write, isOk: false, isDurable: false, _now);
         _inFlight.Clear();
+        CrashSnapshots();
         _now++;
     }
 
@@ -274,6 +288,7 @@ public sealed partial class StoreSimulation
     private void CloseCleanly(IStore store)
     {
         if (!MayMiss && store.State == StoreState.Online && _inFlight.Count == 0) JudgeSpace(store);
+        if (!MayMiss && store.State == StoreState.Online && _inFlight.Count == 0 && !IsBroken) Audit(store);
         if (store.State == StoreState.Failed)
         {
             // The last fault was drawn while waiting for the space to settle.

@@ -10,7 +10,7 @@ public sealed class StoreSimulationTests(ITestOutputHelper output)
     public void The_simplest_right_store_passes()
     {
         var options = new SimulationOptions { Driver = new LogStoreDriver(), CrashStates = 10 };
-        SeedSweep sweep = SeedSweep.Run(1, 60, options, twice: false, keepGoing: true);
+        SeedSweep<SimulationCounters> sweep = StoreSimulation.Sweep(1, 60, options, twice: false, keepGoing: true);
         Assert.True(sweep.Failures.Count == 0, string.Join('\n', sweep.Failures));
     }
 
@@ -22,10 +22,10 @@ public sealed class StoreSimulationTests(ITestOutputHelper output)
     public void A_simple_store_that_is_wrong_is_caught(LogStore.Breakage broken)
     {
         var options = new SimulationOptions { Driver = new LogStoreDriver(broken), CrashStates = 10, LyingDisk = false };
-        SeedSweep sweep = SeedSweep.Run(1, 60, options, twice: false, keepGoing: false);
+        SeedSweep<SimulationCounters> sweep = StoreSimulation.Sweep(1, 60, options, twice: false, keepGoing: false);
         Assert.True(sweep.First is not null, $"{broken} was not found");
         output.WriteLine($"{broken}: {sweep.First.Value.Violation}");
-        SeedSweep honest = SeedSweep.Run(
+        SeedSweep<SimulationCounters> honest = StoreSimulation.Sweep(
             sweep.First.Value.Seed, sweep.First.Value.Seed, options with { Driver = new LogStoreDriver() }, twice: false, keepGoing: true);
         Assert.True(honest.Failures.Count == 0, string.Join('\n', honest.Failures));
     }
@@ -36,7 +36,7 @@ public sealed class StoreSimulationTests(ITestOutputHelper output)
     public void Every_seed_gives_the_same_events_twice_and_no_violation()
     {
         var options = new SimulationOptions { Driver = Drivers.Default(), CrashStates = Settings.StatesPerSeed };
-        SeedSweep sweep = SeedSweep.Run(1, (ulong)Settings.Seeds, options, twice: true, keepGoing: true);
+        SeedSweep<SimulationCounters> sweep = StoreSimulation.Sweep(1, (ulong)Settings.Seeds, options, twice: true, keepGoing: true);
         output.WriteLine($"{sweep.Runs} seeds: {sweep.Counters}");
         Assert.True(sweep.Failures.Count == 0, string.Join('\n', sweep.Failures));
         if (Settings.Seeds < 1_000) return; // too few for the rarest

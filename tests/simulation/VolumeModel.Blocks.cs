@@ -16,14 +16,14 @@ namespace BlockServer.Tests.Simulation;
 public sealed partial class VolumeModel
 {
     /// <summary>Every block was made by one change, and every change that may not be torn made all of its blocks or none.</summary>
-    private Violation? JudgeBlocks(ModelWrite?[] seen, bool powerWasCut)
+    private Violation? JudgeBlocks(ModelWrite?[] seen, bool powerWasCut, Func<ModelWrite, bool>? isFirm = null)
     {
         var made = new HashSet<ModelWrite>(ReferenceEqualityComparer.Instance);
         for (ulong first = 0; first < (ulong)seen.Length; first += SectorsPerBlock)
         {
             Violation? fault = JudgeBlock(first, seen.AsSpan((int)first), out ModelWrite? maker);
             if (fault is not null) return fault;
-            if (maker is { IsAtomic: true } && !IsFirm(maker, powerWasCut)) made.Add(maker);
+            if (maker is { IsAtomic: true } && !(isFirm?.Invoke(maker) ?? IsFirm(maker, powerWasCut))) made.Add(maker);
         }
 
         foreach (ModelWrite write in made)

@@ -82,10 +82,14 @@ public sealed partial class VolumeModel
         if (data.IndexOfAnyExcept((byte)0) < 0) return Fresh;
         ulong id = BinaryPrimitives.ReadUInt64LittleEndian(data);
         Span<byte> expected = stackalloc byte[Units.SectorBytes];
-        Fill(expected, id, Head.Id, sector);
-        return data.SequenceEqual(expected)
-            ? new ModelWrite(id, sector, 1, isZero: false, isAtomic: false, 0) { End = 0, IsSure = true, IsDurable = true }
-            : null;
+        foreach (uint volume in _ancestors.Append(Head.Id))
+        {
+            Fill(expected, id, volume, sector);
+            if (data.SequenceEqual(expected))
+                return new ModelWrite(id, sector, 1, isZero: false, isAtomic: false, 0, volume) { End = 0, IsSure = true, IsDurable = true };
+        }
+
+        return null;
     }
 
     private void Settle(ModelWrite?[] seen, bool staleAllowed, ulong now)

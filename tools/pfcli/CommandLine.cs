@@ -1,4 +1,5 @@
 using System.CommandLine;
+using System.CommandLine.Help;
 using System.CommandLine.Invocation;
 
 namespace BlockServer.Pfcli;
@@ -64,6 +65,10 @@ public static class CommandLine
         root.Options.Add(general.Yes);
         var commands = new CommandSet(root, host, general);
         VolumeCommands.AddTo(commands);
+        SnapshotCommands.AddTo(commands);
+        CloneCommands.AddTo(commands);
+        ExportImageCommand.AddTo(commands);
+        ImportImageCommand.AddTo(commands);
         ExportCommands.AddTo(commands);
         DiskCommands.AddTo(commands);
         SessionCommands.AddTo(commands);
@@ -71,6 +76,8 @@ public static class CommandLine
         ReservationCommands.AddTo(commands);
         TaskCommands.AddTo(commands);
         TopCommand.AddTo(commands);
+        foreach (HelpOption option in root.Options.OfType<HelpOption>())
+            option.Action = new HelpWithExamples((SynchronousCommandLineAction)option.Action!, commands, host);
         return root;
     }
 

@@ -66,11 +66,18 @@ public sealed class CommandContext(CliHost host, ParseResult parsed, AdminClient
 /// <summary>Collects the commands and gives each its context when it runs.</summary>
 public sealed class CommandSet(RootCommand root, CliHost host, GeneralOptions general)
 {
-    /// <summary>Adds a command. <paramref name="run"/> answers the exit code.</summary>
+    private readonly Dictionary<Command, string[]> _examples = [];
+
+    /// <summary>What the help of a command shows behind its options.</summary>
+    public IReadOnlyList<string> ExamplesOf(Command command) => _examples.GetValueOrDefault(command, []);
+
+    /// <summary>Adds a command. <paramref name="run"/> answers the exit code; <paramref name="examples"/> stand in its help.</summary>
     public void Add(
-        string name, string description, IReadOnlyList<Symbol> symbols, Func<CommandContext, CancellationToken, Task<int>> run)
+        string name, string description, IReadOnlyList<Symbol> symbols, Func<CommandContext, CancellationToken, Task<int>> run,
+        params string[] examples)
     {
         var command = new Command(name, description);
+        _examples.Add(command, examples);
         foreach (Symbol symbol in symbols)
         {
             if (symbol is Option option) command.Options.Add(option);

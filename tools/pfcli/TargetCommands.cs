@@ -163,13 +163,17 @@ internal static class TargetCommands
         var keep = new Option<bool>("--keep-own-target") { Description = "Keep the volume's own target, which everybody may use, beside this one" };
         var force = new Option<bool>("--force") { Description = "Also while initiators are attached" };
         var remove = new Option<bool>("--force") { Description = "Also while initiators are attached to the target" };
-        commands.Add("add_lun", "Makes a volume a LUN of a target and withdraws the volume's own target", [name, volume, lun, readOnly, keep, force], async (context, cancel) =>
+        Option<string> snapshot = SnapshotCommands.Snapshot("This snapshot of it, write-protected; the volume's own target stays", required: false);
+        commands.Add("add_lun", "Makes a volume a LUN of a target and withdraws the volume's own target", [name, volume, snapshot, lun, readOnly, keep, force], async (context, cancel) =>
         {
-            var request = new AddLun(context.Get(volume)!, context.Get(lun), context.Get(readOnly), context.Get(keep), context.Get(force));
+            string shown = context.Get(snapshot) is { } one ? $"{context.Get(volume)}@{one}" : context.Get(volume)!;
+            var request = new AddLun(shown, context.Get(lun), context.Get(readOnly), context.Get(keep), context.Get(force));
             TargetInfo target = await context.Client.ChangeAsync(
                 HttpMethod.Post, PathOf(context.Get(name)!) + "/luns", request, ApiJson.Default.AddLun, ApiJson.Default.TargetInfo, cancel);
             return Show(context, target, $"Volume {request.Volume} is LUN {target.Luns.First(l => l.Volume == request.Volume).Lun} of {target.Name}.");
-        });
+        },
+        "pfcli add_lun -t iqn.2026-11.org.example:disks -v db",
+        "pfcli add_lun -t iqn.2026-11.org.example:disks -v db -n monday -l 8");
         commands.Add("remove_lun", "Takes a LUN away from a target; the volume and its data stay", [from, gone, remove], async (context, cancel) =>
         {
             string target = context.Get(from)!, number = Number(context.Get(gone));

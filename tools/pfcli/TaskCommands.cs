@@ -64,7 +64,8 @@ internal static class TaskCommands
 
     private static string Percent(double progress) => progress.ToString("P0", CultureInfo.InvariantCulture);
 
-    private static int Conclude(CommandContext context, TaskInfo task)
+    /// <summary>Shows a task; throws when it failed.</summary>
+    public static int Conclude(CommandContext context, TaskInfo task)
     {
         if (!context.Printer.TryJson(task, ApiJson.Default.TaskInfo)) context.Printer.Table(Headings, [Row(task)]);
         return task.State is "running" or "succeeded"
@@ -73,7 +74,7 @@ internal static class TaskCommands
     }
 
     /// <summary>Stays with a task until it has ended, with a moving line on a terminal and one line per tenth elsewhere.</summary>
-    private static async Task<TaskInfo> FollowAsync(CommandContext context, TaskInfo task, CancellationToken cancel)
+    public static async Task<TaskInfo> FollowAsync(CommandContext context, TaskInfo task, CancellationToken cancel)
     {
         long begun = context.Host.Clock.GetTimestamp();
         double first = task.Progress;

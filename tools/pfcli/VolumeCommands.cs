@@ -74,16 +74,18 @@ internal static class VolumeCommands
     {
         Option<string> name = Inputs.Volume();
         var force = new Option<bool>("--force") { Description = "Also while clients are attached" };
-        commands.Add("delete_volume", "Deletes a volume and all its data", [name, force], async (context, cancel) =>
+        var snapshots = new Option<bool>("--snapshots") { Description = "Its snapshots go too, unless clones build on them" };
+        commands.Add("delete_volume", "Deletes a volume and all its data", [name, force, snapshots], async (context, cancel) =>
         {
             VolumeInfo volume = await Inputs.VolumeAsync(context, context.Get(name)!, cancel);
             string attached = volume.Sessions == 0 ? "" : $", {volume.Sessions} clients attached";
+            string cut = volume.Snapshots == 0 || !context.Get(snapshots) ? "" : $", {volume.Snapshots} snapshots";
             context.Confirm($"deleting volume {volume.Name} ({SizeText.Format(volume.SizeBytes)}, "
-                + $"{SizeText.Format(volume.UsedBytes)} used{attached})");
+                + $"{SizeText.Format(volume.UsedBytes)} used{attached}{cut})");
             // Id and revision: what is deleted is what was shown, not another volume that took the name meanwhile.
             string query = string.Create(
                 CultureInfo.InvariantCulture,
-                $"?id={volume.Id}&revision={volume.Revision}{(context.Get(force) ? "&force=true" : "")}");
+                $"?id={volume.Id}&revision={volume.Revision}{(context.Get(force) ? "&force=true" : "")}{(context.Get(snapshots) ? "&snapshots=true" : "")}");
             await context.Client.DeleteAsync(Inputs.PathOf(volume.Name) + query, cancel);
             context.Printer.Line($"Volume {volume.Name} deleted.");
             return ExitCode.Done;
@@ -144,6 +146,8 @@ internal static class VolumeCommands
                 ("Exports", ExportCommands.Describe(v.Export)),
                 ("Reservation", ReservationCommands.Describe(v.Reservation)),
                 ("Sessions", v.Sessions.ToString(CultureInfo.InvariantCulture)),
+                ("Snapshots", v.Snapshots.ToString(CultureInfo.InvariantCulture)),
+                ("Base", v.Base is null ? "" : v.Flattening ? v.Base + ", being flattened" : v.Base),
                 ("Disk", v.StoreId.ToString()),
                 ("Revision", v.Revision.ToString(CultureInfo.InvariantCulture)),
                 ("Created", v.CreatedAt.ToString("u", CultureInfo.InvariantCulture)),

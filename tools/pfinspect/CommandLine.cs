@@ -47,7 +47,7 @@ public static class CommandLine
         var root = new RootCommand("Reads a BlockServer store that no daemon has open; changes nothing.");
         var json = new Option<bool>("--json") { Description = "Write JSON with stable names, for scripts", Recursive = true };
         root.Options.Add(json);
-        var volume = new Argument<string>("volume") { Description = "Name or id of the volume" };
+        var volume = new Argument<string>("volume") { Description = "Name or id of the volume, or VOLUME@SNAPSHOT" };
 
         void Add(string name, string description, Argument? more, Func<StoreFile, ParseResult, bool, int> run)
         {
@@ -66,6 +66,7 @@ public static class CommandLine
         Add("superblock", "Shows the store's root and its four copies", null, (file, _, asJson) => ShowSuperblock(output, file, asJson));
         Add("log", "Dumps the log that recovery would replay", null, (file, _, asJson) => ShowLog(output, file, asJson));
         Add("volumes", "Lists the volumes as recovery would find them", null, (file, _, asJson) => ShowVolumes(output, file, asJson));
+        Add("layers", "Shows the tree of snapshots and clones, and what each holds alone", null, (file, _, asJson) => ShowLayers(output, file, asJson));
         Add("map", "Shows where a volume's blocks lie", volume, (file, parsed, asJson) => ShowMap(output, file, parsed.GetValue(volume)!, asJson));
         Add("badblocks", "Lists the blocks that the disk did not take or keep", null, (file, _, asJson) => ShowBadBlocks(output, file, asJson));
         Add("check", "Checks every invariant that a closed store can show", null, (file, _, asJson) => ShowCheck(output, file, false, asJson));
@@ -120,15 +121,11 @@ public static class CommandLine
     {
         StoreImage image = StoreImage.Load(file);
         var used = new Dictionary<uint, (ulong Blocks, ulong Extents)>();
-        foreach (SlotPage page in image.Slots.Values.Where(p => p.Kind == MetadataKind.Extent))
+        var tree = new LayerTree(image);
+        foreach (LayerNode layer in tree.Layers)
         {
-            (ulong blocks, ulong extents) = used.GetValueOrDefault(page.VolumeId);
-            for (int i = 0; i < Units.BlocksPerExtent; i++)
-            {
-                if (MetadataPage.Entry(page.Entries, i).Block is not (0 or MetadataPage.UnknownBlock)) blocks++;
-            }
-
-            used[page.VolumeId] = (blocks, extents + 1);
+            (ulong blocks, ulong extents) = used.GetValueOrDefault(layer.Id.Volume);
+            used[layer.Id.Volume] = (blocks + tree.OwnedBlocks(layer), extents + (ulong)layer.Pages.Count);
         }
 
         var report = new VolumesReport(
@@ -148,15 +145,52 @@ public static class CommandLine
         return 0;
     }
 
+    private static int ShowLayers(TextWriter output, StoreFile file, bool asJson)
+    {
+        StoreImage image = StoreImage.Load(file);
+        var tree = new LayerTree(image);
+        Dictionary<uint, string> names = [];
+        foreach (SlotPage head in image.Heads) names.TryAdd(head.VolumeId, head.Head.Head.Name);
+        var report = new LayersReport([.. tree.Layers.Select(layer => ReportOf(tree, layer, names.GetValueOrDefault(layer.Id.Volume, "")))]);
+        if (TryJson(output, asJson, report, InspectJson.Default.LayersReport)) return 0;
+        Line(output, $"{report.Layers.Count} layers, {report.Layers.Count(layer => layer.Snapshot is not null)} of them snapshots");
+        foreach (LayerReport l in report.Layers)
+        {
+            string what = l.Snapshot is null ? "written to" : $"snapshot {l.Snapshot}, cut {l.CutVersion}, {SizeText.Format(l.AloneBytes)} alone";
+            string below = l.ParentLayer is null ? "" : l.ParentVolumeId == l.VolumeId ? $" on layer {l.ParentLayer}"
+                : $" on layer {l.ParentLayer} of volume {l.ParentVolumeId} {names.GetValueOrDefault(l.ParentVolumeId!.Value, "")}";
+            Line(output, $"{l.VolumeId} {l.Volume} layer {l.Layer}{below}: {what}, {SizeText.Format(l.UsedBytes)} used, "
+                + $"{SizeText.Format(l.OwnedBytes)} owned in {l.Extents} extents{(l.Deleting ? ", being deleted" : "")}");
+        }
+
+        return 0;
+    }
+
+    private static LayerReport ReportOf(LayerTree tree, LayerNode layer, string volume)
+    {
+        SnapshotLayout? snapshot = layer.IsSnapshot ? layer.Head.Snapshot : null;
+        return new LayerReport(
+            layer.Id.Volume, volume, layer.Id.Layer, layer.Parent?.Volume, layer.Parent?.Layer, snapshot?.Name, snapshot?.Uuid, snapshot?.Cut,
+            snapshot?.SizeBytes ?? layer.Head.Head.Head.SizeBytes, snapshot?.UnixSeconds, (ulong)layer.Pages.Count, layer.UsedBlocks * Units.BlockBytes,
+            tree.OwnedBlocks(layer) * Units.BlockBytes, layer.IsSnapshot ? tree.BlocksAlone(layer) * Units.BlockBytes : 0, layer.IsDeleting);
+    }
+
     private static int ShowMap(TextWriter output, StoreFile file, string volume, bool asJson)
     {
         StoreImage image = StoreImage.Load(file);
+        var tree = new LayerTree(image);
+        string? snapshot = volume.IndexOf('@', StringComparison.Ordinal) is >= 0 and var sign ? volume[(sign + 1)..] : null;
+        if (snapshot is not null) volume = volume[..^(snapshot.Length + 1)];
         bool isId = uint.TryParse(volume, NumberStyles.None, CultureInfo.InvariantCulture, out uint id);
         // A name may be all digits: names go first.
         SlotPage head = image.Heads.FirstOrDefault(h => h.Head.Head.Name == volume)
             ?? image.Heads.FirstOrDefault(h => isId && h.VolumeId == id)
             ?? throw new InspectException($"there is no volume '{volume}' on '{file.Path}'; pfinspect volumes lists them");
-        var report = new MapReport(head.VolumeId, head.Head.Head.Name, RunsOf(image, head.VolumeId));
+        LayerNode? layer = snapshot is null ? tree.Find(new LayerId(head.VolumeId, head.Head.Layer))
+            : tree.Layers.FirstOrDefault(node => node.Id.Volume == head.VolumeId && node is { IsSnapshot: true, IsDeleting: false } && node.Head.Snapshot.Name == snapshot);
+        if (layer is null) throw new InspectException($"volume '{volume}' has no snapshot '{snapshot}'; pfinspect layers lists them");
+        string name = head.Head.Head.Name + (snapshot is null ? "" : "@" + snapshot);
+        var report = new MapReport(head.VolumeId, name, RunsOf(tree.Shown(layer)));
         if (TryJson(output, asJson, report, InspectJson.Default.MapReport)) return 0;
         Line(output, $"volume {report.VolumeId} {report.Name}, {report.Runs.Count} runs");
         foreach (MapRunReport run in report.Runs)
@@ -168,10 +202,10 @@ public static class CommandLine
         return 0;
     }
 
-    private static List<MapRunReport> RunsOf(StoreImage image, uint volumeId)
+    private static List<MapRunReport> RunsOf(IReadOnlyCollection<SlotPage> pages)
     {
         var runs = new List<MapRunReport>();
-        foreach (SlotPage page in image.ExtentsOf(volumeId))
+        foreach (SlotPage page in pages)
         {
             for (int i = 0; i < Units.BlocksPerExtent; i++)
             {

@@ -37,6 +37,29 @@ public sealed record VolumeReport(
 /// <summary>All volumes, by id.</summary>
 public sealed record VolumesReport(IReadOnlyList<VolumeReport> Volumes);
 
+/// <summary>A layer of a volume; a snapshot, or the one that is written to.</summary>
+/// <param name="VolumeId">The volume.</param>
+/// <param name="Volume">Its name.</param>
+/// <param name="Layer">Number in the volume.</param>
+/// <param name="ParentVolumeId">Volume of the layer below, or null.</param>
+/// <param name="ParentLayer">Its number, or null.</param>
+/// <param name="Snapshot">Name of the snapshot, or null in the layer that is written to.</param>
+/// <param name="Uuid">Identity of the snapshot, or null.</param>
+/// <param name="CutVersion">Last version of the snapshot, or null.</param>
+/// <param name="SizeBytes">Size of the volume at the cut, or now.</param>
+/// <param name="UnixSeconds">When it was cut, seconds since 1970, or null.</param>
+/// <param name="Extents">Metadata pages of its own.</param>
+/// <param name="UsedBytes">What it shows that is not a hole, shared or not.</param>
+/// <param name="OwnedBytes">What was written in it and is still there.</param>
+/// <param name="AloneBytes">What its deletion would free; 0 in the layer that is written to.</param>
+/// <param name="Deleting">It is being deleted.</param>
+public sealed record LayerReport(
+    uint VolumeId, string Volume, uint Layer, uint? ParentVolumeId, uint? ParentLayer, string? Snapshot, Guid? Uuid, ulong? CutVersion,
+    ulong SizeBytes, ulong? UnixSeconds, ulong Extents, ulong UsedBytes, ulong OwnedBytes, ulong AloneBytes, bool Deleting);
+
+/// <summary>All layers, by volume and number.</summary>
+public sealed record LayersReport(IReadOnlyList<LayerReport> Layers);
+
 /// <summary>A run of a volume's blocks that lie consecutively on the store.</summary>
 public sealed record MapRunReport(ulong OffsetBytes, ulong LengthBytes, uint Block, uint Slot, ulong VersionMin, ulong VersionMax);
 
@@ -60,6 +83,7 @@ public sealed record CheckReport(
 [JsonSerializable(typeof(SuperblockReport))]
 [JsonSerializable(typeof(LogReport))]
 [JsonSerializable(typeof(VolumesReport))]
+[JsonSerializable(typeof(LayersReport))]
 [JsonSerializable(typeof(MapReport))]
 [JsonSerializable(typeof(BadBlocksReport))]
 [JsonSerializable(typeof(CheckReport))]

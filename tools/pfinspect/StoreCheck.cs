@@ -16,15 +16,24 @@ public static class StoreCheck
         ulong extents = 0, referenced = 0, read = 0;
         var seen = new ulong[(image.Superblock.Geometry.DataBlocks + 63) / 64];
         Dictionary<uint, SlotPage> heads = CheckHeads(image);
-        var keys = new Dictionary<(uint Volume, uint Extent), uint>();
+        var layers = new LayerTree(image);
+        var keys = new Dictionary<(uint Volume, uint Layer, uint Extent), uint>();
         foreach (SlotPage page in image.Slots.Values)
         {
             if (page.Kind != MetadataKind.Extent) continue;
             extents++;
             CheckKey(image, page, heads, keys);
+            ulong shared = layers.SharedUpTo(page);
+            SlotPage? below = layers.Below(page)?.Page;
             for (int i = 0; i < Units.BlocksPerExtent; i++)
             {
                 BlockEntry entry = MetadataPage.Entry(page.Entries, i);
+                if (entry.Version <= shared && below is not null)
+                {
+                    CheckShared(image, page, below, i);
+                    continue; // counted, and read, where it is whole
+                }
+
                 if (!CheckEntry(image, page, i, entry, seen)) continue;
                 referenced++;
                 if (!readData) continue;
@@ -79,24 +88,46 @@ public static class StoreCheck
     }
 
     private static void CheckKey(
-        StoreImage image, SlotPage page, Dictionary<uint, SlotPage> heads, Dictionary<(uint Volume, uint Extent), uint> keys)
+        StoreImage image, SlotPage page, Dictionary<uint, SlotPage> heads, Dictionary<(uint Volume, uint Layer, uint Extent), uint> keys)
     {
         string where = $"slot {page.Slot}";
-        if (!keys.TryAdd((page.VolumeId, page.Extent), page.Slot))
+        if (!keys.TryAdd((page.VolumeId, page.Layer, page.Extent), page.Slot))
         {
-            uint other = keys[(page.VolumeId, page.Extent)];
-            image.Problems.Error("S2", where, $"extent {page.Extent} of volume {page.VolumeId} is in slot {other} too");
+            uint other = keys[(page.VolumeId, page.Layer, page.Extent)];
+            string layer = page.Layer == 0 ? "" : $", layer {page.Layer}";
+            image.Problems.Error("S2", where, $"extent {page.Extent} of volume {page.VolumeId}{layer} is in slot {other} too");
         }
 
         if (!heads.TryGetValue(page.VolumeId, out SlotPage? head))
         {
             image.Problems.Error("volume", where, $"extent {page.Extent} of volume {page.VolumeId}, which has no head");
         }
-        else if ((ulong)page.Extent << Units.ExtentShift >= head.Head.Head.SizeBytes && !head.Head.IsDeleting)
+        else if ((ulong)page.Extent << Units.ExtentShift >= head.Head.Head.SizeBytes && !head.Head.IsDeleting
+            && page.Layer == head.Head.Layer && !(IsEmpty(page) && head.Head.UsedSize > VolumeHeadLayout.PlainSize))
         {
             // A shrink drops extents one after the other; a crash in between leaves the rest to the next open.
             image.Problems.Warning("volume", where, $"extent {page.Extent} lies beyond the end of volume {head.Head.Head.Name}");
         }
+    }
+
+    /// <summary>Over what a layer below has, a page of holes lies beyond the end for ever.</summary>
+    private static bool IsEmpty(SlotPage page)
+    {
+        for (int i = 0; i < Units.BlocksPerExtent; i++)
+        {
+            if (MetadataPage.Entry(page.Entries, i).Block != 0) return false;
+        }
+
+        return true;
+    }
+
+    /// <summary>What was not written in its layer is what the layer below has; else one of the two is gone, or was never freed.</summary>
+    private static void CheckShared(StoreImage image, SlotPage page, SlotPage below, int index)
+    {
+        BlockEntry entry = MetadataPage.Entry(page.Entries, index), other = MetadataPage.Entry(below.Entries, index);
+        if (entry == other || entry.Block == MetadataPage.UnknownBlock || other.Block == MetadataPage.UnknownBlock) return;
+        image.Problems.Error("S2", $"slot {page.Slot} volume {page.VolumeId} layer {page.Layer} extent {page.Extent} block {index}",
+            $"shares block {entry.Block} of version {entry.Version} with slot {below.Slot}, which has block {other.Block} of version {other.Version}");
     }
 
     private static bool CheckEntry(StoreImage image, SlotPage page, int index, BlockEntry entry, ulong[] seen)

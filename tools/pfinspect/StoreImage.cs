@@ -18,6 +18,9 @@ public sealed class SlotPage
     /// <summary>The extent's index; 0 in a volume's head.</summary>
     public required uint Extent { get; init; }
 
+    /// <summary>The layer that an extent belongs to, or that a snapshot's head is of; 0 in everything else.</summary>
+    public uint Layer { get; set; }
+
     /// <summary>LSN of the last record that it contains.</summary>
     public required ulong PageLsn { get; set; }
 
@@ -26,6 +29,9 @@ public sealed class SlotPage
 
     /// <summary>The head of a volume.</summary>
     public VolumeHeadLayout Head { get; set; }
+
+    /// <summary>The head of a snapshot.</summary>
+    public SnapshotLayout Snapshot { get; set; }
 
     /// <summary>The numbers of a page of bad blocks.</summary>
     public SortedSet<uint> BadBlocks { get; init; } = [];
@@ -177,9 +183,9 @@ public sealed class StoreImage
     public IEnumerable<SlotPage> Heads =>
         Slots.Values.Where(p => p.Kind == MetadataKind.VolumeHead).OrderBy(p => p.VolumeId);
 
-    /// <summary>The extents of a volume, in order.</summary>
-    public IEnumerable<SlotPage> ExtentsOf(uint volumeId) =>
-        Slots.Values.Where(p => p.Kind == MetadataKind.Extent && p.VolumeId == volumeId).OrderBy(p => p.Extent);
+    /// <summary>The snapshots' heads, by volume and layer.</summary>
+    public IEnumerable<SlotPage> Snapshots =>
+        Slots.Values.Where(p => p.Kind == MetadataKind.Snapshot).OrderBy(p => p.VolumeId).ThenBy(p => p.Layer);
 
     /// <summary>Blocks that are never used again, and the slot that says so, by block.</summary>
     public SortedDictionary<uint, uint> BadBlocks()
@@ -329,6 +335,7 @@ public sealed class StoreImage
             Kind = header.Kind,
             VolumeId = header.VolumeId,
             Extent = header.Extent,
+            Layer = header.Kind == MetadataKind.Snapshot ? header.Extent : header.LayerId,
             PageLsn = header.PageLsn,
             Entries = header.Kind == MetadataKind.Extent
                 ? page.Slice(MetadataPage.EntriesOffset, MetadataPage.EntriesBytes).ToArray()
@@ -343,6 +350,18 @@ public sealed class StoreImage
             }
 
             taken.Head = head;
+        }
+        else if (header.Kind == MetadataKind.Snapshot)
+        {
+            string? fault = SnapshotLayout.TryRead(page[MetadataPage.EntriesOffset..], out SnapshotLayout snapshot);
+            if (fault is null && snapshot.Id != new LayerId(header.VolumeId, header.Extent)) fault = $"is in the place of layer {header.Extent}";
+            if (fault is not null)
+            {
+                Problems.Error("layer", where, fault);
+                return;
+            }
+
+            taken.Snapshot = snapshot;
         }
 
         for (int i = 0; header.Kind == MetadataKind.BadBlocks && i < MetadataPage.BadBlocksMax; i++)
@@ -458,8 +477,15 @@ public sealed class StoreImage
         switch (record.Kind)
         {
             case RedoKind.PageImage:
-                Begin(record, lsn, record.Entries.ToArray());
+                Begin(record, lsn, record.Entries.ToArray(), record.Layer);
                 return "replay";
+            case RedoKind.BeginPage:
+                Begin(record, lsn, new byte[MetadataPage.EntriesBytes], record.Layer);
+                return "replay";
+            case RedoKind.Rekey:
+                return ApplyRekey(record, lsn, page, where);
+            case RedoKind.Snapshot:
+                return ApplySnapshot(record, lsn, where);
             case RedoKind.Volume:
                 return ApplyHead(record, lsn, where);
             case RedoKind.VolumeDelete:
@@ -477,7 +503,7 @@ public sealed class StoreImage
 
     private string ApplyHead(in RedoRecord record, ulong lsn, string where)
     {
-        if (VolumeHeadLayout.TryRead(record.HeadBytesOf, out VolumeHeadLayout head) is { } fault)
+        if (record.TryReadHead(out VolumeHeadLayout head) is { } fault)
         {
             Problems.Error("volume", where, fault);
             return "drop";
@@ -487,6 +513,35 @@ public sealed class StoreImage
         {
             Slot = record.Slot, Kind = MetadataKind.VolumeHead, VolumeId = head.Head.Id, Extent = 0, PageLsn = lsn, Head = head,
         };
+        return "replay";
+    }
+
+    private string ApplySnapshot(in RedoRecord record, ulong lsn, string where)
+    {
+        if (record.TryReadSnapshot(out SnapshotLayout snapshot) is { } fault)
+        {
+            Problems.Error("layer", where, fault);
+            return "drop";
+        }
+
+        Slots[record.Slot] = new SlotPage
+        {
+            Slot = record.Slot, Kind = MetadataKind.Snapshot, VolumeId = snapshot.Id.Volume, Extent = snapshot.Id.Layer,
+            Layer = snapshot.Id.Layer, PageLsn = lsn, Snapshot = snapshot,
+        };
+        return "replay";
+    }
+
+    private string ApplyRekey(in RedoRecord record, ulong lsn, SlotPage? page, string where)
+    {
+        if (page is not { Kind: MetadataKind.Extent } || page.VolumeId != record.VolumeId || page.Extent != record.Extent)
+        {
+            Problems.Error("log", where, $"gives away extent {record.Extent} of volume {record.VolumeId}, which slot {record.Slot} does not hold");
+            return "drop";
+        }
+
+        page.Layer = record.Layer;
+        page.PageLsn = lsn;
         return "replay";
     }
 
@@ -518,7 +573,7 @@ public sealed class StoreImage
     {
         if (record.Kind == RedoKind.Write && record.IsNewPage)
         {
-            page = Begin(record, lsn, new byte[MetadataPage.EntriesBytes]);
+            page = Begin(record, lsn, new byte[MetadataPage.EntriesBytes], layer: 0);
         }
         else if (page is not { Kind: MetadataKind.Extent } || page.VolumeId != record.VolumeId || page.Extent != record.Extent)
         {
@@ -573,10 +628,11 @@ public sealed class StoreImage
         return true;
     }
 
-    private SlotPage Begin(in RedoRecord record, ulong lsn, byte[] entries) =>
+    private SlotPage Begin(in RedoRecord record, ulong lsn, byte[] entries, uint layer) =>
         Slots[record.Slot] = new SlotPage
         {
-            Slot = record.Slot, Kind = MetadataKind.Extent, VolumeId = record.VolumeId, Extent = record.Extent, PageLsn = lsn, Entries = entries,
+            Slot = record.Slot, Kind = MetadataKind.Extent, VolumeId = record.VolumeId, Extent = record.Extent, Layer = layer,
+            PageLsn = lsn, Entries = entries,
         };
 
     private static string Describe(in RedoRecord record)
@@ -595,8 +651,13 @@ public sealed class StoreImage
                 string more = (record.IsNewPage ? ", new page" : "") + (record.IsContinued ? ", continued" : "") + (record.IsRelaid ? ", relaid" : "");
                 return $"version {record.Version}{more}, blocks {string.Join(' ', runs)}";
             case RedoKind.Volume:
-                return VolumeHeadLayout.TryRead(record.HeadBytesOf, out VolumeHeadLayout head)
+                return record.TryReadHead(out VolumeHeadLayout head)
                     ?? $"{head.Head.Name}, {SizeText.Format(head.Head.SizeBytes)}{(head.IsDeleting ? ", being deleted" : "")}";
+            case RedoKind.Snapshot:
+                return record.TryReadSnapshot(out SnapshotLayout snapshot)
+                    ?? $"{snapshot.Name}, layer {snapshot.Id.Layer}, cut {snapshot.Cut}{(snapshot.IsDeleting ? ", being deleted" : "")}";
+            case RedoKind.PageImage or RedoKind.BeginPage or RedoKind.Rekey:
+                return $"layer {record.Layer}";
             case RedoKind.BadBlock:
                 return $"block {record.BadBlock}";
             case RedoKind.Note:

@@ -124,7 +124,9 @@ public sealed partial class LogicalUnit
         switch (function)
         {
             case TaskFunction.AbortTask:
-                if (_tasks.Abort(t => t.Nexus == by && t.Command.Tag == tag, by, false) == 0) return TaskFunctionResponse.NoTask;
+                // One that something else aborted before is there until it has left: it may still write.
+                if (_tasks.Find(t => t.Nexus == by && t.Command.Tag == tag) is null) return TaskFunctionResponse.NoTask;
+                _tasks.Abort(t => t.Nexus == by && t.Command.Tag == tag, by, false);
                 break;
             case TaskFunction.AbortTaskSet:
                 _tasks.Abort(t => t.Nexus == by, by, false);

@@ -111,17 +111,17 @@ internal sealed class FuzzPeer(SimLoop loop, SimConnection wire, string target, 
     private async Task<(byte[] Bhs, byte[] Data)?> ReadAsync()
     {
         var bhs = new byte[IscsiWire.BhsSize];
-        if (!await FillAsync(bhs)) return null;
+        if (!await wire.FillAsync(bhs)) return null;
         var digest = new byte[4];
-        if (_hasDigests && !await FillAsync(digest)) return null;
+        if (_hasDigests && !await wire.FillAsync(digest)) return null;
         if (_hasDigests && !digest.AsSpan().SequenceEqual(Digest(bhs))) return Wrong("a header digest is wrong");
         IscsiHeader header = IscsiHeader.Read(bhs);
         if (((int)header.Opcode & 0x20) == 0 || header.AhsBytes != 0 || header.DataBytes > 8192) return Wrong($"a PDU {header}");
         var data = new byte[header.PaddedDataBytes];
-        if (data.Length > 0 && !await FillAsync(data)) return null;
+        if (data.Length > 0 && !await wire.FillAsync(data)) return null;
         if (_hasDigests && data.Length > 0)
         {
-            if (!await FillAsync(digest)) return null;
+            if (!await wire.FillAsync(digest)) return null;
             if (!digest.AsSpan().SequenceEqual(Digest(data))) return Wrong("a data digest is wrong");
         }
 
@@ -133,18 +133,6 @@ internal sealed class FuzzPeer(SimLoop loop, SimConnection wire, string target, 
     {
         if (!wire.IsClosed) Fault ??= what;
         return null;
-    }
-
-    private async Task<bool> FillAsync(Memory<byte> target)
-    {
-        while (!target.IsEmpty)
-        {
-            int count = await wire.ReceiveAsync(target);
-            if (count <= 0) return false;
-            target = target[count..];
-        }
-
-        return true;
     }
 
     private static byte[] Digest(ReadOnlySpan<byte> bytes)

@@ -91,6 +91,67 @@ public sealed class StorageDecodersFuzz
     }
 
     [Fact]
+    public void VolumeHeadsWithLayers()
+    {
+        var golden = new byte[VolumeHeadLayout.Size];
+        new VolumeHeadLayout
+        {
+            Head = new VolumeHead(3, Store, "disk-3", 8 * Units.MiB, 2), Layer = 6, Parent = new LayerId(2, 1), IsFlattening = true,
+        }.WriteTo(golden);
+        Assert.Null(VolumeHeadLayout.TryRead(golden, out _));
+        var again = new byte[golden.Length];
+        Run(golden, _ => { }, page =>
+        {
+            if (VolumeHeadLayout.TryRead(page, out VolumeHeadLayout read) is not null) return false;
+            read.WriteTo(again);
+            Assert.Equal(page, again);
+            return true;
+        });
+    }
+
+    [Fact]
+    public void SnapshotHeads()
+    {
+        var golden = new byte[SnapshotLayout.Size];
+        Snapshot.WriteTo(golden);
+        Assert.Null(SnapshotLayout.TryRead(golden, out _));
+        var again = new byte[golden.Length];
+        Run(golden, _ => { }, page =>
+        {
+            if (SnapshotLayout.TryRead(page, out SnapshotLayout read) is not null) return false;
+            Assert.False(read.Parent is { } below && below.Volume == read.Id.Volume && below.Layer >= read.Id.Layer);
+            read.WriteTo(again);
+            Assert.Equal(page, again);
+            return true;
+        });
+    }
+
+    /// <summary>Records of layers, a page image among them; each that is accepted is written again as the same bytes.</summary>
+    [Fact]
+    public void LogPagesOfLayers()
+    {
+        byte[] golden = LayersPage(RedoRecordWriter.Snapshot), other = LayersPage(Image);
+        Assert.Equal(4, Walk(golden, golden.Length));
+        Assert.Equal(1, Walk(other, other.Length));
+        foreach (byte[] one in new[] { golden, other })
+        {
+            Run(one, page => Seal.Put(page, Address, Fold), page =>
+            {
+                bool isGood = RedoPageHeader.TryReadPage(page, Address, Fold, out RedoPageHeader header) is null;
+                Walk(page, isGood ? header.UsedBytes : Units.BlockBytes);
+                return isGood;
+            });
+        }
+
+        static int Image(Span<byte> target, uint slot, SnapshotLayout _)
+        {
+            var entries = new byte[MetadataPage.EntriesBytes];
+            for (int i = 0; i < Units.BlocksPerExtent; i++) MetadataPage.SetEntry(entries, i, new BlockEntry((uint)i, 7, (ulong)i));
+            return RedoRecordWriter.PageImage(target, slot, 7, 2, entries, 3);
+        }
+    }
+
+    [Fact]
     public void Cut_inputs_are_refused()
     {
         byte[] log = LogPage();
@@ -99,6 +160,7 @@ public sealed class StorageDecodersFuzz
             Assert.NotNull(Superblock.TryRead(log.AsSpan(0, length), out _));
             Assert.NotNull(MetadataPage.TryReadPage(log.AsSpan(0, length), Address, Fold, 0, out _));
             Assert.NotNull(RedoPageHeader.TryReadPage(log.AsSpan(0, length), Address, Fold, out _));
+            if (length < SnapshotLayout.Size) Assert.NotNull(SnapshotLayout.TryRead(log.AsSpan(0, length), out _));
             if (length < VolumeHeadLayout.Size) Assert.NotNull(VolumeHeadLayout.TryRead(log.AsSpan(0, length), out _));
         }
     }
@@ -122,6 +184,36 @@ public sealed class StorageDecodersFuzz
         {
             StoreFold = Fold, Incarnation = 2, PageNumber = 30, Count = 10, UsedBytes = (ushort)at, DurableLsn = 100, TailLsn = 50,
         }.WriteTo(page);
+        Seal.Put(page, Address, Fold);
+        return page;
+    }
+
+    private delegate int WriteRecord(Span<byte> target, uint slot, SnapshotLayout snapshot);
+
+    private static SnapshotLayout Snapshot => new()
+    {
+        Id = new LayerId(7, 3), Parent = new LayerId(7, 2), Uuid = Store, Cut = 99, SizeBytes = Units.MiB, Name = "s3", UnixSeconds = 5,
+    };
+
+    /// <summary>A page that begins with one record; the small ones of layers follow when there is room.</summary>
+    private static byte[] LayersPage(WriteRecord first)
+    {
+        var page = new byte[Units.BlockBytes];
+        int at = RedoPageHeader.Size;
+        Span<byte> rest = page;
+        at += first(rest[at..], 9, Snapshot);
+        ushort count = 1;
+        if (at < 1000)
+        {
+            var head = new VolumeHeadLayout { Head = new VolumeHead(7, Store, "v7", Units.MiB, 1), Layer = 4, Parent = new LayerId(7, 3) };
+            at += RedoRecordWriter.Volume(rest[at..], 8, head);
+            at += RedoRecordWriter.BeginPage(rest[at..], 10, 7, 5, 4);
+            at += RedoRecordWriter.Rekey(rest[at..], 11, 7, 6, 95, 4);
+            count = 4;
+        }
+
+        new RedoPageHeader { StoreFold = Fold, Incarnation = 2, PageNumber = 30, Count = count, UsedBytes = (ushort)at, DurableLsn = 100, TailLsn = 50 }
+            .WriteTo(page);
         Seal.Put(page, Address, Fold);
         return page;
     }
@@ -156,11 +248,22 @@ public sealed class StorageDecodersFuzz
 
                 for (int i = 0; record.Kind == RedoKind.Write && i < blocks; i++) record.CrcOf(i);
                 break;
+            case RedoKind.Snapshot:
+                if (record.TryReadSnapshot(out SnapshotLayout snapshot) is not null) break;
+                var snapshotAgain = new byte[SnapshotLayout.Size];
+                snapshot.WriteTo(snapshotAgain);
+                Assert.Null(SnapshotLayout.TryRead(snapshotAgain, out SnapshotLayout same));
+                Assert.Equal(snapshot, same);
+                break;
+            case RedoKind.BeginPage or RedoKind.Rekey:
+                _ = record.Layer;
+                break;
             case RedoKind.PageImage:
+                _ = record.Layer;
                 MetadataPage.Entry(record.Entries, Units.BlocksPerExtent - 1);
                 break;
             case RedoKind.Volume:
-                VolumeHeadLayout.TryRead(record.HeadBytesOf, out _);
+                record.TryReadHead(out _);
                 break;
             case RedoKind.BadBlock:
                 _ = record.BadBlock;

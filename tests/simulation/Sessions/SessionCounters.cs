@@ -129,7 +129,7 @@ public enum SessionDid
 }
 
 /// <summary>Plain counts of a run, or of many.</summary>
-public sealed class SessionCounters
+public sealed class SessionCounters : IRunCounters<SessionCounters>
 {
     private readonly long[] _did = new long[Enum.GetValues<SessionDid>().Length];
 
@@ -141,7 +141,7 @@ public sealed class SessionCounters
     }
 
     /// <summary>Everything that never happened.</summary>
-    public IReadOnlyList<SessionDid> Missing => [.. Enum.GetValues<SessionDid>().Where(what => this[what] == 0)];
+    public IReadOnlyList<string> Missing => [.. Enum.GetValues<SessionDid>().Where(what => this[what] == 0).Select(what => what.ToString())];
 
     /// <summary>Adds another run's counts.</summary>
     public void Add(SessionCounters other)

@@ -25,11 +25,14 @@ public sealed partial class SessionSimulation : IIscsiTargets, INbdExports
     private IStore _store = null!;
     private IscsiTarget _target = null!;
     private IscsiOptions _iscsi = null!;
-    private int _clientsRunning, _serversRunning;
-    private bool _isStopping;
+    private readonly List<string> _servers = [];
+    private int _clientsRunning;
+
+    /// <summary>The daemon was asked to stop.</summary>
+    internal bool IsStopping { get; private set; }
 
     /// <summary>Clients may ask for more.</summary>
-    internal bool IsWorking => !_isStopping && !IsBroken && RequestsLeft > 0;
+    internal bool IsWorking => !IsStopping && !IsBroken && RequestsLeft > 0;
 
     internal int RequestsLeft { get; set; }
 
@@ -61,7 +64,7 @@ public sealed partial class SessionSimulation : IIscsiTargets, INbdExports
     internal SimConnection Connect()
     {
         (SimConnection client, SimConnection server) = Wire();
-        SpawnServer(() => ServeIscsiAsync(server));
+        SpawnServer("iSCSI", () => ServeIscsiAsync(server));
         return client;
     }
 
@@ -72,9 +75,9 @@ public sealed partial class SessionSimulation : IIscsiTargets, INbdExports
         server.HearsNoBreak = false; // NBD has no pings: the kernel's keepalive is what ends such a connection
         var session = new NbdSession(Loop, server, this, new NbdOptions());
         _nbdServers.Add(session);
-        if (_isStopping) session.RequestStop();
+        if (IsStopping) session.RequestStop();
         bool hasEnded = false;
-        SpawnServer(async () =>
+        SpawnServer("NBD", async () =>
         {
             await session.RunAsync();
             hasEnded = true;
@@ -136,20 +139,21 @@ public sealed partial class SessionSimulation : IIscsiTargets, INbdExports
         return (client, server);
     }
 
-    private void SpawnServer(Func<Task> serve)
+    private void SpawnServer(string frontEnd, Func<Task> serve)
     {
-        _serversRunning++;
+        string name = $"{frontEnd} from event {Loop.EventCount}";
+        _servers.Add(name);
         Spawn(async () =>
         {
             await serve();
-            _serversRunning--;
+            _servers.Remove(name);
         });
     }
 
     private async Task ServeIscsiAsync(SimConnection server)
     {
         var login = new IscsiLogin(Loop, server, this, _iscsi);
-        if (_isStopping) login.RequestStop();
+        if (IsStopping) login.RequestStop();
         if (await login.RunAsync() is { } negotiated) await _target.ServeAsync(negotiated);
     }
 
@@ -162,7 +166,8 @@ public sealed partial class SessionSimulation : IIscsiTargets, INbdExports
         _sessions.Clear();
         _wires.Clear();
         _nbdServers.Clear();
-        (_clientsRunning, _serversRunning, _isStopping) = (0, 0, false);
+        _servers.Clear();
+        (_clientsRunning, IsStopping) = (0, false);
         RequestsLeft = 20 + _random.NextBelow(_options.RequestsPerLife);
         HasCuts = !isLast && _random.NextChance(0.7);
         foreach (SimUnit unit in _units) unit.Model.ForgetSettled();
@@ -189,7 +194,7 @@ public sealed partial class SessionSimulation : IIscsiTargets, INbdExports
         }
 
         if (ending == Ending.Finish && !isLast && _random.NextChance(0.3)) Stop();
-        EndOrderly();
+        EndOrderly(ending == Ending.PowerCut);
     }
 
     private bool TryOpen()
@@ -301,9 +306,9 @@ public sealed partial class SessionSimulation : IIscsiTargets, INbdExports
     /// <summary>The daemon is asked to stop.</summary>
     private void Stop()
     {
-        if (_isStopping) return;
+        if (IsStopping) return;
         Counters[SessionDid.Stops]++;
-        _isStopping = true;
+        IsStopping = true;
         _target.RequestStop();
         foreach (NbdSession session in _nbdServers) session.RequestStop();
     }
@@ -317,14 +322,22 @@ public sealed partial class SessionSimulation : IIscsiTargets, INbdExports
     }
 
     /// <summary>Everybody has left: the target lets go of what died, everything is given back, and all is as the model says.</summary>
-    private void EndOrderly()
+    private void EndOrderly(bool cutsPower)
     {
+        bool ended = Loop.RunUntil(() => (_target.Sessions.Count == 0 && _servers.Count == 0) || IsBroken, EventsPerLifeMax);
+        if (IsBroken || Loop.IsStopped)
+        {
+            Crash(cutsPower); // the clients were gone before it came, the server was not
+            return;
+        }
+
+        Loop.StopBeforeEvent = null; // a crash that comes later than this has nobody to show it to
         CountCuts();
-        if (!Loop.RunUntil(() => (_target.Sessions.Count == 0 && _serversRunning == 0) || IsBroken, EventsPerLifeMax))
+        if (!ended)
         {
             string sessions = string.Join("; ", _target.Sessions.Values.Select(s =>
                 $"{s.InitiatorName} {s.Tsih}: {s.ConnectionCount} connections, {s.Counters.InFlight} in flight, dropped {s.IsDropped} ({s.EndReason})"));
-            Violate(ViolationKind.Hang, $"{_serversRunning} connections never end; {_units.Sum(u => u.Unit!.TaskCount)} tasks; {sessions}");
+            Violate(ViolationKind.Hang, $"connections that never end: {string.Join(", ", _servers)}; {_units.Sum(u => u.Unit!.TaskCount)} tasks; {sessions}");
         }
 
         if (IsBroken) return;
@@ -339,8 +352,8 @@ public sealed partial class SessionSimulation : IIscsiTargets, INbdExports
         }
 
         Task<IoStatus> closing = _store.CloseAsync().AsTask();
-        bool ended = Loop.RunUntil(() => closing.IsCompleted, EventsPerLifeMax);
-        if (!ended || closing.Result != IoStatus.Ok) Violate(ViolationKind.Hang, "the store does not close");
+        bool isClosed = Loop.RunUntil(() => closing.IsCompleted, EventsPerLifeMax);
+        if (!isClosed || closing.Result != IoStatus.Ok) Violate(ViolationKind.Hang, "the store does not close");
         if (Loop.Buffers.LentCount != 0) Violate(ViolationKind.Leak, $"{Loop.Buffers.LentCount} buffers leak");
         FoldLoop();
         _disk.CutPower(); // a clean close is durable

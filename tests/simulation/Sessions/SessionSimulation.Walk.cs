@@ -61,7 +61,7 @@ public sealed partial class SessionSimulation
             _wires.Clear();
         }
 
-        if (!IsBroken) EndOrderly();
+        if (!IsBroken) EndOrderly(cutsPower: false);
         return cuts;
     }
 }

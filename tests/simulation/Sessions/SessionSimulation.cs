@@ -5,9 +5,6 @@ using BlockServer.Tests.Simulated.Disk;
 
 namespace BlockServer.Tests.Simulation.Sessions;
 
-/// <summary>What a run gave: equal seeds give equal hashes; no violations is the aim.</summary>
-public sealed record SessionResult(ulong Seed, ulong EventHash, IReadOnlyList<Violation> Violations, SessionCounters Counters);
-
 /// <summary>
 /// Whole sessions: simulated initiators and NBD clients speak over simulated connections, cut at drawn bytes, to the
 /// product's front ends over the product's store on a simulated disk. Several lives of the process, each ended by a kill,
@@ -57,8 +54,18 @@ public sealed partial class SessionSimulation
 
     internal bool KeepsReservations => _keepsReservations;
 
+    /// <summary>Runs seeds with these options, and says how to run each again.</summary>
+    internal static SeedRunner<SessionCounters> RunnerOf(SessionOptions options) => new(
+        seed => Run(seed, options),
+        seed => $"dotnet run -c Release --project tests/simulation -- simulate --sessions --seed {seed}"
+            + (options.Breakage == SessionBreakage.None ? "" : $" --broken {options.Breakage}"));
+
+    /// <summary>Runs many seeds: see <see cref="SeedSweep{TCounters}"/>.</summary>
+    public static SeedSweep<SessionCounters> Sweep(ulong from, ulong to, SessionOptions options, bool twice, bool keepGoing) =>
+        SeedSweep<SessionCounters>.Run(from, to, RunnerOf(options), twice, keepGoing, goOn: null);
+
     /// <summary>Runs one seed.</summary>
-    public static SessionResult Run(ulong seed, SessionOptions options)
+    public static SeedResult<SessionCounters> Run(ulong seed, SessionOptions options)
     {
         var simulation = new SessionSimulation(seed, options);
         try
@@ -70,7 +77,7 @@ public sealed partial class SessionSimulation
             simulation.Violate(ViolationKind.Exception, thrown.ToString());
         }
 
-        return new SessionResult(seed, simulation._hash, simulation._violations, simulation.Counters);
+        return new SeedResult<SessionCounters>(seed, simulation._hash, simulation._violations, simulation.Counters);
     }
 
     /// <summary>The next moment of model time.</summary>

@@ -27,7 +27,7 @@ public sealed class SessionSimulationTests(ITestOutputHelper output)
     [Fact]
     public void Every_seed_gives_the_same_events_twice_and_no_violation()
     {
-        SessionSweep sweep = SessionSweep.Run(1, (ulong)Settings.SessionSeeds, new SessionOptions(), twice: true, keepGoing: true);
+        SeedSweep<SessionCounters> sweep = SessionSimulation.Sweep(1, (ulong)Settings.SessionSeeds, new SessionOptions(), twice: true, keepGoing: true);
         output.WriteLine($"{sweep.Runs} seeds: {sweep.Counters}");
         Assert.True(sweep.Failures.Count == 0, string.Join('\n', sweep.Failures));
         if (Settings.SessionSeeds >= Settings.SessionSeedsDefault) Assert.Empty(sweep.Counters.Missing);
@@ -56,12 +56,12 @@ public sealed class SessionSimulationTests(ITestOutputHelper output)
     public void A_broken_build_is_noticed_by_its_symptom(SessionBreakage breakage, ViolationKind[] symptoms)
     {
         var options = new SessionOptions { Breakage = breakage };
-        SessionSweep sweep = SessionSweep.Run(1, (ulong)Settings.BrokenSeeds, options, twice: false, keepGoing: false);
+        SeedSweep<SessionCounters> sweep = SessionSimulation.Sweep(1, (ulong)Settings.BrokenSeeds, options, twice: false, keepGoing: false);
         Assert.True(sweep.First is not null, $"{breakage} was not found in {Settings.BrokenSeeds} seeds");
         (ulong seed, Violation found) = sweep.First.Value;
         output.WriteLine($"{breakage}, {sweep.Runs} seeds: {found}");
         Assert.True(symptoms.Contains(found.Kind), $"not a symptom of {breakage}: {found}");
-        SessionResult honest = SessionSimulation.Run(seed, new SessionOptions());
+        SeedResult<SessionCounters> honest = SessionSimulation.Run(seed, new SessionOptions());
         Assert.True(honest.Violations.Count == 0, string.Join('\n', honest.Violations));
     }
 }

@@ -143,11 +143,11 @@ internal sealed class SimLink(SessionSimulation world, SimSession session, SimCo
     private async Task<(byte[] Bhs, byte[] Data)?> ReadAsync()
     {
         var bhs = new byte[IscsiWire.BhsSize];
-        if (!await FillAsync(bhs)) return null;
+        if (!await Wire.FillAsync(bhs)) return null;
         var digest = new byte[IscsiWire.DigestSize];
         if (_hasHeaderDigest)
         {
-            if (!await FillAsync(digest)) return null;
+            if (!await Wire.FillAsync(digest)) return null;
             if (BinaryPrimitives.ReadUInt32LittleEndian(digest) != Crc32C.Compute(bhs)) return Mangled();
         }
 
@@ -160,10 +160,10 @@ internal sealed class SimLink(SessionSimulation world, SimSession session, SimCo
 
         if (header.DataBytes == 0) return (bhs, []);
         var data = new byte[header.PaddedDataBytes];
-        if (!await FillAsync(data)) return null;
+        if (!await Wire.FillAsync(data)) return null;
         if (_hasDataDigest)
         {
-            if (!await FillAsync(digest)) return null;
+            if (!await Wire.FillAsync(digest)) return null;
             if (BinaryPrimitives.ReadUInt32LittleEndian(digest) != Crc32C.Compute(data)) return Mangled();
         }
 
@@ -175,18 +175,6 @@ internal sealed class SimLink(SessionSimulation world, SimSession session, SimCo
     {
         if (Wire.FlipsByte < 0) Wrong("a digest of the target does not match");
         return null;
-    }
-
-    private async Task<bool> FillAsync(Memory<byte> target)
-    {
-        while (!target.IsEmpty)
-        {
-            int count = await Wire.ReceiveAsync(target);
-            if (count <= 0) return false;
-            target = target[count..];
-        }
-
-        return true;
     }
 
     /// <summary>StatSN goes up by one with every status; on one connection the window never shrinks.</summary>

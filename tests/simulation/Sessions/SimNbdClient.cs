@@ -135,7 +135,7 @@ internal sealed class SimNbdSession(SessionSimulation world, SimUnit unit, SimCo
     public async Task<bool> OpenAsync()
     {
         var greeting = new byte[18];
-        if (!await FillAsync(greeting)) return false;
+        if (!await wire.FillAsync(greeting)) return false;
         _mode = (NbdReplyMode)world.Dice.NextBelow(3);
         byte[] name = Encoding.UTF8.GetBytes(unit.Model.Head.Name);
         Queue([0, 0, 0, 3]);
@@ -202,9 +202,9 @@ internal sealed class SimNbdSession(SessionSimulation world, SimUnit unit, SimCo
         while (true)
         {
             var head = new byte[20];
-            if (!await FillAsync(head)) return false;
+            if (!await wire.FillAsync(head)) return false;
             var type = (NbdReply)BinaryPrimitives.ReadUInt32BigEndian(head.AsSpan(12));
-            if (!await FillAsync(new byte[BinaryPrimitives.ReadUInt32BigEndian(head.AsSpan(16))])) return false;
+            if (!await wire.FillAsync(new byte[BinaryPrimitives.ReadUInt32BigEndian(head.AsSpan(16))])) return false;
             if (type == NbdReply.Ack) return true;
             if ((uint)type >= 0x80000000) return false;
         }
@@ -222,14 +222,14 @@ internal sealed class SimNbdSession(SessionSimulation world, SimUnit unit, SimCo
     private async Task<bool> ReceiveReplyAsync()
     {
         var head = new byte[_mode == NbdReplyMode.Extended ? 32 : 16];
-        if (!await FillAsync(head)) return false;
+        if (!await wire.FillAsync(head)) return false;
         uint magic = BinaryPrimitives.ReadUInt32BigEndian(head);
         if (magic == NbdWire.SimpleReplyMagic && _mode != NbdReplyMode.Extended)
         {
             ulong cookie = BinaryPrimitives.ReadUInt64BigEndian(head.AsSpan(8));
             if (!_open.TryGetValue(cookie, out var entry)) return Wrong($"a reply for cookie {cookie}");
             var error = (NbdError)BinaryPrimitives.ReadUInt32BigEndian(head.AsSpan(4));
-            if (error == NbdError.None && entry.Data.Length > 0 && !await FillAsync(entry.Data)) return false;
+            if (error == NbdError.None && entry.Data.Length > 0 && !await wire.FillAsync(entry.Data)) return false;
             return Finish(cookie, new NbdReplied(error, entry.Data));
         }
 
@@ -238,7 +238,7 @@ internal sealed class SimNbdSession(SessionSimulation world, SimUnit unit, SimCo
         if (!isExtended)
         {
             var rest = new byte[4];
-            if (!await FillAsync(rest)) return false;
+            if (!await wire.FillAsync(rest)) return false;
             head = [.. head, .. rest];
         }
 
@@ -255,7 +255,7 @@ internal sealed class SimNbdSession(SessionSimulation world, SimUnit unit, SimCo
             ? (int)BinaryPrimitives.ReadUInt64BigEndian(head.AsSpan(24)) : (int)BinaryPrimitives.ReadUInt32BigEndian(head.AsSpan(16));
         var type = (NbdChunk)BinaryPrimitives.ReadUInt16BigEndian(head.AsSpan(6));
         var payload = new byte[length];
-        if (length > 0 && !await FillAsync(payload)) return false;
+        if (length > 0 && !await wire.FillAsync(payload)) return false;
         switch (type)
         {
             case NbdChunk.None:
@@ -288,18 +288,6 @@ internal sealed class SimNbdSession(SessionSimulation world, SimUnit unit, SimCo
     {
         world.Violate(ViolationKind.WrongProtocol, "NBD: " + what);
         return false;
-    }
-
-    private async Task<bool> FillAsync(Memory<byte> target)
-    {
-        while (!target.IsEmpty)
-        {
-            int count = await wire.ReceiveAsync(target);
-            if (count <= 0) return false;
-            target = target[count..];
-        }
-
-        return true;
     }
 
     private void Queue(byte[] bytes)

@@ -70,6 +70,7 @@ internal sealed class SimSession(SessionSimulation world, string initiatorName, 
         if (response is not { Status: IscsiLoginStatus.Success } || IsDead)
         {
             link.Die();
+            instead?.Die(); // whether it is still served nobody knows, and nothing more is sent on it
             return false;
         }
 
@@ -141,8 +142,9 @@ internal sealed class SimSession(SessionSimulation world, string initiatorName, 
         }
         else if (response == TaskFunctionResponse.NoTask && task is { IsFinished: false })
         {
-            // Nothing is known of it there, and its answer would have come first on this connection.
-            if (!task.MayVanish) world.Violate(ViolationKind.Hang, $"{InitiatorName}: task {task.Tag} was never answered and is gone");
+            // Nothing is known of it there, and its answer would have come first on this connection; unless the target is about
+            // to stop, which drops what has not begun.
+            if (!task.MayVanish && !world.IsStopping) world.Violate(ViolationKind.Hang, $"{InitiatorName}: task {task.Tag} was never answered and is gone");
             Abort(task, $"{function}, NoTask");
         }
 

@@ -41,6 +41,11 @@ internal sealed class DirectoryWorld
         [new Guid(2, 0, 0, [0, 0, 0, 0, 0, 0, 0, 0])] = [],
     };
 
+    /// <summary>Snapshots by volume, and what volumes were cloned from.</summary>
+    public Dictionary<uint, List<SnapshotInfo>> Snapshots { get; } = [];
+
+    public Dictionary<uint, (uint VolumeId, Guid Snapshot)> Bases { get; } = [];
+
     /// <summary>Steps since the last <see cref="Arm"/>.</summary>
     public int Steps => _step;
 
@@ -52,7 +57,7 @@ internal sealed class DirectoryWorld
 
     public void Disarm() => Arm(-1, default);
 
-    public VolumeDirectory Begin() => new(new WatchedMeta(this), new Clock(), new SeededRandom(1));
+    public VolumeDirectory Begin() => new(new WatchedMeta(this), new Clock(), new SeededRandom(1)) { CutGate = new Gate(this) };
 
     public IVolumeHost[] Hosts() => [.. Disks.Select(d => new Host(this, d.Key, d.Value))];
 
@@ -76,6 +81,29 @@ internal sealed class DirectoryWorld
                 return failed();
             default:
                 return failed();
+        }
+    }
+
+    /// <summary>The gates of volumes: what happens to them, as words.</summary>
+    public List<string> Gates { get; } = [];
+
+    /// <summary>The pause is over as soon as the stores are asked.</summary>
+    public bool IsSlow { get; set; }
+
+    private sealed class Gate(DirectoryWorld world) : ICutGate, ICutHold
+    {
+        public Task Expired { get; } = new TaskCompletionSource().Task;
+
+        public Task<ICutHold?> HoldAsync(IReadOnlyList<VolumeRecord> volumes)
+        {
+            world.Gates.Add("hold " + string.Join(' ', volumes.Select(v => v.Name)));
+            return Task.FromResult(world.Step<ICutHold?>(() => this, () => null));
+        }
+
+        public Task<bool> ReleaseAsync()
+        {
+            world.Gates.Add("release");
+            return Task.FromResult(!world.IsSlow);
         }
     }
 
@@ -127,7 +155,53 @@ internal sealed class DirectoryWorld
             return IoStatus.Ok;
         });
 
-        public Task<IoStatus> DeleteAsync(uint volumeId) => Change(() => heads.Remove(volumeId) ? IoStatus.Ok : IoStatus.NotFound);
+        public Task<IoStatus> DeleteAsync(uint volumeId) => Change(() =>
+        {
+            if (world.Bases.Values.Any(b => b.VolumeId == volumeId)) return IoStatus.Conflict;
+            world.Snapshots.Remove(volumeId);
+            world.Bases.Remove(volumeId);
+            return heads.Remove(volumeId) ? IoStatus.Ok : IoStatus.NotFound;
+        });
+
+        public Task<VolumeLayers?> LayersAsync(uint volumeId) => Task.FromResult(heads.ContainsKey(volumeId)
+            ? new VolumeLayers([.. Of(volumeId).Select(WithClones)], world.Bases.TryGetValue(volumeId, out var b) ? b : null, false) : null);
+
+        public Task<IoStatus> CutAsync(IReadOnlyList<SnapshotRequest> requests) => Change(() =>
+        {
+            world.Gates.Add("cut");
+            foreach (SnapshotRequest r in requests) Of(r.VolumeId).Add(InfoOf(r));
+            return IoStatus.Ok;
+        });
+
+        public Task<IoStatus> DeleteSnapshotAsync(uint volumeId, Guid snapshot) => Change(() =>
+            world.Bases.Values.Contains((volumeId, snapshot)) ? IoStatus.Conflict
+            : Of(volumeId).RemoveAll(s => s.Uuid == snapshot) > 0 ? IoStatus.Ok : IoStatus.NotFound);
+
+        public Task<IoStatus> RollBackAsync(Guid snapshot, SnapshotRequest safety) => Change(() =>
+        {
+            SnapshotInfo target = Of(safety.VolumeId).Single(s => s.Uuid == snapshot);
+            Of(safety.VolumeId).Add(InfoOf(safety));
+            heads[safety.VolumeId] = heads[safety.VolumeId] with { SizeBytes = target.SizeBytes };
+            return IoStatus.Ok;
+        });
+
+        public Task<IoStatus> CloneAsync(VolumeHead head, uint volumeId, Guid snapshot) => Change(() =>
+        {
+            if (Of(volumeId).All(s => s.Uuid != snapshot)) return IoStatus.NotFound;
+            if (!heads.TryAdd(head.Id, head)) return IoStatus.Conflict;
+            world.Bases[head.Id] = (volumeId, snapshot);
+            return IoStatus.Ok;
+        });
+
+        public Task<IoStatus> FlattenAsync(uint volumeId) => Change(() => world.Bases.Remove(volumeId) ? IoStatus.Ok : IoStatus.NotFound);
+
+        private List<SnapshotInfo> Of(uint volumeId) =>
+            world.Snapshots.TryGetValue(volumeId, out List<SnapshotInfo>? known) ? known : world.Snapshots[volumeId] = [];
+
+        private SnapshotInfo WithClones(SnapshotInfo s) =>
+            s with { Clones = [.. world.Bases.Where(b => b.Value == (s.VolumeId, s.Uuid)).Select(b => b.Key)] };
+
+        private SnapshotInfo InfoOf(SnapshotRequest r) => new(r.VolumeId, r.Uuid, r.Name, heads[r.VolumeId].SizeBytes, r.UnixSeconds, 0, []);
 
         public Task<ulong> HighestUsedByteAsync(uint volumeId) => Task.FromResult(0UL);
 

@@ -32,6 +32,35 @@ public class LoopMethodBuilderTests
         await Assert.ThrowsAsync<InvalidOperationException>(async () => await task);
     }
 
+    [Fact]
+    public async Task A_second_await_throws_and_gives_nothing_back()
+    {
+        var operation = new LoopOperation<int>();
+        ValueTask<int> task = Inner(operation);
+        ValueTask<int> copy = task;
+        operation.Complete(7);
+        Assert.Equal(7, await task);
+
+        var other = new LoopOperation<int>();
+        ValueTask<int> running = Inner(other); // on the machine that was given back
+        Assert.Throws<InvalidOperationException>(() => copy.GetAwaiter().GetResult());
+        ValueTask<int> third = Inner(new LoopOperation<int>()); // would take the machine of the running one
+        other.Complete(8);
+        Assert.Equal(8, await running);
+        Assert.False(third.IsCompleted);
+    }
+
+    [Fact]
+    public async Task A_result_taken_too_early_gives_nothing_back()
+    {
+        var operation = new LoopOperation<int>();
+        ValueTask<int> task = Inner(operation);
+        ValueTask<int> copy = task;
+        Assert.Throws<System.Diagnostics.UnreachableException>(() => copy.GetAwaiter().GetResult());
+        operation.Complete(9);
+        Assert.Equal(9, await task);
+    }
+
     private static void Round(LoopOperation<int>[] operations, Sum[] sums)
     {
         for (int i = 0; i < operations.Length; i++) sums[i].Begin(Outer(operations[i]));

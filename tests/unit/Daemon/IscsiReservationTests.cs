@@ -2,7 +2,6 @@ using BlockServer.Blockd;
 using BlockServer.Cluster;
 using BlockServer.Core;
 using BlockServer.Core.Api;
-using BlockServer.Tests.Interop;
 using Xunit;
 
 namespace BlockServer.Tests.Unit.Daemon;

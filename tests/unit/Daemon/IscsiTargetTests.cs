@@ -2,7 +2,6 @@ using System.Globalization;
 using System.Text.Json;
 using BlockServer.Core.Api;
 using BlockServer.Pfcli;
-using BlockServer.Tests.Interop;
 using Xunit;
 
 namespace BlockServer.Tests.Unit.Daemon;

@@ -1,7 +1,6 @@
 using System.Buffers.Binary;
 using System.Globalization;
 using BlockServer.Core;
-using BlockServer.Tests.Interop;
 using Xunit;
 
 namespace BlockServer.Tests.Unit.Daemon;

@@ -34,6 +34,8 @@ internal sealed class NbdWorld : INbdExports
 
     public bool IsReadOnly { get; set; }
 
+    public INbdContexts? Contexts { get; set; }
+
     /// <summary>Who may use the export; everybody when null.</summary>
     public Func<string?, bool>? MayUse { get; set; }
 
@@ -43,7 +45,7 @@ internal sealed class NbdWorld : INbdExports
         name is "disk" or "" && MayUse?.Invoke(identity) != false ? new NbdExport
         {
             Name = "disk", Description = "a disk", Device = Device, SizeBytes = Device.SizeBytes,
-            RequiresTls = RequiresTls, IsReadOnly = IsReadOnly,
+            RequiresTls = RequiresTls, IsReadOnly = IsReadOnly, Contexts = Contexts,
         }
         : null);
 

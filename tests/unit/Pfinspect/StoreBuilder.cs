@@ -68,6 +68,26 @@ internal sealed class StoreBuilder : IDisposable
         Seal.Put(page, Geometry.HomeOffset(slot, home), _fold);
     }
 
+    /// <summary>An extent of a layer.</summary>
+    public void PutLayerHome(uint slot, ulong lsn, LayerId layer, uint extent, params (int Index, BlockEntry Entry)[] entries)
+    {
+        Span<byte> page = Home(slot, 0, lsn);
+        new MetadataPageHeader
+        {
+            Kind = MetadataKind.Extent, VolumeId = layer.Volume, LayerId = layer.Layer, Extent = extent, Slot = slot, PageLsn = lsn, MinVersion = 1, MaxVersion = 100,
+        }.WriteTo(page);
+        foreach ((int index, BlockEntry entry) in entries) MetadataPage.SetEntry(page[64..], index, entry);
+        Seal.Put(page, Geometry.HomeOffset(slot, 0), _fold);
+    }
+
+    public void PutSnapshot(uint slot, ulong lsn, SnapshotLayout snapshot)
+    {
+        Span<byte> page = Home(slot, 0, lsn);
+        new MetadataPageHeader { Kind = MetadataKind.Snapshot, VolumeId = snapshot.Id.Volume, Extent = snapshot.Id.Layer, Slot = slot, PageLsn = lsn }.WriteTo(page);
+        snapshot.WriteTo(page[64..]);
+        Seal.Put(page, Geometry.HomeOffset(slot, 0), _fold);
+    }
+
     public void PutTombstone(uint slot, int home, ulong lsn)
     {
         Span<byte> page = Home(slot, home, lsn);

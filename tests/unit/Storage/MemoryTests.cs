@@ -22,14 +22,14 @@ public class MemoryTests(ITestOutputHelper output)
         const uint extents = 16 * 1024;
         const uint perTiB = (uint)(Units.TiB >> Units.ExtentShift);
         var slots = new SlotTable(extents, ulong.MaxValue);
-        var volume = new Volume(StoreWorld.HeadOf(1, Units.VolumeBytesMax), 0);
+        var volume = new Volume(StoreWorld.HeadOf(1, Units.VolumeBytesMax), 0, slots);
         for (uint extent = 0; extent < extents; extent++)
         {
             Assert.True(slots.TryTake(MetadataKind.Extent, 1, extent, out uint slot));
-            volume.SetSlot(extent, slot);
+            volume.Line.SetSlot(extent, slot);
         }
 
-        double tables = (slots.TableBytes + volume.MapBytes) * (double)(perTiB / extents) / Units.MiB;
+        double tables = (slots.TableBytes + volume.Line.MapBytes) * (double)(perTiB / extents) / Units.MiB;
         double pages = slots.ResidentBytes * (double)(perTiB / extents) / Units.GiB;
         output.WriteLine($"tables {tables:F1} MiB, pages {pages:F2} GiB per TiB");
         Assert.InRange(tables, 55, 61);

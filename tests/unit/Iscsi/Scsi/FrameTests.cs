@@ -170,6 +170,22 @@ public class FrameTests
         Assert.Equal(TaskFunctionResponse.NoLun, world.Loop.Run(world.Target.ManageAsync(world.A, TaskFunction.AbortTaskSet, 7UL << 48, 0)));
     }
 
+    [Fact]
+    public void An_abort_of_what_a_reset_is_ending_waits_for_its_end()
+    {
+        var world = new ScsiWorld(isSlow: true);
+        world.Device.IsStuck = true;
+        Reply running = world.Begin(world.A, ScsiWorld.Cdb16(0x8A, 0, 8), ScsiWorld.Fill(4096, 1));
+        Task<TaskFunctionResponse> reset = world.Target.ManageAsync(world.A, TaskFunction.LogicalUnitReset, 0, 0).AsTask();
+        Task<TaskFunctionResponse> abort = world.Target.ManageAsync(world.A, TaskFunction.AbortTask, 0, running.Command.Tag).AsTask();
+        world.Loop.RunUntil(() => false, 50);
+        Assert.False(abort.IsCompleted || reset.IsCompleted); // the write is still on its way to the device
+        world.Device.IsStuck = false;
+        Assert.True(world.Loop.RunUntil(() => abort.IsCompleted && reset.IsCompleted));
+        Assert.True(running.IsDone && !running.IsAnswered);
+        Assert.Equal(TaskFunctionResponse.Complete, abort.Result);
+    }
+
     [Theory]
     [InlineData(false)]
     [InlineData(true)]

@@ -1,0 +1,175 @@
+using BlockServer.Core;
+
+namespace BlockServer.Storage;
+
+// What differs between views of a volume, and what a snapshot takes: from metadata pages alone.
+public sealed partial class Store
+{
+    /// <inheritdoc/>
+    public async ValueTask<IoStatus> DiffAsync(
+        uint volumeId, Guid? older, Guid? newer, ulong offsetBytes, ulong lengthBytes, int runsMax, List<DiffRun> runs)
+    {
+        runs.Clear();
+        if (Refusal is { } refusal) return refusal;
+        Layer? one = older is { } first ? Find(volumeId, first) : null, two = newer is { } second ? Find(volumeId, second) : null;
+        if ((one is null && older is not null) || (two is null && newer is not null)) return IoStatus.NotFound;
+        if (!_volumes.TryGetValue(volumeId, out Volume? volume) || volume.IsDeleting) return IoStatus.NotFound;
+        Line? before = one is null ? null : new Line(_slots, one), after = two is null ? null : new Line(_slots, two);
+        ulong size = Math.Max(one?.Head.SizeBytes ?? volume.Head.SizeBytes, two?.Head.SizeBytes ?? volume.Head.SizeBytes);
+        if (offsetBytes > size || lengthBytes > size - offsetBytes) return IoStatus.OutOfRange;
+        ulong end = offsetBytes + lengthBytes;
+        for (ulong at = offsetBytes; at < end;)
+        {
+            (IoStatus status, bool isChanged, ulong pieceEnd) = await CompareAsync(volume, before, after, at);
+            if (status != IoStatus.Ok) return status;
+            ulong length = Math.Min(end, pieceEnd) - at;
+            if (runs.Count > 0 && runs[^1].IsChanged == isChanged) runs[^1] = new DiffRun(runs[^1].LengthBytes + length, isChanged);
+            else if (runs.Count == runsMax) break;
+            else runs.Add(new DiffRun(length, isChanged));
+            at += length;
+        }
+
+        return IoStatus.Ok;
+    }
+
+    private async ValueTask<(IoStatus Status, bool IsChanged, ulong End)> CompareAsync(
+        Volume volume, Line? before, Line? after, ulong offset)
+    {
+        uint extent = (uint)(offset >> Units.ExtentShift);
+        ulong start = (ulong)extent << Units.ExtentShift;
+        while (true)
+        {
+            if (State == StoreState.Closed || volume.IsDeleting || before is { IsClosed: true } || after is { IsClosed: true })
+                return (IoStatus.Unavailable, false, 0);
+            Line old = before ?? volume.Line, now = after ?? volume.Line;
+            bool isOld = old.TryGetSlot(extent, out uint one), isNow = now.TryGetSlot(extent, out uint two);
+            if (!isOld && !isNow)
+            {
+                uint next = Math.Min(old.Skip(extent + 1), now.Skip(extent + 1));
+                bool isLast = next >= old.ExtentEnd && next >= now.ExtentEnd;
+                return (IoStatus.Ok, volume.IsDoubtful, isLast ? ulong.MaxValue : (ulong)next << Units.ExtentShift);
+            }
+
+            if (isOld && isNow && one == two) return (IoStatus.Ok, false, start + Units.ExtentBytes);
+            if ((!isOld || _slots.IsResident(one)) && (!isNow || _slots.IsResident(two)))
+            {
+                ReadOnlySpan<byte> left = isOld ? _slots.Entries(one) : default, right = isNow ? _slots.Entries(two) : default;
+                int at = (int)(offset % Units.ExtentBytes) >> Units.BlockShift, next = at + 1;
+                bool differs = Differs(left, right, at);
+                while (next < Units.BlocksPerExtent && Differs(left, right, next) == differs) next++;
+                return (IoStatus.Ok, differs, start + ((ulong)next << Units.BlockShift));
+            }
+
+            IoStatus status = isOld && isNow ? await BringSlotsAsync(one, two) : await BringSlotAsync(isOld ? one : two);
+            if (status != IoStatus.Ok) return (status, false, 0);
+        }
+    }
+
+    /// <summary>Equal versions mean equal content, and holes are equal whoever made them.</summary>
+    private static bool Differs(ReadOnlySpan<byte> left, ReadOnlySpan<byte> right, int index)
+    {
+        BlockEntry one = left.IsEmpty ? default : MetadataPage.Entry(left, index);
+        BlockEntry two = right.IsEmpty ? default : MetadataPage.Entry(right, index);
+        return one.Version != two.Version && (one.Block != 0 || two.Block != 0);
+    }
+
+    /// <inheritdoc/>
+    public async ValueTask<(IoStatus Status, SnapshotUsage Usage)> SnapshotUsageAsync(uint volumeId, Guid snapshot)
+    {
+        if (Refusal is { } refusal) return (refusal, default);
+        if (Find(volumeId, snapshot) is not { } layer) return (IoStatus.NotFound, default);
+        ulong used = 0, alone = 0;
+        var view = new Line(_slots, layer);
+        for (uint extent = view.Skip(0); extent < view.ExtentEnd; extent = view.Skip(extent + 1))
+        {
+            if (view.TryGetSlot(extent, out uint slot)) used += _slots[slot].Mapped;
+        }
+
+        var entries = new byte[MetadataPage.EntriesBytes];
+        foreach (uint slot in PagesOf(layer))
+        {
+            if (!IsPageOf(layer, slot)) continue;
+            IoStatus status = await BringSlotAsync(slot);
+            if (status != IoStatus.Ok) return (status, default);
+            if (!IsPageOf(layer, slot)) continue;
+            _slots.Entries(slot).CopyTo(entries);
+            ulong shared = SharedUpTo(slot);
+            uint[] above = [.. layer.Children.Select(child => PageAbove(child, _slots[slot].Extent, slot))];
+            if (above.Contains(0u)) continue; // it goes over as it is
+            foreach (uint page in above)
+            {
+                status = await BringSlotAsync(page - 1);
+                if (status != IoStatus.Ok) return (status, default);
+                for (int i = 0; i < Units.BlocksPerExtent; i++)
+                {
+                    if (MetadataPage.Entry(_slots.Entries(page - 1), i).Block == MetadataPage.Entry(entries, i).Block)
+                        MetadataPage.SetEntry(entries, i, default);
+                }
+            }
+
+            for (int i = 0; i < Units.BlocksPerExtent; i++)
+            {
+                BlockEntry entry = MetadataPage.Entry(entries, i);
+                if (entry.Block is not (0 or MetadataPage.UnknownBlock) && entry.Version > shared) alone++;
+            }
+        }
+
+        return (IoStatus.Ok, new SnapshotUsage(used << Units.BlockShift, alone << Units.BlockShift));
+    }
+
+    private bool IsPageOf(Layer layer, uint slot) => State != StoreState.Closed
+        && _slots[slot].Kind == MetadataKind.Extent && _slots[slot].VolumeId == layer.Volume.Head.Id
+        && _slots.Link(slot).Layer == layer.Number;
+
+    private List<uint> PagesOf(Layer layer)
+    {
+        var pages = new List<uint>();
+        if (layer.IsUnlinked)
+        {
+            for (uint extent = 0; TryNextPage(layer, ref extent, out uint slot); extent++) pages.Add(slot);
+            return pages;
+        }
+
+        for (uint page = layer.FirstPage; page != 0; page = _slots.Link(page - 1).Next) pages.Add(page - 1);
+        return pages;
+    }
+
+    /// <summary>Tests only, at rest: reads every page and answers the first thing that contradicts S2 or S9, or null.</summary>
+    internal async ValueTask<string?> AuditAsync()
+    {
+        var owned = new Dictionary<uint, uint>();
+        var below = new byte[MetadataPage.EntriesBytes];
+        for (uint slot = 0; slot < _slots.Next; slot++)
+        {
+            if (_slots[slot].Kind != MetadataKind.Extent) continue;
+            uint older = _slots.Link(slot).Older;
+            below.AsSpan().Clear();
+            if (older != 0)
+            {
+                if (await BringSlotAsync(older - 1) != IoStatus.Ok) return null; // nothing to compare with
+                _slots.Entries(older - 1).CopyTo(below);
+            }
+
+            if (await BringSlotAsync(slot) != IoStatus.Ok) return null;
+            ulong shared = SharedUpTo(slot);
+            for (int i = 0; i < Units.BlocksPerExtent; i++)
+            {
+                BlockEntry entry = MetadataPage.Entry(_slots.Entries(slot), i);
+                if (entry.Block is 0 or MetadataPage.UnknownBlock) continue;
+                string where = $"slot {slot} (volume {_slots[slot].VolumeId}, layer {_slots.Link(slot).Layer}, extent {_slots[slot].Extent}) entry {i}";
+                if (entry.Version > shared && !owned.TryAdd(entry.Block, slot)) return $"S2: {where}: block {entry.Block} is slot {owned[entry.Block]}'s too";
+                if (entry.Version <= shared && MetadataPage.Entry(below, i) != entry) return $"S2: {where}: shares {entry}, below is {MetadataPage.Entry(below, i)}";
+            }
+        }
+
+        var resting = new HashSet<uint>(_quarantine.SelectMany(q => Enumerable.Range((int)q.Block, (int)q.Count).Select(b => (uint)b)));
+        for (uint block = _geometry.DataStart; block < _geometry.DataStart + _geometry.DataBlocks; block++)
+        {
+            if (_blocks.IsUsed(block) != (owned.ContainsKey(block) || resting.Contains(block) || _blocks.IsBad(block)))
+                return $"S9: block {block} is {(_blocks.IsUsed(block) ? "taken, but nobody's" : $"free, but slot {owned.GetValueOrDefault(block)}'s")}";
+            if (owned.ContainsKey(block) && resting.Contains(block)) return $"S3: block {block} is in quarantine and in use";
+        }
+
+        return owned.Count == (int)_used ? null : $"S9: {owned.Count} blocks are in use, counted are {_used}";
+    }
+}

@@ -1,0 +1,219 @@
+using BlockServer.Core;
+using BlockServer.Storage;
+using Xunit;
+
+namespace BlockServer.Tests.Unit.Storage;
+
+/// <summary>Layers from outside: what snapshots and clones show, what they take, and what stands in their way.</summary>
+public class SnapshotTests
+{
+    private readonly StoreWorld _world = new(1, 32 * Units.MiB, 4 * Units.MiB, new StoreOptions { RingBytes = Units.MiB, SlotFraction = 0.05 });
+
+    private ILayeredStore Store => (ILayeredStore)_world.Store;
+
+    private static Guid Id(int n) => new(n, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1);
+
+    private void Cut(int n, uint volume = 7, IoStatus expected = IoStatus.Ok) =>
+        Assert.Equal(expected, _world.Loop.Run(Store.CreateSnapshotsAsync([new SnapshotRequest(volume, Id(n), $"s{n}", (ulong)n)])));
+
+    private void Delete(int n, IoStatus expected = IoStatus.Ok)
+    {
+        Assert.Equal(expected, _world.Loop.Run(Store.DeleteSnapshotAsync(7, Id(n))));
+        Settle();
+    }
+
+    private void Settle() => _world.Loop.Run(Wait());
+
+    private async ValueTask<bool> Wait()
+    {
+        await _world.Loop.DelayAsync(1_000_000_000);
+        return true;
+    }
+
+    private byte[] ReadOf(IBlockDevice device, ulong offset, int length)
+    {
+        var data = new byte[length];
+        Assert.Equal(IoStatus.Ok, _world.Loop.Run(device.ReadAsync(offset, data)).Status);
+        return data;
+    }
+
+    private byte[] ReadSnapshot(int n, ulong offset, int length, uint volume = 7) =>
+        ReadOf(Store.OpenSnapshot(volume, Id(n))!, offset, length);
+
+    private void Audit() => Assert.Null(_world.Loop.Run(((Store)_world.Store).AuditAsync()));
+
+    private void Reopen(bool isClean)
+    {
+        Assert.Equal(IoStatus.Ok, _world.Loop.Run(_world.Store.FlushAsync()));
+        _world.Reopen(isClean);
+        Settle();
+        Audit();
+    }
+
+    [Theory]
+    [InlineData(true)]
+    [InlineData(false)]
+    public void A_snapshot_shows_what_was_there_at_the_cut(bool isClean)
+    {
+        byte[] old = StoreWorld.Pattern(1, 2 * Units.ExtentBytes), now = StoreWorld.Pattern(2, 5000);
+        _world.Write(0, old);
+        ulong used = _world.Store.UsedBytes(7);
+        Cut(1);
+        Assert.Equal(used, _world.Store.UsedBytes(7));
+        _world.Write(1000, now);
+        Assert.Equal(IoStatus.Ok, _world.Loop.Run(_world.Device.TrimAsync(Units.ExtentBytes, Units.ExtentBytes, WriteFlags.None)));
+        for (int round = 0; round < 2; round++)
+        {
+            Assert.Equal(old, ReadSnapshot(1, 0, old.Length));
+            Assert.Equal(now, _world.Read(1000, now.Length));
+            Assert.Equal(old[..1000], _world.Read(0, 1000));
+            Assert.All(_world.Read(Units.ExtentBytes, Units.ExtentBytes), value => Assert.Equal(0, value));
+            Audit();
+            if (round == 0) Reopen(isClean);
+        }
+
+        Assert.Equal(IoStatus.ReadOnly, _world.Loop.Run(Store.OpenSnapshot(7, Id(1))!.WriteAsync(0, now, WriteFlags.None)));
+        Assert.Equal(new SnapshotUsage((ulong)old.Length, 2 * Units.BlockBytes + Units.ExtentBytes), _world.Loop.Run(Store.SnapshotUsageAsync(7, Id(1))).Usage);
+        Delete(1);
+        Audit();
+        Assert.Null(Store.OpenSnapshot(7, Id(1)));
+        Assert.Equal(Units.ExtentBytes, (int)_world.Store.UsedBytes(7));
+        Assert.Equal(now, _world.Read(1000, now.Length));
+        Reopen(isClean);
+        Assert.Equal(now, _world.Read(1000, now.Length));
+        Assert.Equal((ulong)Units.ExtentBytes, _world.Store.UsedBytes(7));
+    }
+
+    [Fact]
+    public void Layers_go_in_any_order_and_free_what_nobody_needs()
+    {
+        foreach (int[] order in new int[][] { [0, 1, 2, 3], [3, 2, 1, 0], [1, 3, 0, 2], [2, 0, 3, 1] })
+        {
+            var world = new SnapshotTests();
+            var contents = new byte[4][];
+            for (int n = 0; n < 4; n++)
+            {
+                world._world.Write((ulong)(n * 40000), StoreWorld.Pattern((ulong)n, 300_000));
+                if (n % 2 == 0) world._world.Write(3 * Units.ExtentBytes + (ulong)n * 8192, StoreWorld.Pattern((ulong)n + 9, 8192));
+                contents[n] = world._world.Read(0, 4 * Units.ExtentBytes);
+                world.Cut(n + 1);
+            }
+
+            world._world.Write(20_000, StoreWorld.Pattern(77, 100_000));
+            byte[] now = world._world.Read(0, 4 * Units.ExtentBytes);
+            for (int i = 0; i < 4; i++)
+            {
+                ulong before = world._world.Store.UsedBytes(7);
+                SnapshotUsage usage = world._world.Loop.Run(world.Store.SnapshotUsageAsync(7, Id(order[i] + 1))).Usage;
+                world.Delete(order[i] + 1);
+                Assert.Equal(before - usage.ExclusiveBytes, world._world.Store.UsedBytes(7));
+                world.Reopen(i % 2 == 0);
+                Assert.Equal(now, world._world.Read(0, now.Length));
+                foreach (int left in order[(i + 1)..]) Assert.Equal(contents[left], world.ReadSnapshot(left + 1, 0, now.Length));
+            }
+
+            Assert.Empty(world.Store.Snapshots(7));
+        }
+    }
+
+    [Fact]
+    public void A_volume_goes_back_to_a_snapshot_and_what_it_was_is_kept()
+    {
+        byte[] one = StoreWorld.Pattern(1, 100_000), two = StoreWorld.Pattern(2, 100_000), three = StoreWorld.Pattern(3, 100_000);
+        _world.Write(0, one);
+        Cut(1);
+        _world.Write(0, two);
+        Cut(2);
+        _world.Write(50_000, three);
+        byte[] last = _world.Read(0, 200_000);
+        Assert.Equal(IoStatus.Ok, _world.Loop.Run(Store.RollBackAsync(Id(1), new SnapshotRequest(7, Id(3), "safety", 3))));
+        for (int round = 0; round < 2; round++)
+        {
+            Assert.Equal(one, _world.Read(0, one.Length));
+            Assert.Equal(two, ReadSnapshot(2, 0, two.Length));
+            Assert.Equal(last, ReadSnapshot(3, 0, last.Length));
+            Audit();
+            Reopen(round == 0);
+        }
+
+        _world.Write(4096, three);
+        byte[] now = _world.Read(0, 200_000);
+        Delete(1); // two branches grow from it: it goes when one of them is gone
+        Assert.Equal(last, ReadSnapshot(3, 0, last.Length));
+        Audit();
+        Delete(2);
+        Assert.Equal(last, ReadSnapshot(3, 0, last.Length));
+        Audit();
+        Delete(3);
+        Reopen(false);
+        Assert.Equal(now, _world.Read(0, now.Length));
+        Assert.Empty(Store.Snapshots(7));
+        Assert.Equal(26 * 4096u, _world.Store.UsedBytes(7));
+    }
+
+    [Fact]
+    public void A_clone_is_a_volume_of_its_own_and_holds_its_base()
+    {
+        byte[] old = StoreWorld.Pattern(1, 2_000_000), own = StoreWorld.Pattern(2, 10_000);
+        _world.Write(0, old);
+        Cut(1);
+        _world.Write(0, own);
+        VolumeHead head = StoreWorld.HeadOf(9, 4 * Units.MiB);
+        Assert.Equal(IoStatus.Ok, _world.Loop.Run(Store.CreateCloneAsync(head, 7, Id(1))));
+        IBlockDevice clone = _world.Store.OpenVolume(9)!;
+        Assert.Equal(old, ReadOf(clone, 0, old.Length));
+        Assert.Equal(IoStatus.Ok, _world.Loop.Run(clone.WriteAsync(1_000_000, own, WriteFlags.None)));
+        own.CopyTo(old, 1_000_000);
+        Delete(1, IoStatus.Conflict);
+        Assert.Equal([9u], Store.Snapshots(7)[0].Clones);
+        Assert.Equal(IoStatus.Conflict, _world.Loop.Run(_world.Store.DeleteVolumeAsync(7)));
+        Reopen(false);
+        Assert.Equal((7u, Id(1)), Store.BaseOf(9));
+        Assert.Equal(old, ReadOf(_world.Store.OpenVolume(9)!, 0, old.Length));
+        Assert.Equal(IoStatus.Ok, _world.Loop.Run(Store.FlattenAsync(9)));
+        Settle();
+        Audit();
+        Assert.Null(Store.BaseOf(9));
+        Delete(1);
+        Reopen(true);
+        Assert.Equal(old, ReadOf(_world.Store.OpenVolume(9)!, 0, old.Length));
+        Assert.Equal(own, _world.Read(0, own.Length));
+        Assert.Equal(IoStatus.Ok, _world.Loop.Run(_world.Store.DeleteVolumeAsync(9)));
+        Settle();
+        Assert.Equal(_world.Store.UsedBytes(7), _world.Store.GetStats().BlocksUsed * Units.BlockBytes);
+        Audit();
+    }
+
+    [Fact]
+    public void A_diff_names_what_was_written_in_between()
+    {
+        _world.Write(0, StoreWorld.Pattern(1, 1_500_000));
+        Cut(1);
+        _world.Write(8192, StoreWorld.Pattern(2, 4096));
+        Cut(2);
+        _world.Write(2_097_152, StoreWorld.Pattern(2, 4096));
+        var runs = new List<DiffRun>();
+        Assert.Equal(IoStatus.Ok, _world.Loop.Run(Store.DiffAsync(7, Id(1), Id(2), 0, 4 * Units.MiB, 10, runs)));
+        Assert.Equal([new(8192, false), new(4096, true), new(4 * Units.MiB - 12288, false)], runs);
+        Assert.Equal(IoStatus.Ok, _world.Loop.Run(Store.DiffAsync(7, Id(1), null, 0, 4 * Units.MiB, 10, runs)));
+        Assert.Equal([new(8192, false), new(4096, true), new(2_097_152 - 12288, false), new(4096, true), new(2_097_152 - 4096, false)], runs);
+        Assert.Equal(IoStatus.Ok, _world.Loop.Run(Store.DiffAsync(7, Id(2), Id(2), 0, 4 * Units.MiB, 10, runs)));
+        Assert.Equal([new(4 * Units.MiB, false)], runs);
+    }
+
+    [Fact]
+    public void A_shrunk_volume_grows_with_zeros_and_its_snapshot_keeps_the_end()
+    {
+        byte[] old = StoreWorld.Pattern(1, 4 * Units.ExtentBytes);
+        _world.Write(0, old);
+        Cut(1);
+        Assert.Equal(IoStatus.Ok, _world.Loop.Run(_world.Store.UpdateVolumeAsync(StoreWorld.HeadOf(7, Units.MiB + 512))));
+        Reopen(false);
+        Assert.Equal(IoStatus.Ok, _world.Loop.Run(_world.Store.UpdateVolumeAsync(StoreWorld.HeadOf(7, 4 * Units.MiB))));
+        byte[] now = _world.Read(0, old.Length);
+        Assert.Equal(old[..(Units.ExtentBytes + 512)], now[..(Units.ExtentBytes + 512)]);
+        Assert.All(now[(Units.ExtentBytes + 512)..], value => Assert.Equal(0, value));
+        Assert.Equal(old, ReadSnapshot(1, 0, old.Length));
+        Audit();
+    }
+}
