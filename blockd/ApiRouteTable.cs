@@ -91,7 +91,7 @@ internal static class ApiRouteTable
             null, null, [], [s_badName, s_noVolume, (503, "disk-unavailable")]),
         new("GET", "snapshots", "The snapshots of all volumes whose disks serve.", 200, typeof(SnapshotList), null, [s_usage], [s_badQuery, s_noDisk]),
         new("POST", "snapshots", "Cuts a snapshot of each volume, all at one moment.", 201, typeof(SnapshotList), typeof(CreateSnapshot), [],
-            [s_badName, s_noVolume, (400, "invalid-volumes"), (400, "volumes-on-several-disks"), (400, "too-many-volumes"), (409, "snapshot-exists"),
+            [s_badName, s_noVolume, (400, "invalid-volumes"), (400, "too-many-volumes"), (409, "snapshot-exists"), (503, "cut-too-slow"),
                 s_coming, (409, "volume-flattening"), s_meanwhile, s_noDisk, (507, "no-space")]),
         new("GET", "volumes/{name}/snapshots", "The snapshots of a volume, oldest first.", 200, typeof(SnapshotList), null, [s_usage],
             [s_badName, s_noVolume, s_badQuery, s_noDisk]),

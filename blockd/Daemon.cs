@@ -4,7 +4,6 @@ using BlockServer.Core;
 using BlockServer.Core.Api;
 using BlockServer.Io;
 using BlockServer.Protocols.Iscsi;
-using BlockServer.Protocols.Nbd;
 
 namespace BlockServer.Blockd;
 
@@ -16,6 +15,9 @@ internal sealed class StartException(string message) : Exception(message);
 internal sealed class Daemon
 {
     private const string TokenKey = "auth/admin";
+    // For so long clients wait at most while a group of volumes on several disks is cut.
+    private static readonly TimeSpan s_cutPauseMax = TimeSpan.FromSeconds(5);
+
     private const ulong StopWaitNanos = 10_000_000_000;
 
     private readonly DataDirectory _data;
@@ -30,7 +32,7 @@ internal sealed class Daemon
         Settings settings, DataDirectory data, SqliteMetaStore meta, List<LoopThread> threads, StartWatch watch, Func<IFile, IFile>? layer)
     {
         Settings = settings;
-        Sessions = new Sessions(new ConnectionLimits(settings.Connections, settings.ConnectionsPerAddress));
+        Sessions = new Sessions(settings.Limits.OfConnections(settings.Connections, settings.ConnectionsPerAddress));
         _data = data;
         _meta = meta;
         _threads = threads;
@@ -38,6 +40,7 @@ internal sealed class Daemon
         Targets = new TargetDirectory(meta);
         Volumes = new SharedVolumes(meta, settings, Warn);
         Disks = new Disks(settings, data, meta, Directory, threads, Warn, watch, layer);
+        Directory.CutGate = new CutGate(Stores, Volumes, s_cutPauseMax);
         Imports = new Imports(Directory, Stores, Volumes, Sessions, () => _iscsi?.Targets.ApplyAllAsync() ?? Task.CompletedTask, Warn);
         StartedAt = SystemClock.Instance.UtcNow;
     }
@@ -110,7 +113,7 @@ internal sealed class Daemon
             for (int i = 0; i < settings.Loops; i++)
             {
                 LoopThread thread = LoopFactory.Create(
-                    settings.Engine, $"loop-{i}", busyPollNanos: (ulong)settings.BusyPollMicros * 1000);
+                    settings.Engine, $"loop-{i}", (long)settings.Limits.LoopBytes, busyPollNanos: (ulong)settings.BusyPollMicros * 1000);
                 thread.Failed += e => daemon.LoopFailed.TrySetResult(e);
                 threads.Add(thread);
             }
@@ -225,7 +228,7 @@ internal sealed class Daemon
     private async Task ListenAsync(int systemdSockets, TlsIdentity? tls, Action<string> log)
     {
         LoopThread first = _threads[0];
-        var options = new NbdOptions { TlsMode = Settings.Tls, Tls = tls is null ? null : new TlsUpgrade(first.Loop, tls) };
+        var options = Settings.Limits.OfNbd() with { TlsMode = Settings.Tls, Tls = tls is null ? null : new TlsUpgrade(first.Loop, tls) };
         bool isProven = tls is { Clients: TlsClients.Required };
         _nbd = new NbdFrontEnd(first, Directory, Stores, Volumes, Sessions, Meters, options, isProven, Settings.Insecure, Settings.Stdio, log);
         string?[] secrets = [tls is null ? null : Settings.TlsKey, Settings.IscsiChap];

@@ -16,7 +16,7 @@ internal sealed class IscsiFrontEnd
     private readonly SharedVolumes _volumes;
     private readonly Settings _settings;
     private readonly Action<string> _log;
-    private readonly IscsiOptions _options = new();
+    private readonly IscsiOptions _options;
     private readonly List<SocketListener> _listeners = [];
     private bool _isStopping;
 
@@ -25,6 +25,7 @@ internal sealed class IscsiFrontEnd
         Action<string> log)
     {
         (_thread, Catalog, _sessions, _volumes, _settings, _log) = (thread, catalog, sessions, volumes, settings, log);
+        _options = settings.Limits.OfIscsi();
         Targets = new ServedTargets(catalog, stores, volumes, meters, thread, settings, new PortalView(this, null), _options);
     }
 

@@ -65,3 +65,13 @@ public sealed record VolumeLayers(
 [JsonSourceGenerationOptions(PropertyNamingPolicy = JsonKnownNamingPolicy.CamelCase, RespectRequiredConstructorParameters = true)]
 [JsonSerializable(typeof(SnapshotRecord))]
 internal sealed partial class SnapshotRecordJson : JsonSerializerContext;
+
+/// <summary>A snapshot of a cut over several stores.</summary>
+internal sealed record CutMember(uint VolumeId, Guid StoreId, Guid Uuid);
+
+/// <summary>A cut over several stores that is not known to be whole; the value of <c>cut/UUID</c>.</summary>
+internal sealed record CutRecord(IReadOnlyList<CutMember> Members);
+
+[JsonSourceGenerationOptions(PropertyNamingPolicy = JsonKnownNamingPolicy.CamelCase, RespectRequiredConstructorParameters = true)]
+[JsonSerializable(typeof(CutRecord))]
+internal sealed partial class CutRecordJson : JsonSerializerContext;

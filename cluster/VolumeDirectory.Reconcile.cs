@@ -41,6 +41,7 @@ public sealed partial class VolumeDirectory
             }
 
             foreach ((VolumeHead head, IVolumeHost host) in heads.Values) await AdoptAsync(head, host, notes);
+            await UndoCutsAsync();
             await ForgetLostSnapshotsAsync(fresh);
             return notes;
         }
@@ -80,6 +81,7 @@ public sealed partial class VolumeDirectory
     /// <summary>Brings every unsettled volume to a state that metadata and store agree on, as far as they answer.</summary>
     private async Task SettleAsync()
     {
+        if (!_half.IsEmpty) await UndoCutsAsync();
         if (_unsettled.Count == 0) return;
         foreach (uint id in _unsettled.Order().ToArray())
         {

@@ -17,7 +17,7 @@ public sealed partial class VolumeDirectory
             if (SnapshotRecord.TryDecode(entry) is { } record) records[record.Uuid] = record;
         }
 
-        return new([.. layers.Snapshots.Select(s => new VolumeSnapshot(volume, s, records.GetValueOrDefault(s.Uuid)))], null);
+        return new([.. layers.Snapshots.Where(s => !_half.ContainsKey(s.Uuid)).Select(s => new VolumeSnapshot(volume, s, records.GetValueOrDefault(s.Uuid)))], null);
     }
 
     /// <summary>The layers of a volume, or null when its disk does not serve it.</summary>
@@ -114,35 +114,6 @@ public sealed partial class VolumeDirectory
         IoStatus status = await _hosts[volume.StoreId].FlattenAsync(volume.Id);
         return status == IoStatus.Ok ? volume : SnapshotFault(status);
     });
-
-    private async Task<SnapshotResult> CutAloneAsync(string name, List<VolumeRecord> members, SnapshotLabel label)
-    {
-        if (members.DistinctBy(v => v.StoreId).Count() > 1)
-        {
-            return new DirectoryFault(
-                IoStatus.Invalid, "volumes-on-several-disks", "the volumes lie on different disks; cut one disk's volumes at a time", "volumes");
-        }
-
-        if (members.Count > CutMax)
-            return new DirectoryFault(IoStatus.Invalid, "too-many-volumes", $"at most {CutMax} volumes are cut at once", "volumes");
-        Guid? group = members.Count > 1 ? random.NextGuid() : null;
-        SnapshotRequest[] requests = [.. members.Select(v => new SnapshotRequest(v.Id, random.NextGuid(), name, Seconds()))];
-        IoStatus status = await _hosts[members[0].StoreId].CutAsync(requests);
-        if (status != IoStatus.Ok) return SnapshotFault(status);
-        SnapshotRecord[] records = [.. requests.Select(r => new SnapshotRecord(r.VolumeId, r.Uuid, label.Clean, group, label.Policy))];
-        MetaResult written = await CommitAsync([], [.. records.Select(r => new MetaChange(r.Key, r.Encode()))]);
-        // Without its record a snapshot counts as labelled unknown, which is always true.
-        bool isWritten = written.Outcome == MetaOutcome.Committed;
-        var cut = new List<VolumeSnapshot>();
-        for (int i = 0; i < members.Count; i++)
-        {
-            VolumeLayers? layers = await LayersAsync(members[i]);
-            if (layers?.Snapshots.FirstOrDefault(s => s.Uuid == requests[i].Uuid) is not { } info) return AwayFault();
-            cut.Add(new VolumeSnapshot(members[i], info, isWritten ? records[i] : null));
-        }
-
-        return new SnapshotResult(cut, null);
-    }
 
     private async Task<DirectoryResult> CloneAloneAsync(string source, CloneVolume request)
     {
@@ -282,9 +253,6 @@ public sealed partial class VolumeDirectory
         IoStatus.NotFound => new(status, "no-such-snapshot", "it was deleted meanwhile"),
         _ => new(IoStatus.Unavailable, "disk-unavailable", $"the disk does not serve ({status}); see pfcli list_disk"),
     };
-
-    // Of one store; more do not fit into one page of its log.
-    private const int CutMax = 13;
 }
 
 /// <summary>What is said of a snapshot by whoever asks for it.</summary>

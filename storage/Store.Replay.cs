@@ -6,7 +6,7 @@ namespace BlockServer.Storage;
 public sealed partial class Store
 {
     // Reads of data that is judged, under way at a time; each is at most 1 MiB.
-    private const int JudgesAtOnce = 32;
+    private const int JudgesAtOnce = 128;
 
     /// <summary>What the first look keeps of a log page: 16 bytes for each page of the ring.</summary>
     private readonly record struct RingPage(ulong Number, uint Crc, uint PreviousCrc);

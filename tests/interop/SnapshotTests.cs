@@ -170,7 +170,7 @@ public sealed class SnapshotTests : IDisposable
         string output = Blockd.Run("qemu-io", "-r", "-f", "raw", "-c", "read -P 1 0 8m", head + ":one/0");
         Assert.DoesNotContain("failed", output, StringComparison.Ordinal);
         Assert.NotEqual(0, Blockd.Try("qemu-io", "-f", "raw", "-c", "write 0 4k", head + ":one/0").Code);
-        string[] ids = [.. new[] { "/0", ":one/0" }.Select(t => Blockd.Run("iscsi-inq", "-e", "1", "-c", "0x83", head + t))];
+        string[] ids = [.. new[] { "/0", ":one/0" }.Select(t => Blockd.Run("iscsi-inq", "-e", "1", "-c", "131", head + t))];
         Assert.NotEqual(ids[0], ids[1]);
         Assert.Contains("Total size:67108864", Blockd.Run("iscsi-readcapacity16", head + ":one/0"), StringComparison.Ordinal);
         Assert.NotEqual(0, Blockd.Try("iscsi-inq", head + ":none/0").Code);

@@ -57,7 +57,7 @@ internal sealed class DirectoryWorld
 
     public void Disarm() => Arm(-1, default);
 
-    public VolumeDirectory Begin() => new(new WatchedMeta(this), new Clock(), new SeededRandom(1));
+    public VolumeDirectory Begin() => new(new WatchedMeta(this), new Clock(), new SeededRandom(1)) { CutGate = new Gate(this) };
 
     public IVolumeHost[] Hosts() => [.. Disks.Select(d => new Host(this, d.Key, d.Value))];
 
@@ -81,6 +81,29 @@ internal sealed class DirectoryWorld
                 return failed();
             default:
                 return failed();
+        }
+    }
+
+    /// <summary>The gates of volumes: what happens to them, as words.</summary>
+    public List<string> Gates { get; } = [];
+
+    /// <summary>The pause is over as soon as the stores are asked.</summary>
+    public bool IsSlow { get; set; }
+
+    private sealed class Gate(DirectoryWorld world) : ICutGate, ICutHold
+    {
+        public Task Expired { get; } = new TaskCompletionSource().Task;
+
+        public Task<ICutHold?> HoldAsync(IReadOnlyList<VolumeRecord> volumes)
+        {
+            world.Gates.Add("hold " + string.Join(' ', volumes.Select(v => v.Name)));
+            return Task.FromResult(world.Step<ICutHold?>(() => this, () => null));
+        }
+
+        public Task<bool> ReleaseAsync()
+        {
+            world.Gates.Add("release");
+            return Task.FromResult(!world.IsSlow);
         }
     }
 
@@ -145,6 +168,7 @@ internal sealed class DirectoryWorld
 
         public Task<IoStatus> CutAsync(IReadOnlyList<SnapshotRequest> requests) => Change(() =>
         {
+            world.Gates.Add("cut");
             foreach (SnapshotRequest r in requests) Of(r.VolumeId).Add(InfoOf(r));
             return IoStatus.Ok;
         });

@@ -13,6 +13,7 @@ public sealed class SnapshotDirectoryTests
     {
         ["cut"] = async d => (await d.CutAsync("new", ["old"], new SnapshotLabel(true))).Fault,
         ["cut a group"] = async d => (await d.CutAsync("new", ["old", "beside"], new SnapshotLabel(true))).Fault,
+        ["cut over disks"] = async d => (await d.CutAsync("new", ["old", "beside", "other"], new SnapshotLabel(true))).Fault,
         ["delete snapshot"] = async d => (await d.DeleteSnapshotAsync("old", "small", null)).Fault,
         ["roll back"] = async d => (await d.RollBackAsync("old", "small", "safe")).Fault,
         ["clone snapshot"] = async d => (await d.CloneAsync("old", new CloneVolume("twin", "small"))).Fault,
@@ -79,6 +80,62 @@ public sealed class SnapshotDirectoryTests
             if (isAnswered && fault is null) Assert.True(after == wanted, $"{because}: acknowledged, and is {after}");
             if (!isReached) break;
         }
+    }
+
+    [Fact]
+    public async Task A_cut_over_disks_is_held_together_and_of_one_disk_needs_no_gate()
+    {
+        var world = new DirectoryWorld();
+        using VolumeDirectory d = await StartedAsync(world);
+        world.Gates.Clear();
+        Assert.Null((await d.CutAsync("one", ["old", "beside"], default)).Fault);
+        Assert.Equal(["cut"], world.Gates);
+        world.Gates.Clear();
+        SnapshotResult cut = await d.CutAsync("all", ["old", "other"], default);
+        Assert.Equal(["hold old other", "cut", "cut", "release"], world.Gates);
+        Assert.Single(cut.Snapshots.Select(s => s.Record!.Group).Distinct());
+        Assert.NotNull(cut.Snapshots[0].Record!.Group);
+        world.IsSlow = true;
+        Assert.Equal("cut-too-slow", (await d.CutAsync("late", ["old", "other"], default)).Fault!.Code);
+        Assert.DoesNotContain(world.Snapshots.Values.SelectMany(s => s), s => s.Name == "late");
+        Assert.Empty(await world.Meta.RangeAsync("cut/"));
+    }
+
+    [Fact]
+    public async Task A_half_cut_is_shown_to_nobody_until_its_disk_is_back_and_it_is_gone()
+    {
+        DirectoryWorld world;
+        for (int at = 0; ; at++)
+        {
+            world = new DirectoryWorld();
+            using VolumeDirectory dying = await StartedAsync(world);
+            world.Arm(at, Mishap.DeathBefore);
+            await Assert.ThrowsAsync<DeathException>(() => dying.CutAsync("half", ["old", "other"], default));
+            if (world.Snapshots.Values.SelectMany(s => s).Any(s => s.Name == "half")) break;
+        }
+
+        world.Disarm();
+        using VolumeDirectory again = world.Begin();
+        await again.ReconcileAsync(world.Hosts()[1..]); // the disk with the snapshot is away
+        Assert.NotEmpty(await world.Meta.RangeAsync("cut/"));
+        await again.ReconcileAsync(world.Hosts()[..1]);
+        Assert.Empty(await world.Meta.RangeAsync("cut/"));
+        Assert.DoesNotContain(world.Snapshots.Values.SelectMany(s => s), s => s.Name == "half");
+        await CheckAsync(world, again, "undone");
+    }
+
+    [Theory]
+    [InlineData("{")]
+    [InlineData("null")]
+    [InlineData("{}")]
+    [InlineData("{\"members\":null}")]
+    [InlineData("{\"members\":[null]}")]
+    public async Task A_damaged_record_of_a_cut_is_refused_by_its_key(string json)
+    {
+        var world = new DirectoryWorld();
+        await world.Meta.TransactAsync([], [new MetaChange("cut/1", System.Text.Encoding.UTF8.GetBytes(json))]);
+        InvalidDataException refused = await Assert.ThrowsAsync<InvalidDataException>(() => world.Begin().ReconcileAsync(world.Hosts()));
+        Assert.Contains("cut/1", refused.Message, StringComparison.Ordinal);
     }
 
     [Fact]
@@ -174,7 +231,7 @@ public sealed class SnapshotDirectoryTests
         Assert.Equal(("volume-has-snapshots", null), Of((await d.FlattenAsync("x")).Fault));
     }
 
-    /// <summary>Volume "old" of 5 MiB with a clean snapshot "small" of 3 MiB, and "beside" on the same disk.</summary>
+    /// <summary>Volume "old" of 5 MiB with a clean snapshot "small" of 3 MiB, "beside" on the same disk, "other" on another.</summary>
     private static async Task<VolumeDirectory> StartedAsync(DirectoryWorld world)
     {
         VolumeDirectory directory = world.Begin();
@@ -182,6 +239,7 @@ public sealed class SnapshotDirectoryTests
         Guid disk = world.Disks.Keys.First();
         Assert.Null((await directory.CreateAsync(new CreateVolume("old", 3 * Units.MiB, StoreId: disk))).Fault);
         Assert.Null((await directory.CreateAsync(new CreateVolume("beside", Units.MiB, StoreId: disk))).Fault);
+        Assert.Null((await directory.CreateAsync(new CreateVolume("other", Units.MiB, StoreId: world.Disks.Keys.Last()))).Fault);
         Assert.Null((await directory.CutAsync("small", ["old"], new SnapshotLabel(true))).Fault);
         Assert.Null((await directory.ChangeAsync("old", new ChangeVolume(SizeBytes: 5 * Units.MiB))).Fault);
         return directory;
