@@ -58,6 +58,7 @@ internal static class ApiRouteTable
     private static readonly (int, string) s_ownTarget = (409, "own-target");
     private static readonly (int, string) s_meanwhile = (409, "changed-meanwhile");
     private static readonly (int, string) s_badQuery = (400, "invalid-query");
+    private static readonly (int, string) s_noPolicy = (404, "no-such-policy");
     private static readonly (int, string) s_noSnapshot = (404, "no-such-snapshot");
     private static readonly (int, string) s_noDisk = (503, "disk-unavailable");
     private static readonly ApiQuery s_usage = new("usage", "boolean", "With what each takes; reads all its metadata.");
@@ -112,6 +113,14 @@ internal static class ApiRouteTable
                 (409, "name-taken"), (409, "volume-flattening"), s_meanwhile, s_noDisk, (507, "no-space")]),
         new("POST", "volumes/{name}/flatten", "Begins to copy what a clone shares with its base; then it builds on nothing.", 202, typeof(TaskInfo), typeof(FlattenVolume), [],
             [s_badName, s_noVolume, (409, "not-a-clone"), (409, "volume-has-snapshots"), s_meanwhile, s_noDisk]),
+        new("GET", "policies", "All policies, by name.", 200, typeof(PolicyList), null, [], []),
+        new("POST", "policies", "Makes a policy, which cuts and deletes snapshots by itself.", 201, typeof(PolicyInfo), typeof(CreatePolicy), [],
+            [s_badName, s_noVolume, (400, "invalid-volumes"), (400, "invalid-period"), (400, "invalid-retention"), (400, "invalid-hook"), (409, "policy-exists"),
+                (409, "too-many-policies"), s_meanwhile]),
+        new("PATCH", "policies/{name}", "Changes a policy at once; what is null stays as it is.", 200, typeof(PolicyInfo), typeof(ChangePolicy), [],
+            [s_noPolicy, s_noVolume, (400, "invalid-volumes"), (400, "invalid-period"), (400, "invalid-retention"), (400, "invalid-hook"), (412, "revision-differs"), s_meanwhile]),
+        new("DELETE", "policies/{name}", "Deletes a policy; its snapshots stay.", 204, null, null, [new("revision", "integer", "The policy's revision.")],
+            [s_noPolicy, s_badQuery, (412, "revision-differs"), s_meanwhile]),
         new("GET", "disks", "All disks of the node, also those that are not in service.", 200, typeof(DiskList), null, [], []),
         new("POST", "disks", "Puts a file or device into service.", 201, typeof(DiskInfo), typeof(AddDisk), [],
             [(400, "invalid-path"), s_badName, (400, "invalid-size"), (409, "disk-in-service"), (409, "disk-is-a-copy"), (409, "disk-refused"),
