@@ -76,7 +76,7 @@ public sealed partial class Store
 
     private Layer? Find(uint volumeId, Guid snapshot) =>
         !_volumes.TryGetValue(volumeId, out Volume? volume) || volume.IsDeleting ? null
-        : volume.Layers.Values.FirstOrDefault(layer => layer is { IsTop: false, IsDeleting: false } && layer.Head.Uuid == snapshot);
+        : volume.Snapshots.GetValueOrDefault(snapshot);
 
     /// <summary>Holds changes of the volumes back, waits for those in the log, and ends their top layers in one log page. With
     /// a <paramref name="target"/> the one volume goes on from there. The structure of all of them is locked.</summary>
@@ -86,8 +86,7 @@ public sealed partial class Store
         foreach (SnapshotRequest request in requests)
         {
             if (!_volumes.TryGetValue(request.VolumeId, out Volume? volume) || volume.IsDeleting) return IoStatus.NotFound;
-            if (volume.IsFlattening || volume.Layers.Values.Any(layer => !layer.IsTop && !layer.IsDeleting
-                && (layer.Head.Uuid == request.Uuid || layer.Head.Name == request.Name))) return IoStatus.Conflict;
+            if (volume.IsFlattening || volume.Snapshots.ContainsKey(request.Uuid) || volume.SnapshotNames.Contains(request.Name)) return IoStatus.Conflict;
             volumes.Add(volume);
         }
 
