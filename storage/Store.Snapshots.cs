@@ -98,7 +98,7 @@ public sealed partial class Store
 
         await WaitForRing();
         // Most of what must be durable becomes so while changes still go on, so that they wait for little.
-        if (!Breaks(BrokenRules.ThawEarly) && await EnsureDurable(_appliedLsn) != IoStatus.Ok) return IoStatus.Unavailable;
+        if (!Breaks(BrokenRules.ThawEarly | BrokenRules.CutUnderWrites) && await EnsureDurable(_appliedLsn) != IoStatus.Ok) return IoStatus.Unavailable;
         // All stop before the first is waited for: the group's cut is where none goes on.
         ValueTask[] freezes = [.. volumes.Select(FreezeAsync)];
         foreach (ValueTask freeze in freezes) await freeze;
@@ -106,7 +106,7 @@ public sealed partial class Store
             : _slots.FreeCount < requests.Count ? IoStatus.NoSpace
             : await AppendCuts(requests, volumes, target);
         // A page of the new layer begins as an image of one of the old: recovery must not drop a request that the image has.
-        if (status == IoStatus.Ok && !Breaks(BrokenRules.ThawEarly)) status = await EnsureDurable(_appliedLsn);
+        if (status == IoStatus.Ok && !Breaks(BrokenRules.ThawEarly | BrokenRules.CutUnderWrites)) status = await EnsureDurable(_appliedLsn);
         foreach (Volume volume in volumes) Thaw(volume);
         return status == IoStatus.Ok ? await EnsureDurable(_appliedLsn) : status;
     }
