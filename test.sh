@@ -45,6 +45,7 @@ needed=(
     nbd-client:/sbin/nbd-client
     cpio:/bin/cpio
     libsqlite3-0:/usr/lib/$(uname -m)-linux-gnu/libsqlite3.so.0
+    liblz4-1:/usr/lib/$(uname -m)-linux-gnu/liblz4.so.1
 )
 missing=()
 for entry in "${needed[@]}"; do

@@ -208,10 +208,18 @@ internal sealed class AdminApi : IAsyncDisposable
         bool isForeign = (origin is not null && origin != $"{request.Scheme}://{request.Host}")
             || (site is not null && site is not ("same-origin" or "none"));
         if (isForeign) throw new ApiException(403, "cross-origin", "changes from other web pages are refused");
+        string type = (request.ContentType ?? "").Split(';')[0].Trim();
+        string[] parts = request.Path.Value!.Split('/');
+        bool isStream = HttpMethods.IsPost(request.Method) && parts is ["", "v1", "volumes", _, "stream"];
+        if (isStream)
+        {
+            if (type == StreamMedia.Type) return;
+            throw new ApiException(415, "wrong-content-type", "send " + StreamMedia.Type);
+        }
+
         if (request.ContentLength > _limits.BodyBytesMax) throw new ApiException(413, "body-too-large", "a body has at most 1 MiB");
         bool hasBody = request.ContentLength is > 0 || request.Headers.TransferEncoding.Count > 0;
         bool needsBody = !HttpMethods.IsDelete(request.Method);
-        string type = (request.ContentType ?? "").Split(';')[0].Trim();
         if ((hasBody || needsBody) && !type.Equals("application/json", StringComparison.OrdinalIgnoreCase))
             throw new ApiException(415, "wrong-content-type", "send application/json");
     }
@@ -328,6 +336,31 @@ internal sealed class ApiCall(HttpContext context, string[] parts)
     {
         context.Response.StatusCode = 204;
         return Task.CompletedTask;
+    }
+
+    /// <summary>The body, however long it is and however slowly it comes: for what is taken in pieces.</summary>
+    public Stream LongBody()
+    {
+        if (context.Features.Get<Microsoft.AspNetCore.Http.Features.IHttpMaxRequestBodySizeFeature>() is { } size) size.MaxRequestBodySize = null;
+        if (context.Features.Get<Microsoft.AspNetCore.Server.Kestrel.Core.Features.IHttpMinRequestBodyDataRateFeature>() is { } rate) rate.MinDataRate = null;
+        return context.Request.Body;
+    }
+
+    /// <summary>Answers with bytes that are sent as they are made. When <paramref name="send"/> fails, the connection is cut: what
+    /// has been sent must not look whole.</summary>
+    public async Task SendAsync(string type, Func<System.IO.Pipelines.PipeWriter, Task> send)
+    {
+        if (context.Features.Get<Microsoft.AspNetCore.Server.Kestrel.Core.Features.IHttpMinResponseDataRateFeature>() is { } rate) rate.MinDataRate = null;
+        context.Response.ContentType = type;
+        try
+        {
+            await send(context.Response.BodyWriter);
+        }
+        catch (Exception e) when (context.Response.HasStarted)
+        {
+            if (e is not OperationCanceledException) await Console.Error.WriteLineAsync($"api {context.Request.Path}: {e.Message}");
+            context.Abort();
+        }
     }
 
     /// <summary>405 with the methods that would do.</summary>

@@ -17,6 +17,7 @@ internal sealed class AdminRoutes : IAdminRoutes
     private readonly ThickVolumes _thick;
     private readonly TargetRoutes _targets;
     private readonly SnapshotRoutes _snapshots;
+    private readonly StreamRoutes _streams;
     private readonly Dictionary<string, Func<ApiCall, Task>> _handlers;
 
     /// <summary>Routes to <paramref name="daemon"/>.</summary>
@@ -26,6 +27,7 @@ internal sealed class AdminRoutes : IAdminRoutes
         _thick = new ThickVolumes(daemon, _tasks);
         _targets = new TargetRoutes(daemon);
         _snapshots = new SnapshotRoutes(daemon, _tasks, _targets, DescribeAsync, _thick.BeginAsync);
+        _streams = new StreamRoutes(daemon, DescribeAsync);
         _handlers = new(StringComparer.Ordinal)
         {
             ["GET version"] = VersionAsync,
@@ -48,7 +50,7 @@ internal sealed class AdminRoutes : IAdminRoutes
             ["DELETE tasks/{id}"] = CancelAsync,
             ["GET openapi.json"] = c => c.AnswerAsync(s_openApi),
         };
-        foreach ((string key, Func<ApiCall, Task> handler) in _targets.Handlers.Concat(_snapshots.Handlers).Concat(new PolicyRoutes(daemon).Handlers)) _handlers.Add(key, handler);
+        foreach ((string key, Func<ApiCall, Task> handler) in _targets.Handlers.Concat(_snapshots.Handlers).Concat(_streams.Handlers).Concat(new PolicyRoutes(daemon).Handlers)) _handlers.Add(key, handler);
         Check.That(_handlers.Keys.ToHashSet().SetEquals(ApiRouteTable.All.Select(r => r.Key)));
     }
 
@@ -185,6 +187,7 @@ internal sealed class AdminRoutes : IAdminRoutes
         try
         {
             StoreHost host = await _daemon.Disks.AddAsync(request);
+            await _daemon.Imports.RecoverAsync();
             await _daemon.Volumes.OpenReservedAsync(_daemon.Directory, _daemon.Stores);
             await _thick.BeginAsync();
             await _daemon.ServedTargets.ApplyAllAsync();
@@ -300,10 +303,10 @@ internal sealed class AdminRoutes : IAdminRoutes
         string? BaseOf(VolumeLayers? shown) =>
             shown?.Base is { } basis ? $"{names!.GetValueOrDefault(basis.VolumeId, "(deleted)")}@{shown.BaseName}" : null;
         return [.. volumes.Select(v => new VolumeInfo(
-            v.Id, v.Uuid, v.Name, v.SizeBytes, used.GetValueOrDefault(v.Id), 1, used.ContainsKey(v.Id) ? "online" : "unavailable", v.Export,
+            v.Id, v.Uuid, v.Name, v.SizeBytes, used.GetValueOrDefault(v.Id), 1, used.ContainsKey(v.Id) ? v.Import is { IsActive: true } ? "initializing" : "online" : "unavailable", v.Export,
             v.Description, v.StoreId, sessions.GetValueOrDefault(v.Id), v.Revision, v.CreatedAt, used.ContainsKey(v.Id) ? null : WhyNot(v),
             reservations.GetValueOrDefault(v.Id), BaseOf(layers.GetValueOrDefault(v.Id)), layers.GetValueOrDefault(v.Id)?.IsFlattening ?? false,
-            layers.GetValueOrDefault(v.Id)?.Snapshots.Count ?? 0))];
+            layers.GetValueOrDefault(v.Id)?.Snapshots.Count ?? 0, StreamRoutes.Describe(v.Import)))];
     }
 
     private string WhyNot(VolumeRecord volume)

@@ -4,7 +4,6 @@ using BlockServer.Core;
 using BlockServer.Core.Api;
 using BlockServer.Io;
 using BlockServer.Protocols.Iscsi;
-using BlockServer.Protocols.Nbd;
 
 namespace BlockServer.Blockd;
 
@@ -33,7 +32,7 @@ internal sealed class Daemon
         Settings settings, DataDirectory data, SqliteMetaStore meta, List<LoopThread> threads, StartWatch watch, Func<IFile, IFile>? layer)
     {
         Settings = settings;
-        Sessions = new Sessions(new ConnectionLimits(settings.Connections, settings.ConnectionsPerAddress));
+        Sessions = new Sessions(settings.Limits.OfConnections(settings.Connections, settings.ConnectionsPerAddress));
         _data = data;
         _meta = meta;
         _threads = threads;
@@ -48,6 +47,7 @@ internal sealed class Daemon
             Directory, Policies, new PolicyHooks(Path.Combine(settings.DataDir, "hooks"), stop.Token), SystemClock.Instance,
             uuid => Sessions.Reading(uuid).Count > 0 || Targets.List().Any(t => t.Luns.Any(l => l.Snapshot == uuid)));
         PolicyRunner = new PolicyRunner(PolicyEngine, Policies, stop, Warn);
+        Imports = new Imports(Directory, Stores, Volumes, Sessions, () => _iscsi?.Targets.ApplyAllAsync() ?? Task.CompletedTask, Warn);
         StartedAt = SystemClock.Instance.UtcNow;
     }
 
@@ -74,6 +74,9 @@ internal sealed class Daemon
 
     /// <summary>What the front ends share of the volumes.</summary>
     public SharedVolumes Volumes { get; }
+
+    /// <summary>Streams that come into volumes.</summary>
+    public Imports Imports { get; }
 
     /// <summary>The iSCSI targets as they are now. Set when it serves.</summary>
     public IscsiCatalog Catalog { get; private set; } = null!;
@@ -125,7 +128,7 @@ internal sealed class Daemon
             for (int i = 0; i < settings.Loops; i++)
             {
                 LoopThread thread = LoopFactory.Create(
-                    settings.Engine, $"loop-{i}", busyPollNanos: (ulong)settings.BusyPollMicros * 1000);
+                    settings.Engine, $"loop-{i}", (long)settings.Limits.LoopBytes, busyPollNanos: (ulong)settings.BusyPollMicros * 1000);
                 thread.Failed += e => daemon.LoopFailed.TrySetResult(e);
                 threads.Add(thread);
             }
@@ -227,6 +230,7 @@ internal sealed class Daemon
         await Volumes.LoadAsync();
         await Disks.OpenAllAsync();
         foreach (string note in await Directory.ReconcileAsync(Stores.All)) Warn(note);
+        await Imports.RecoverAsync();
         await Volumes.OpenReservedAsync(Directory, Stores);
         foreach (WantedVolume wanted in Settings.CreateVolumes)
         {
@@ -244,7 +248,7 @@ internal sealed class Daemon
     private async Task ListenAsync(int systemdSockets, TlsIdentity? tls, Action<string> log)
     {
         LoopThread first = _threads[0];
-        var options = new NbdOptions { TlsMode = Settings.Tls, Tls = tls is null ? null : new TlsUpgrade(first.Loop, tls) };
+        var options = Settings.Limits.OfNbd() with { TlsMode = Settings.Tls, Tls = tls is null ? null : new TlsUpgrade(first.Loop, tls) };
         bool isProven = tls is { Clients: TlsClients.Required };
         _nbd = new NbdFrontEnd(first, Directory, Stores, Volumes, Sessions, Meters, options, isProven, Settings.Insecure, Settings.Stdio, log);
         string?[] secrets = [tls is null ? null : Settings.TlsKey, Settings.IscsiChap];

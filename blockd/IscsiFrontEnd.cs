@@ -13,9 +13,10 @@ internal sealed class IscsiFrontEnd
 {
     private readonly LoopThread _thread;
     private readonly Sessions _sessions;
+    private readonly SharedVolumes _volumes;
     private readonly Settings _settings;
     private readonly Action<string> _log;
-    private readonly IscsiOptions _options = new();
+    private readonly IscsiOptions _options;
     private readonly List<SocketListener> _listeners = [];
     private bool _isStopping;
 
@@ -23,7 +24,8 @@ internal sealed class IscsiFrontEnd
         LoopThread thread, IscsiCatalog catalog, StoreSet stores, SharedVolumes volumes, Sessions sessions, Meters meters, Settings settings,
         Action<string> log)
     {
-        (_thread, Catalog, _sessions, _settings, _log) = (thread, catalog, sessions, settings, log);
+        (_thread, Catalog, _sessions, _volumes, _settings, _log) = (thread, catalog, sessions, volumes, settings, log);
+        _options = settings.Limits.OfIscsi();
         Targets = new ServedTargets(catalog, stores, volumes, meters, thread, settings, new PortalView(this, null), _options);
     }
 
@@ -178,6 +180,7 @@ internal sealed class IscsiFrontEnd
                     _sessions.NextId(), () => target.Volumes, target.Name, negotiated.Connection.Peer, listener, false, identity,
                     SystemClock.Instance.UtcNow, handle, () => target.Snapshots);
                 _sessions.Add(known);
+                if (target.Volumes.Any(_volumes.IsClosed)) target.Iscsi.Cut(session.Tsih, "a stream has begun to come into a volume");
             });
         }
         finally

@@ -88,6 +88,10 @@ internal sealed class NbdFrontEnd(
     public IReadOnlyList<NbdListing> List(string? identity) =>
         [.. directory.List().Where(v => v.Export.Nbd).Select(v => new NbdListing(v.Name, v.Description ?? ""))];
 
+    /// <inheritdoc/>
+    public string? WhyNot(string name, string? identity) =>
+        directory.Find(name) is { Export.Nbd: true } record ? VolumeDirectory.ImportFault(record)?.Detail : null;
+
     private VolumeRecord? DefaultVolume()
     {
         if (defaultExport is not null) return directory.Find(defaultExport);
@@ -232,6 +236,12 @@ internal sealed class NbdFrontEnd(
         sessions.Add(session);
         try
         {
+            if (volumes.IsClosed(tag.VolumeId))
+            {
+                connection.Close();
+                return "a stream has begun to come into the volume";
+            }
+
             return await transmission.RunAsync();
         }
         finally

@@ -114,6 +114,7 @@ internal sealed class ServedTargets(
     {
         if (stores.Find(lun.Volume.StoreId) is not { } host) return "its disk is not in service";
         if (catalog.ThreadOf(target) != host.Thread) return $"its disk {host.Name} is served by another loop than those of the first LUN";
+        if (Cluster.VolumeDirectory.ImportFault(lun.Volume) is { } coming) return coming.Detail;
         return volumes.Find(lun.Volume.Id)?.Fault;
     }
 

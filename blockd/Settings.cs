@@ -81,6 +81,9 @@ internal sealed record Settings
     /// <summary>Connections of one address at once.</summary>
     public required int ConnectionsPerAddress { get; init; }
 
+    /// <summary>What they may take.</summary>
+    public required ClientLimits Limits { get; init; }
+
     /// <summary>Seconds after which a stop gives up a disk that answers nothing.</summary>
     public required int StopWaitSeconds { get; init; }
 
@@ -158,6 +161,15 @@ internal static class SettingsReader
         ("insecure", "", false, "Permit addresses beyond loopback without TLS and client certificates, and targets without CHAP there. Everybody who reaches them can read and write the volumes."),
         ("connections", "COUNT", false, "Most connections of clients at once, NBD and iSCSI together, 1 to 65536. Default: 256."),
         ("connections-per-address", "COUNT", false, "Most of them from one address, 1 to 65536; unix sockets have no such limit. Default: 32."),
+        ("connections-negotiating", "COUNT", false, "Most connections that have not negotiated or logged in yet, NBD and iSCSI together, 1 to 65536; the oldest gives way. Default: 64."),
+        ("negotiation-wait", "SECONDS", false, "How long the negotiation of a connection or its login may take, 1 to 600. Default: 10."),
+        ("stall-wait", "SECONDS", false, "A client that takes nothing of what is sent to it is closed after so long, 1 to 3600. Default: 60."),
+        ("loop-memory", "SIZE", false, "I/O memory of each thread that serves, 64m to 64g; while none is free, sockets are not read. Default: 256m."),
+        ("iscsi-sessions", "COUNT", false, "Most sessions of one iSCSI target, 1 to 4096. Default: 64."),
+        ("iscsi-commands", "COUNT", false, "Commands that an iSCSI session may have in flight, 1 to 1024. Default: 128."),
+        ("iscsi-window", "SIZE", false, "Data of those commands, 64k to 64m; one command may exceed it alone. Default: 16m."),
+        ("iscsi-ping", "SECONDS", false, "Silence after which an iSCSI initiator is pinged, 1 to 3600. Default: 5."),
+        ("iscsi-ping-wait", "SECONDS", false, "An iSCSI session whose initiator does not answer a ping for so long ends, 1 to 3600. Default: 90."),
         ("stop-wait", "SECONDS", false, "How long a stop waits for a disk that answers nothing, 1 to 3600; then blockd names it and ends with code 4. Default: 30."),
         ("low-space", "PERCENT", false, "A disk with less than this part free runs low: initiators and the log are told, 0 (never) to 50. Default: 10."),
         ("create-volume", "NAME:SIZE", true, "Create this volume at start unless it exists, for instance demo:1g; repeatable."),
@@ -231,6 +243,18 @@ internal static class SettingsReader
             BusyPollMicros = Number("busy-poll", loops < Environment.ProcessorCount ? 50 : 0, 0, 1000),
             Connections = Number("connections", 256, 1, 65536),
             ConnectionsPerAddress = Number("connections-per-address", 32, 1, 65536),
+            Limits = new ClientLimits
+            {
+                Negotiating = Number("connections-negotiating", 64, 1, 65536),
+                NegotiationSeconds = Number("negotiation-wait", 10, 1, 600),
+                StallSeconds = Number("stall-wait", 60, 1, 3600),
+                LoopBytes = Size("loop-memory", 64 * Units.MiB, 64 * Units.GiB) ?? 256 * Units.MiB,
+                IscsiSessions = Number("iscsi-sessions", 64, 1, 4096),
+                IscsiCommands = Number("iscsi-commands", 128, 1, 1024),
+                IscsiWindowBytes = Size("iscsi-window", 64 * Units.KiB, 64 * Units.MiB) ?? 16 * Units.MiB,
+                IscsiPingSeconds = Number("iscsi-ping", 5, 1, 3600),
+                IscsiPingWaitSeconds = Number("iscsi-ping-wait", 90, 1, 3600),
+            },
             StopWaitSeconds = Number("stop-wait", 30, 1, 3600),
             LowSpacePercent = Number("low-space", 10, 0, 50),
             TlsCert = cert,

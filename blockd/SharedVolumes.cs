@@ -47,6 +47,7 @@ internal sealed class SharedVolumes(IMetaStore meta, Settings settings, Action<s
     private readonly Dictionary<uint, SharedVolume> _volumes = [];
     private readonly Dictionary<Guid, SharedSnapshot> _snapshots = [];
     private readonly HashSet<uint> _reserved = [];
+    private readonly HashSet<uint> _closed = [];
     private readonly Dictionary<StoreHost, SpaceWatch> _watches = [];
 
     /// <summary>Reads which volumes have reservations. Throws <see cref="MetaException"/>.</summary>
@@ -76,16 +77,37 @@ internal sealed class SharedVolumes(IMetaStore meta, Settings settings, Action<s
         lock (_lock) return _volumes.GetValueOrDefault(volumeId);
     }
 
+    /// <summary>From now on nobody may attach the volume: an increment comes into it. Any thread.</summary>
+    public void Close(uint volumeId)
+    {
+        lock (_lock) _closed.Add(volumeId);
+    }
+
+    /// <summary>Ends <see cref="Close"/>. Any thread.</summary>
+    public void Reopen(uint volumeId)
+    {
+        lock (_lock) _closed.Remove(volumeId);
+    }
+
+    /// <summary>Nobody may attach the volume. Whoever enters his session asks again afterwards: who closes looks for sessions
+    /// after closing. Any thread.</summary>
+    public bool IsClosed(uint volumeId)
+    {
+        lock (_lock) return _closed.Contains(volumeId);
+    }
+
     /// <summary>The volumes that somebody has used since the start. Any thread.</summary>
     public IReadOnlyList<SharedVolume> List()
     {
         lock (_lock) return [.. _volumes.Values];
     }
 
-    /// <summary>The volume, with its reservations in force if there are any saved; null when its disk does not serve it. On
+    /// <summary>The volume, with its reservations in force if there are any saved; null when its disk does not serve it, or while
+    /// a stream comes into it. On
     /// the loop of <paramref name="host"/>. Look at <see cref="SharedVolume.Fault"/> before serving it.</summary>
     public async ValueTask<SharedVolume?> OpenAsync(VolumeRecord record, StoreHost host)
     {
+        if (VolumeDirectory.ImportFault(record) is not null || IsClosed(record.Id)) return null;
         SharedVolume? volume = Find(record.Id);
         bool isReserved;
         if (volume is null || volume.Host != host)
@@ -172,6 +194,7 @@ internal sealed class SharedVolumes(IMetaStore meta, Settings settings, Action<s
             _volumes.Remove(volumeId);
             foreach (Guid snapshot in _snapshots.Where(s => s.Value.Use.VolumeId == volumeId).Select(s => s.Key).ToArray()) _snapshots.Remove(snapshot);
             _reserved.Remove(volumeId);
+            _closed.Remove(volumeId);
         }
     }
 

@@ -50,6 +50,7 @@ public sealed partial class VolumeDirectory
         if (found is null) return fault!;
         if (uuid is { } wanted && wanted != found.Info.Uuid)
             return new DirectoryFault(IoStatus.Conflict, "uuid-differs", $"'{volume}@{snapshot}' is another snapshot now; read it again", "uuid");
+        if (ImportFault(found.Volume) is { } coming) return coming;
         if (CloneFault(found) is { } inTheWay) return inTheWay;
         IoStatus status = await _hosts[found.Volume.StoreId].DeleteSnapshotAsync(found.Volume.Id, found.Info.Uuid);
         if (status is not (IoStatus.Ok or IoStatus.NotFound)) return SnapshotFault(status);
@@ -100,6 +101,7 @@ public sealed partial class VolumeDirectory
     public Task<DirectoryResult> FlattenAsync(string name) => ChangeAloneAsync(async () =>
     {
         if (Find(name) is not { } volume) return NoVolume(name);
+        if (ImportFault(volume) is { } coming) return coming;
         if (await LayersAsync(volume) is not { } layers) return AwayFault();
         if (layers.Base is null) return new DirectoryFault(IoStatus.Conflict, "not-a-clone", $"'{name}' shares nothing with another volume");
         if (layers.Snapshots.Count > 0)
@@ -116,6 +118,7 @@ public sealed partial class VolumeDirectory
     private async Task<DirectoryResult> CloneAloneAsync(string source, CloneVolume request)
     {
         if (Find(source) is not { } from) return NoVolume(source);
+        if (ImportFault(from) is { } coming) return coming;
         VolumeSnapshot? basis = null;
         if (request.Snapshot is { } wantedSnapshot)
         {
@@ -159,6 +162,7 @@ public sealed partial class VolumeDirectory
     /// <summary>Why no snapshot of that name can be cut, or null.</summary>
     private async Task<DirectoryFault?> CutFaultAsync(VolumeRecord volume, string name)
     {
+        if (ImportFault(volume) is { } coming) return coming;
         if (await LayersAsync(volume) is not { } layers) return AwayFault();
         if (layers.IsFlattening)
             return new DirectoryFault(IoStatus.Conflict, "volume-flattening", $"'{volume.Name}' is being flattened; wait until that has ended");

@@ -44,7 +44,9 @@ public sealed partial class VolumeDirectory(IMetaStore meta, IWallClock clock, I
 
     /// <summary>Creates a volume: on <see cref="CreateVolume.StoreId"/>, else where the most space is neither used nor
     /// promised.</summary>
-    public async Task<DirectoryResult> CreateAsync(CreateVolume request)
+    public Task<DirectoryResult> CreateAsync(CreateVolume request) => CreateAsync(request, null);
+
+    private async Task<DirectoryResult> CreateAsync(CreateVolume request, ImportRecord? import)
     {
         if (!VolumeName.IsValid(request.Name, out string? reason)) return new DirectoryFault(IoStatus.Invalid, "invalid-name", reason, "name");
         if (SizeFault(request.SizeBytes) is { } fault) return fault;
@@ -54,7 +56,7 @@ public sealed partial class VolumeDirectory(IMetaStore meta, IWallClock clock, I
             return new DirectoryFault(IoStatus.Invalid, "invalid-idempotency-key", "the key is longer than 128 characters", "idempotencyKey");
         if (DescriptionFault(request.Description) is { } wordy) return wordy;
         if (request.Export is { } export && BlockFault(export, request.SizeBytes) is { } odd) return odd;
-        return await ChangeAloneAsync(() => CreateAloneAsync(request));
+        return await ChangeAloneAsync(() => CreateAloneAsync(request, import));
     }
 
     /// <summary>Changes name, size, export options and description. A shrink needs <see cref="ChangeVolume.Force"/> and
@@ -94,13 +96,13 @@ public sealed partial class VolumeDirectory(IMetaStore meta, IWallClock clock, I
         }
     }
 
-    private async Task<DirectoryResult> CreateAloneAsync(CreateVolume request)
+    private async Task<DirectoryResult> CreateAloneAsync(CreateVolume request, ImportRecord? import)
     {
         if (Repeated(request) is { } repeated) return repeated;
         IVolumeHost? host = await PlaceAsync(request.StoreId);
         return host is null
             ? new DirectoryFault(IoStatus.NotFound, "no-disk", "no such disk is in service", "storeId")
-            : await CreateOnAsync(request, host, host.CreateAsync);
+            : await CreateOnAsync(request, host, host.CreateAsync, import);
     }
 
     /// <summary>The answer to a name that is taken: the same volume when it is the same request again. Null when it is free.</summary>
@@ -113,12 +115,13 @@ public sealed partial class VolumeDirectory(IMetaStore meta, IWallClock clock, I
     }
 
     /// <summary>Records a volume, lets <paramref name="make"/> make it on its store, and records that.</summary>
-    private async Task<DirectoryResult> CreateOnAsync(CreateVolume request, IVolumeHost host, Func<VolumeHead, Task<IoStatus>> make)
+    private async Task<DirectoryResult> CreateOnAsync(
+        CreateVolume request, IVolumeHost host, Func<VolumeHead, Task<IoStatus>> make, ImportRecord? import = null)
     {
         (uint id, MetaEntry? counter) = await NextIdAsync();
         var record = new VolumeRecord(
             id, random.NextGuid(), request.Name, request.SizeBytes, VolumeState.Creating, request.Export ?? new ExportOptions(),
-            request.Description, host.StoreId, clock.UtcNow, request.IdempotencyKey);
+            request.Description, host.StoreId, clock.UtcNow, request.IdempotencyKey, import);
         _unsettled.Add(id); // until what follows is known to have happened, or not
         MetaResult written = await CommitAsync(
             [new(CounterKey, counter?.ModRevision ?? 0), new(NameKey(record.Name), 0), new(VolumeKey(id), 0)],
@@ -147,9 +150,10 @@ public sealed partial class VolumeDirectory(IMetaStore meta, IWallClock clock, I
         return fault;
     }
 
-    private async Task<DirectoryResult> ChangeAloneAsync(string name, ChangeVolume change)
+    private async Task<DirectoryResult> ChangeAloneAsync(string name, ChangeVolume change, bool isImport = false)
     {
         if (Find(name) is not { } old) return NoVolume(name);
+        if (!isImport && ImportFault(old) is { } coming) return coming;
         if (change.Revision is { } revision && revision != old.Revision) return RevisionFault(old);
         string newName = change.Name ?? old.Name;
         ulong newSize = change.SizeBytes ?? old.SizeBytes;
@@ -171,7 +175,7 @@ public sealed partial class VolumeDirectory(IMetaStore meta, IWallClock clock, I
         }
 
         if (!_hosts.TryGetValue(old.StoreId, out IVolumeHost? host)) return StoreFault(IoStatus.Unavailable);
-        if (newSize < old.SizeBytes && await ShrinkFaultAsync(host, old.Id, newSize, change.Force) is { } shrinkFault)
+        if (newSize < old.SizeBytes && !isImport && await ShrinkFaultAsync(host, old.Id, newSize, change.Force) is { } shrinkFault)
             return shrinkFault;
 
         _unsettled.Add(old.Id);

@@ -35,9 +35,10 @@ public enum VolumeState
 /// <param name="StoreId">The store that holds it.</param>
 /// <param name="CreatedAt">Wall clock at creation.</param>
 /// <param name="IdempotencyKey">Key of the request that created it.</param>
+/// <param name="Import">The stream that comes into it, or null.</param>
 public sealed record VolumeRecord(
     uint Id, Guid Uuid, string Name, ulong SizeBytes, VolumeState State, ExportOptions Export, string? Description,
-    Guid StoreId, DateTimeOffset CreatedAt, string? IdempotencyKey)
+    Guid StoreId, DateTimeOffset CreatedAt, string? IdempotencyKey, ImportRecord? Import = null)
 {
     /// <summary>Revision of the transaction that wrote this record; what clients compare.</summary>
     [JsonIgnore]

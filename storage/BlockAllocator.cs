@@ -27,6 +27,7 @@ internal sealed class BlockAllocator
     private readonly uint _start;
     private readonly uint _count;
     private uint _wholeCount;
+    private bool _isLoading;
     private uint _smallCursor;
     private uint _largeCursor;
 
@@ -70,8 +71,46 @@ internal sealed class BlockAllocator
     public bool TryTake(uint block)
     {
         if (IsUsed(block)) return false;
-        Mark(block - _start, 1);
+        if (!_isLoading)
+        {
+            Mark(block - _start, 1);
+            return true;
+        }
+
+        _used[(block - _start) >> 6] |= 1UL << (int)((block - _start) & 63);
+        Free--;
         return true;
+    }
+
+    /// <summary>From here to <see cref="EndLoad"/> blocks are taken by name only, many of them and none given back: what finds
+    /// free ones is brought up to date once, at the end. Called when nothing is taken.</summary>
+    public void BeginLoad()
+    {
+        Check.That(!_isLoading && Free == _count);
+        _isLoading = true;
+    }
+
+    /// <summary>Free blocks can be found again.</summary>
+    public void EndLoad()
+    {
+        Check.That(_isLoading);
+        _isLoading = false;
+        for (int word = 0; word < _used.Length; word++)
+        {
+            if (_used[word] == 0) continue;
+            // As it was listed when nothing was taken: the last one may have ended early.
+            if (word == _used.Length - 1 && _count % 64 != 0)
+            {
+                _holes.Clear(word);
+            }
+            else
+            {
+                _wholes.Clear(word);
+                _wholeCount--;
+            }
+
+            Enter(word);
+        }
     }
 
     /// <summary>Takes a block out of use for ever: now when it is free, else when it is given back. Answers false when it
@@ -104,7 +143,7 @@ internal sealed class BlockAllocator
     /// <summary>Takes a run of at most <paramref name="want"/> blocks; the caller made sure that one is free.</summary>
     public uint TakeRun(int want, out int got)
     {
-        Check.That(Free > 0 && want > 0);
+        Check.That(Free > 0 && want > 0 && !_isLoading);
         bool isLarge = want >= LargeBlocks;
         bool sparesWholes = !isLarge && _wholeCount < _used.Length / WholesSpared;
         uint at = isLarge ? _largeCursor : _smallCursor;
@@ -189,6 +228,7 @@ internal sealed class BlockAllocator
 
     private void GiveGood(uint index, uint count)
     {
+        Check.That(!_isLoading);
         Free += count;
         while (count > 0)
         {

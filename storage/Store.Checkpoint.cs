@@ -5,9 +5,8 @@ namespace BlockServer.Storage;
 // Checkpoint (B1.6): images, flush, homes, flush, read back, tail, note.
 public sealed partial class Store
 {
-    // Pages of one cycle; their images are at most 4 MiB of memory. While nobody is served yet there are fewer, larger cycles
-    // (64 MiB), because each costs several flushes.
-    private const int CyclePages = 1024, RecoveryCyclePages = 16384;
+    // Pages of one cycle; their images are at most 4 MiB of memory.
+    private const int CyclePages = 1024;
 
     // Writes or reads of homes under way at a time.
     private const int HomesAtOnce = 32;
@@ -77,52 +76,49 @@ public sealed partial class Store
         foreach (LoopEvent<bool> waiter in waiting) _loop.Post(() => waiter.Set(true));
     }
 
-    /// <summary>One cycle. With <paramref name="spills"/> (in the middle of a recovery, for room in RAM) only extents go home,
-    /// and nothing is free afterwards.</summary>
-    private async ValueTask<string?> CycleAsync(bool spills = false)
+    private async ValueTask<string?> CycleAsync()
     {
         var images = new List<(uint Slot, int Home, byte[] Page, MetadataKind Kind)>();
         ulong highest = 0;
         uint end = 0;
-        int most = _isRecovering ? RecoveryCyclePages : CyclePages;
-        for (int left = _dirty.Count; left > 0 && images.Count < most; left--)
+        while (_dirty.Count > 0 && images.Count < CyclePages)
         {
             uint number = _dirty.Dequeue();
-            if (spills && _slots[number].Kind != MetadataKind.Extent)
-            {
-                _dirty.Enqueue(number);
-                continue;
-            }
-
             (byte[] page, int home) = TakeImage(number);
             highest = Math.Max(highest, _slots[number].PageLsn);
             end = Math.Max(end, number + 1);
             images.Add((number, home, page, _slots[number].Kind));
         }
 
-        if (!Breaks(BrokenRules.SkipFlushBeforeHome) && !_isRecovering
-            && await EnsureDurable(highest) != IoStatus.Ok) return "checkpoint: flush failed";
-        if (_isRecovering && await FlushFilesAsync() != IoStatus.Ok) return "checkpoint: flush failed";
+        if (!Breaks(BrokenRules.SkipFlushBeforeHome) && await EnsureDurable(highest) != IoStatus.Ok) return "checkpoint: flush failed";
         string? fault = await RaiseHighWaterAsync(end) ?? await WriteHomesAsync(images);
         if (fault is not null) return fault;
         foreach ((uint slot, _, _, MetadataKind kind) in images)
         {
             // Dirty again means reused? No: a dropped slot is not handed out before this line.
-            if (kind == MetadataKind.Free && !spills) _slots.Release(slot);
+            if (kind == MetadataKind.Free) _slots.Release(slot);
             _slots.Unpin(slot);
         }
 
-        ulong tail = _dirty.TryPeek(out uint oldest) ? Math.Min(_slots[oldest].RecLsn - 1, _appliedLsn) : _appliedLsn;
-        _tailLsn = Breaks(BrokenRules.TrimLogTooFar) ? _appliedLsn : Math.Max(_tailLsn, tail);
-        if (_isRecovering) return null;
+        MoveTail();
         await MakeSpaceAsync();
         return null;
     }
 
-    private (byte[] Page, int Home) TakeImage(uint number)
+    /// <summary>Replay need not look at what is in front of the oldest dirty page's first change.</summary>
+    private void MoveTail()
+    {
+        ulong tail = _dirty.TryPeek(out uint oldest) ? Math.Min(_slots[oldest].RecLsn - 1, _appliedLsn) : _appliedLsn;
+        _tailLsn = Breaks(BrokenRules.TrimLogTooFar) ? _appliedLsn : Math.Max(_tailLsn, tail);
+    }
+
+    /// <summary>The image of a dirty page, clean from here on, and the home it goes to; in memory of the caller's if there is
+    /// any.</summary>
+    private (byte[] Page, int Home) TakeImage(uint number, byte[]? memory = null)
     {
         ref Slot slot = ref _slots[number];
-        var page = new byte[Units.BlockBytes];
+        byte[] page = memory ?? new byte[Units.BlockBytes];
+        if (memory is not null) page.AsSpan().Clear();
         int home = slot.NextHome;
         slot.NextHome = (byte)(1 - home);
         slot.IsDirty = false;

@@ -95,6 +95,8 @@ public sealed partial class Store
             status = await FlattenExtentAsync(volume, extent);
         }
 
+        // Recovery drops what a power cut took, and what lay there before is the base's: it must be there before the tie is cut.
+        if (status == IoStatus.Ok) status = await EnsureDurable(_appliedLsn);
         RangeLock held = await _locks.TakeAsync(volume.Head.Id, StructureLock, 0, 1);
         // Where a block cannot be read the clone stays one.
         if (IsFreeing(volume))

@@ -68,7 +68,7 @@ public sealed partial class Store
                 case MetadataKind.Extent:
                     while (!_slots.IsResident(number) && !_slots.TryAttach(number))
                     {
-                        if (await CycleAsync(spills: true) is { } fault) return fault;
+                        if (await RecoveryCycleAsync(spills: true) is { } fault) return fault;
                     }
 
                     FillUnknown(_slots.Entries(number));
@@ -137,7 +137,7 @@ public sealed partial class Store
             {
                 while (!_slots.TrySpare(1))
                 {
-                    if (await CycleAsync() is { } full) return full;
+                    if (await RecoveryCycleAsync() is { } full) return full;
                 }
 
                 if (await ReadHomeAsync(number) != IoStatus.Ok) return $"the metadata page of slot {number} cannot be read again";
@@ -148,7 +148,7 @@ public sealed partial class Store
 
         while (_dirty.Count > 0)
         {
-            if (await CycleAsync() is { } fault) return fault;
+            if (await RecoveryCycleAsync() is { } fault) return fault;
         }
 
         bool any = _badHomes.Count > 0;

@@ -88,7 +88,9 @@ public sealed partial class Store
         }
 
         if (fault is null && suspects.Count > 0) fault = await LoseAsync(suspects, last);
+        _blocks.BeginLoad();
         fault ??= await BuildMapAsync(last);
+        _blocks.EndLoad();
         if (fault is not null) return fault;
         _appliedLsn = _durableLsn = _claimedLsn = _claimedTail = _tailLsn = last;
         _nextPage = (last + 1) / Units.BlockBytes;
@@ -100,7 +102,7 @@ public sealed partial class Store
                 }) != IoStatus.Ok) return "writing the superblock failed";
             while (_dirty.Count > 0)
             {
-                fault = await CycleAsync();
+                fault = await RecoveryCycleAsync();
                 if (fault is not null) return fault;
             }
 

@@ -63,7 +63,7 @@ public sealed partial class Store
             {
                 while (!_slots.TrySpare(1))
                 {
-                    string? fault = await CycleAsync(spills: true);
+                    string? fault = await RecoveryCycleAsync(spills: true);
                     if (fault is not null) return fault;
                 }
 

@@ -2,10 +2,14 @@ using BlockServer.Core;
 
 namespace BlockServer.Storage;
 
-// Scrub: reads and verifies every allocated block.
+// Scrub: reads and verifies every block once, in the page of the layer that it was written in; metadata slot by slot, which
+// is about the order of the store.
 public sealed partial class Store
 {
     private const int BadKept = 1000;
+
+    // Slots looked at in one turn at most, when none of them is to be read.
+    private const uint SlotsPerTurn = 4096;
 
     /// <inheritdoc/>
     public async ValueTask<ScrubReport> ScrubAsync(
@@ -13,22 +17,21 @@ public sealed partial class Store
     {
         var bad = new List<BadBlock>();
         ulong read = 0, began = _loop.NowNanos, told = began;
-        Volume[] volumes = [.. _volumes.Values.Where(v => !v.IsDeleting && (volumeId is null || v.Head.Id == volumeId))];
+        HashSet<Volume> volumes = VolumesOf(volumeId);
         ulong total = volumes.Aggregate(0UL, (sum, v) => sum + v.UsedBlocks);
-        foreach (Volume volume in volumes)
+        for (uint slot = 0; slot < _slots.Next; slot++)
         {
-            for (uint extent = volume.Line.Skip(0); extent < volume.Line.ExtentEnd; extent = volume.Line.Skip(extent + 1))
-            {
-                if (cancel.IsCancellationRequested || State != StoreState.Online || _isClosing)
-                    return new ScrubReport(read, total, bad, Finished: false);
-                read += await ScrubExtentAsync(volume, extent, bad);
-                ulong due = bytesPerSecond == 0 ? 0 : (ulong)(read * (double)Units.BlockBytes / bytesPerSecond * 1e9);
-                ulong passed = _loop.NowNanos - began;
-                if (due > passed) await _loop.DelayAsync(due - passed);
-                if (_loop.NowNanos - told < 1_000_000_000) continue;
-                told = _loop.NowNanos;
-                progress?.Invoke(new ScrubReport(read, total, [.. bad], Finished: false));
-            }
+            if (cancel.IsCancellationRequested || State != StoreState.Online || _isClosing)
+                return new ScrubReport(read, total, bad, Finished: false);
+            if (slot % SlotsPerTurn == SlotsPerTurn - 1) await _loop.DelayAsync(1);
+            if (_slots[slot].Kind != MetadataKind.Extent || !volumes.Contains(_volumes[_slots[slot].VolumeId])) continue;
+            read += await ScrubPageAsync(slot, bad);
+            ulong due = bytesPerSecond == 0 ? 0 : (ulong)(read * (double)Units.BlockBytes / bytesPerSecond * 1e9);
+            ulong passed = _loop.NowNanos - began;
+            if (due > passed) await _loop.DelayAsync(due - passed);
+            if (_loop.NowNanos - told < 1_000_000_000) continue;
+            told = _loop.NowNanos;
+            progress?.Invoke(new ScrubReport(read, total, [.. bad], Finished: false));
         }
 
         var report = new ScrubReport(read, total, bad, Finished: true);
@@ -36,35 +39,59 @@ public sealed partial class Store
         return report;
     }
 
-    private async ValueTask<ulong> ScrubExtentAsync(Volume volume, uint extent, List<BadBlock> bad)
+    /// <summary>All volumes, or one and those that it builds on.</summary>
+    private HashSet<Volume> VolumesOf(uint? volumeId)
     {
-        if (!volume.Line.TryGetSlot(extent, out uint slot)) return 0;
+        if (volumeId is not { } id) return [.. _volumes.Values];
+        var found = new HashSet<Volume>();
+        if (!_volumes.TryGetValue(id, out Volume? volume) || volume.IsDeleting) return found;
+        for (; volume is not null && found.Add(volume); volume = BaseOf(volume)?.Volume)
+        {
+        }
+
+        return found;
+    }
+
+    /// <summary>Verifies the blocks that were written in the page's layer; how many.</summary>
+    private async ValueTask<ulong> ScrubPageAsync(uint slot, List<BadBlock> bad)
+    {
+        Layer layer = LayerOf(slot);
+        Volume volume = layer.Volume;
+        uint extent = _slots[slot].Extent;
         IoBuffer buffer = await _pool.RentAsync(Units.BlockBytes);
         ulong read = 0;
-        for (int i = 0; i < Units.BlocksPerExtent; i++)
+        // While it waits the page may go: the extent is dropped, or its layer.
+        bool IsStill() => !volume.IsDeleting && IsPageOf(layer, slot) && _slots[slot].Extent == extent;
+        for (int i = 0; i < Units.BlocksPerExtent && IsStill(); i++)
         {
-            IoStatus ready = await ReadyAsync(volume, extent);
-            if (!volume.Line.TryGetSlot(extent, out uint now) || now != slot) break;
+            IoStatus ready = await BringSlotAsync(slot);
+            if (!IsStill()) break;
             if (ready is IoStatus.Corrupt or IoStatus.IoError)
             {
-                // Its page: none of its blocks can be found.
+                // None of its blocks can be found.
                 if (bad.Count < BadKept) bad.Add(new BadBlock(volume.Head.Id, (ulong)extent << Units.ExtentShift, ready));
                 break;
             }
 
             if (ready != IoStatus.Ok) break;
-            uint block = MetadataPage.Entry(_slots.Entries(slot), i).Block;
-            if (block == 0) continue;
-            ReadResult result = await ReadBlocksAsync(volume, extent, i, 1, buffer.Slice(0, Units.BlockBytes));
+            BlockEntry entry = MetadataPage.Entry(_slots.Entries(slot), i);
+            if (entry.Block == 0 || entry.Version <= SharedUpTo(slot)) continue;
+            ReadResult result = await ReadRunsAsync(slot, i, 1, buffer.Slice(0, Units.BlockBytes));
             read++;
             if (result.Status is not (IoStatus.Corrupt or IoStatus.IoError)) continue;
-            if (bad.Count < BadKept)
-                bad.Add(new BadBlock(volume.Head.Id, ((ulong)extent << Units.ExtentShift) + ((ulong)i << Units.BlockShift), result.Status));
+            ulong offset = ((ulong)extent << Units.ExtentShift) + ((ulong)i << Units.BlockShift);
+            Guid? snapshot = layer.IsTop || await IsShownAsync(volume, extent, i, entry.Block) ? null : layer.Head.Uuid;
+            if (bad.Count < BadKept) bad.Add(new BadBlock(volume.Head.Id, offset, result.Status) { Snapshot = snapshot });
             // The medium did not keep what was written there: once it is overwritten or trimmed it is not used again.
-            if (block != MetadataPage.UnknownBlock) await RetireAsync(block);
+            if (entry.Block != MetadataPage.UnknownBlock) await RetireAsync(entry.Block);
         }
 
         buffer.Return();
         return read;
     }
+
+    /// <summary>The volume itself shows the block, not only a snapshot of it.</summary>
+    private async ValueTask<bool> IsShownAsync(Volume volume, uint extent, int index, uint block) =>
+        await ReadyAsync(volume, extent) == IoStatus.Ok && volume.Line.TryGetSlot(extent, out uint slot)
+        && MetadataPage.Entry(_slots.Entries(slot), index).Block == block;
 }

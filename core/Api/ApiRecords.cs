@@ -15,7 +15,7 @@ namespace BlockServer.Core.Api;
 //                                              or with snapshots without snapshots=true)
 //   POST   /v1/volumes/{name}/scrub            ScrubRequest -> 202 TaskInfo
 //   DELETE /v1/volumes/{name}/reservations     204, every reservation and registration of the volume ends
-//   snapshots and clones: SnapshotRecords.cs; policies: PolicyRecords.cs
+//   snapshots and clones: SnapshotRecords.cs; policies: PolicyRecords.cs; streams: StreamRecords.cs
 //   GET    /v1/disks                           DiskList
 //   POST   /v1/disks                           AddDisk -> 201 DiskInfo
 //   DELETE /v1/disks/{id}                      204 (409 while volumes lie on it without force=true)
@@ -74,13 +74,15 @@ public sealed record RegistrantInfo(string Initiator, int Port, string Key, bool
 public sealed record ReservationInfo(
     string Type, string? Holder, bool Persistent, long Generation, IReadOnlyList<RegistrantInfo> Registrants, string? Fault = null);
 
-/// <summary>A volume. Its status is <c>online</c>, or <c>unavailable</c> with the reason. <paramref name="Reservation"/> is null while
-/// nobody has reserved it or registered with it. <paramref name="Base"/> is the snapshot that it was cloned from and still shares
-/// blocks with, as VOLUME@SNAPSHOT; while <paramref name="Flattening"/> it copies them.</summary>
+/// <summary>A volume. Its status is <c>online</c>, <c>initializing</c> (a stream comes into it and nobody may attach it), or
+/// <c>unavailable</c> with the reason. <paramref name="Reservation"/> is null while nobody has reserved it or registered with it.
+/// <paramref name="Base"/> is the snapshot that it was cloned from and still shares blocks with, as VOLUME@SNAPSHOT; while
+/// <paramref name="Flattening"/> it copies them. <paramref name="Import"/> is null unless a stream comes into it or was interrupted.</summary>
 public sealed record VolumeInfo(
     uint Id, Guid Uuid, string Name, ulong SizeBytes, ulong UsedBytes, int RepCount, string Status,
     ExportOptions Export, string? Description, Guid StoreId, int Sessions, long Revision, DateTimeOffset CreatedAt,
-    string? FailReason = null, ReservationInfo? Reservation = null, string? Base = null, bool Flattening = false, int Snapshots = 0);
+    string? FailReason = null, ReservationInfo? Reservation = null, string? Base = null, bool Flattening = false, int Snapshots = 0,
+    ImportInfo? Import = null);
 
 /// <summary>All volumes, by name.</summary>
 public sealed record VolumeList(IReadOnlyList<VolumeInfo> Volumes);
@@ -204,5 +206,7 @@ public sealed record TaskList(IReadOnlyList<TaskInfo> Tasks);
 [JsonSerializable(typeof(StatsInfo))]
 [JsonSerializable(typeof(ScrubRequest))]
 [JsonSerializable(typeof(TaskInfo))]
+[JsonSerializable(typeof(ImportInfo))]
+[JsonSerializable(typeof(ExportSummary))]
 [JsonSerializable(typeof(TaskList))]
 public sealed partial class ApiJson : JsonSerializerContext;

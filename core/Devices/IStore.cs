@@ -112,8 +112,16 @@ public sealed record StoreStats
 /// <param name="Finished">The pass is through.</param>
 public sealed record ScrubReport(ulong BlocksRead, ulong BlocksTotal, IReadOnlyList<BadBlock> Bad, bool Finished);
 
-/// <summary>One block that could not be read right.</summary>
-public readonly record struct BadBlock(uint VolumeId, ulong OffsetBytes, IoStatus Reason);
+/// <summary>One block that could not be read right. What several snapshots, clones and volumes show is named once, where it
+/// was written.</summary>
+/// <param name="VolumeId">The volume.</param>
+/// <param name="OffsetBytes">Where in it, or the start of an extent of which nothing can be found.</param>
+/// <param name="Reason">Corrupt or IoError.</param>
+public readonly record struct BadBlock(uint VolumeId, ulong OffsetBytes, IoStatus Reason)
+{
+    /// <summary>Only snapshots show it, and this is the oldest of them that does; null when the volume does.</summary>
+    public Guid? Snapshot { get; init; }
+}
 
 /// <summary>
 /// A store: one file or raw device that holds volumes. Lives on one loop; every member is called on that loop's thread

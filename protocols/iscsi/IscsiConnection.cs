@@ -69,7 +69,7 @@ public sealed partial class IscsiConnection
         _loop.CallAtTurnEnd(_sendHook);
         CloseIfStopped();
         _heard = _loop.NowNanos;
-        _watch.Start(_options.PingAfterNanos);
+        _watch.Start(LookNanos);
         bool isPolite = isOpen && await ReceiveAllAsync();
         if (isPolite && !_session.IsDropped) await LeaveAsync();
         else Fail("the connection broke");
@@ -181,10 +181,13 @@ public sealed partial class IscsiConnection
         else if (_pinged != 0 && now - Math.Max(_pinged, _heard) >= _options.PingAnswerNanos) Fail("a ping was not answered");
         if (IsClosed) return;
         if (_pinged == 0 && now - _heard >= _options.PingAfterNanos && !_isLoggingOut && !_stopping) Ping(now);
-        ulong next = Math.Min(_options.PingAfterNanos, _options.PingAnswerNanos);
         ulong quiet = now - _heard;
-        _watch.Start(_pinged == 0 && quiet < next ? next - quiet : next);
+        _watch.Start(_pinged == 0 && quiet < LookNanos ? LookNanos - quiet : LookNanos);
     }
+
+    // As often as the shortest of the waits.
+    private ulong LookNanos => Math.Min(
+        Math.Min(_options.PingAfterNanos, _options.PingAnswerNanos), Math.Min(_options.SendStallNanos, _options.HalfPduNanos));
 
     /// <summary>Answers when the initiator has taken everything that was queued up to now, or the connection has ended: it
     /// answers a ping in its turn.</summary>

@@ -9,6 +9,9 @@ public interface INbdExports
     /// of the client's certificate, may use it; null otherwise.</summary>
     ValueTask<NbdExport?> FindAsync(string name, string? identity);
 
+    /// <summary>Why something of that name, which exists, cannot be attached now; null when there is nothing to say.</summary>
+    string? WhyNot(string name, string? identity) => null;
+
     /// <summary>What LIST shows to <paramref name="identity"/>.</summary>
     IReadOnlyList<NbdListing> List(string? identity);
 }

@@ -257,7 +257,7 @@ public sealed class NbdHandshake
         }
 
         NbdExport? export = await _exports.FindAsync(name!, _identity);
-        if (!MayUse(option, export)) return null;
+        if (!MayUse(option, name!, export)) return null;
         ReplyHeader(option, NbdReply.Info, 12);
         Put16(0);
         Put64(export!.SizeBytes);
@@ -336,7 +336,7 @@ public sealed class NbdHandshake
         }
 
         NbdExport? export = await _exports.FindAsync(name!, _identity);
-        if (!MayUse(option, export)) return true;
+        if (!MayUse(option, name!, export)) return true;
         List<NbdContext> chosen = await ChooseAsync(export!, queries, isSet);
         if (chosen.Count > ContextsMax && isSet)
         {
@@ -406,11 +406,11 @@ public sealed class NbdHandshake
         return data.IsEmpty ? 0 : NbdReply.ErrInvalid;
     }
 
-    private bool MayUse(uint option, NbdExport? export)
+    private bool MayUse(uint option, string name, NbdExport? export)
     {
         if (export is null)
         {
-            Reply(option, NbdReply.ErrUnknown, "no such export");
+            Reply(option, NbdReply.ErrUnknown, _exports.WhyNot(name, _identity) ?? "no such export");
             return false;
         }
 

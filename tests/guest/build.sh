@@ -1,7 +1,7 @@
 #!/bin/bash
 # Makes the Linux guest that the interop tests boot: Debian's own kernel, taken out of its package (nothing is installed,
-# no bootloader is touched), and an initramfs of busybox, e2fsprogs, nbd-client, open-iscsi, dmsetup and the kernel modules that
-# they need. open-iscsi and dmsetup are taken out of their packages too: installed, they would start services of this machine.
+# no bootloader is touched), and an initramfs of busybox, e2fsprogs, nbd-client, open-iscsi, multipathd with udev, and the kernel
+# modules that they need. What would start services of this machine when installed is taken out of its package too.
 #   tests/guest/build.sh [FOLDER]      FOLDER (default out/guest) gets vmlinuz and initrd.gz; what is there and newer stays
 # Needs: apt-get, dpkg, cpio, busybox-static, e2fsprogs, nbd-client. The download is about 28 MB, once.
 set -euo pipefail
@@ -16,7 +16,8 @@ say() { printf 'build.sh: %s\n' "$*" >&2; }
 # Two test runs at once must not build over each other.
 exec 9>"$folder/lock"
 flock 9
-if [ -e "$folder/initrd.gz" ] && [ "$folder/initrd.gz" -nt "$here/init" ] && [ "$folder/initrd.gz" -nt "$here/build.sh" ]; then
+if [ -e "$folder/initrd.gz" ] && [ "$folder/initrd.gz" -nt "$here/init" ] && [ "$folder/initrd.gz" -nt "$here/build.sh" ] &&
+    [ "$folder/initrd.gz" -nt "$here/multipath.conf" ]; then
     exit 0
 fi
 
@@ -41,8 +42,8 @@ if ! ls "$folder"/linux-image-*.deb >/dev/null 2>&1; then
 fi
 
 # Programs that this machine need not have, and libraries of theirs that it may lack.
-packages=(open-iscsi libopeniscsiusr libisns0 libkmod2 dmsetup libdevmapper1.02.1)
-if ! ls "$folder"/dmsetup_*.deb >/dev/null 2>&1; then
+packages=(open-iscsi libopeniscsiusr libisns0 libkmod2 dmsetup libdevmapper1.02.1 multipath-tools udev libaio1 liburcu8 libjson-c5)
+if ! ls "$folder"/multipath-tools_*.deb >/dev/null 2>&1; then
     apt-cache show open-iscsi >/dev/null 2>&1 || { root=""; [ "$(id -u)" = 0 ] || root=sudo; $root apt-get update -qq; }
     (cd "$work" && apt-get download -qq -o APT::Sandbox::User=root "${packages[@]}" >&2)
     mv "$work"/*.deb "$folder/"
@@ -59,7 +60,7 @@ ln -s lib "$root/lib64"
 
 # The modules, with all that they depend on.
 busybox depmod -b "$kernel" "$version"
-wanted=(virtio_pci virtio_blk virtio_net nbd sd_mod iscsi_tcp dm-multipath dm-round-robin)
+wanted=(virtio_pci virtio_blk virtio_net nbd sd_mod iscsi_tcp dm-multipath dm-service-time)
 cp "$kernel/lib/modules/$version"/modules.{builtin,order} "$root/lib/modules/$version/"
 for module in "${wanted[@]}"; do
     line=$(grep -E "(^|/)$module\.ko[^:]*:" "$kernel/lib/modules/$version/modules.dep") || { say "the kernel has no module $module"; exit 1; }
@@ -76,14 +77,25 @@ cp "$(command -v busybox)" "$root/bin/busybox"
 for name in $("$root/bin/busybox" --list); do [ "$name" = busybox ] || ln -s busybox "$root/bin/$name"; done
 take() {
     cp -L "$1" "$root/sbin/"
-    LD_LIBRARY_PATH=$extra/usr/lib/$(uname -m)-linux-gnu:$extra/lib/$(uname -m)-linux-gnu ldd "$1" | sed -nE 's,^[^/]*(/[^ ]+).*,\1,p' | while read -r library; do cp -Ln "$library" "$root/lib/"; done
+    LD_LIBRARY_PATH=$extra/usr/lib/$(uname -m)-linux-gnu:$extra/lib/$(uname -m)-linux-gnu:$extra/lib ldd "$1" | sed -nE 's,^[^/]*(/[^ ]+).*,\1,p' | while read -r library; do cp -Ln "$library" "$root/lib/"; done
 }
 PATH=$PATH:/usr/sbin:/sbin
 for program in mkfs.ext4 e2fsck nbd-client; do
     at=$(command -v "$program") || { say "$program is not installed"; exit 1; }
     take "$at"
 done
-for program in iscsid iscsiadm dmsetup; do take "$(find "$extra/sbin" "$extra/usr/sbin" -name "$program" -type f 2>/dev/null | head -n 1)"; done
+for program in iscsid iscsiadm dmsetup multipathd; do take "$(find "$extra/sbin" "$extra/usr/sbin" -name "$program" -type f 2>/dev/null | head -n 1)"; done
+take "$extra/bin/udevadm"
+take "$extra/lib/udev/scsi_id"
+ln -s udevadm "$root/sbin/systemd-udevd"
+cp -r "$extra/lib/multipath" "$root/lib/"
+cp -L "$(ldconfig -p | sed -n 's/.*libgcc_s\.so\.1 (libc6,x86-64) => //p' | head -n 1)" "$root/lib/" # multipathd loads it to end its threads
+mkdir -p "$root/etc/multipath" "$root/etc/udev/rules.d" "$root/lib/udev"
+ln -s ../../sbin/scsi_id "$root/lib/udev/scsi_id"
+cp "$extra"/lib/udev/rules.d/{55-dm,95-dm-notify}.rules "$root/etc/udev/rules.d/"
+# What 60-persistent-storage.rules says of a SCSI disk, without the links.
+echo 'SUBSYSTEM=="block", KERNEL=="sd*", IMPORT{program}="scsi_id --export --whitelisted -d $devnode"' >"$root/etc/udev/rules.d/60-scsi.rules"
+cp "$here/multipath.conf" "$root/etc/"
 mkdir -p "$root/etc/iscsi" "$root/var/lib"
 cp "$extra/etc/iscsi/iscsid.conf" "$root/etc/iscsi/"
 echo "InitiatorName=iqn.2026-11.example:guest" >"$root/etc/iscsi/initiatorname.iscsi"

@@ -44,7 +44,7 @@ public sealed class GuestIscsiTests(ITestOutputHelper output)
         const string settings = "node.session.timeo.replacement_timeout 2 node.conn[0].iscsi.HeaderDigest CRC32C node.conn[0].iscsi.DataDigest CRC32C";
         guest.Run($"login {Target} {Port(left.Port)} {settings} && appears /dev/sda");
         guest.Run($"login {Target} {Port(right.Port)} {settings} && appears /dev/sdb");
-        guest.Run("multipath /dev/sda /dev/sdb");
+        guest.Run("multipath");
         guest.Run("mkfs.ext4 -q /dev/dm-0 && mount /dev/dm-0 /mnt");
         guest.Run("noise & putting f &");
         List<string> lines = guest.WaitFor("synced ", 4);
@@ -60,7 +60,7 @@ public sealed class GuestIscsiTests(ITestOutputHelper output)
 
         lines.AddRange(guest.WaitFor("synced ", 2));
         Dictionary<string, string> synced = GuestJudge.End(guest, lines, "/dev/dm-0", mayFail: true);
-        guest.Run($"dmsetup remove --noudevsync mp && iscsiadm -m node -T {Target} --logout");
+        guest.Run($"multipathd disablequeueing maps && dmsetup remove mpatha && iscsiadm -m node -T {Target} --logout");
         GuestJudge.JudgeOutside(blockd);
         Assert.Equal(0, blockd.Stop());
         output.WriteLine($"{synced.Count} files were synced over two paths of which each was lost once");

@@ -43,6 +43,9 @@ internal sealed class RawInitiator : IDisposable
     /// <summary>Class and detail of the login's answer; -1 when the connection was closed instead.</summary>
     public int Status { get; private set; } = -1;
 
+    /// <summary>Commands that the target's last answer to the login permitted.</summary>
+    public uint WindowCommands { get; private set; }
+
     /// <summary>What the target said during the login.</summary>
     public Dictionary<string, string> Keys { get; } = new(StringComparer.Ordinal);
 
@@ -176,6 +179,8 @@ internal sealed class RawInitiator : IDisposable
         }
 
         Status = answer.Head[36] << 8 | answer.Head[37];
+        ReadOnlySpan<byte> numbers = answer.Head.AsSpan(28); // ExpCmdSN and MaxCmdSN
+        WindowCommands = BinaryPrimitives.ReadUInt32BigEndian(numbers[4..]) - BinaryPrimitives.ReadUInt32BigEndian(numbers) + 1;
         return Status == 0;
     }
 

@@ -27,6 +27,30 @@ public enum CrashStep
 
     /// <summary>4 KiB with FUA in the second extent.</summary>
     Fua,
+
+    /// <summary>A snapshot; from here on the steps are of layers.</summary>
+    Snapshot,
+
+    /// <summary>The oldest snapshot is deleted.</summary>
+    DeleteOldest,
+
+    /// <summary>The newest snapshot is deleted.</summary>
+    DeleteNewest,
+
+    /// <summary>Back to the oldest snapshot.</summary>
+    RollBack,
+
+    /// <summary>A clone of the newest snapshot.</summary>
+    Clone,
+
+    /// <summary>The clone is flattened.</summary>
+    Flatten,
+
+    /// <summary>The clone is deleted.</summary>
+    DeleteVolume,
+
+    /// <summary>Waits until the background is through.</summary>
+    Rest,
 }
 
 /// <summary>
@@ -34,7 +58,7 @@ public enum CrashStep
 /// way: all subsets of at most eight unflushed writes, else drawn ones, and each write alone torn. Every state is
 /// recovered (some twice, after a crash inside the recovery), judged, written to, closed and recovered again.
 /// </summary>
-public sealed class CrashEnumeration(StoreDriver driver, Durability durability, ulong seed)
+public sealed partial class CrashEnumeration(StoreDriver driver, Durability durability, ulong seed)
 {
     private const int SubsetsOf = 8;
     private const int DrawnSubsets = 40;
@@ -87,7 +111,8 @@ public sealed class CrashEnumeration(StoreDriver driver, Durability durability, 
         };
         foreach (CrashStep step in steps)
         {
-            Task<bool> running = StepAsync(device, step).AsTask();
+            Task<bool> running = step < CrashStep.Snapshot ? StepAsync(device, step).AsTask()
+                : LayerStepAsync((ILayeredStore)opened.Store, step).AsTask();
             bool ended = _loop.RunUntil(() => running.IsCompleted, EventsMax);
             if (Violation is not null) break;
             if (!ended || !running.GetAwaiter().GetResult()) Violation = new Violation(ViolationKind.WrongAnswer, $"{step} failed on a good disk");
@@ -184,9 +209,12 @@ public sealed class CrashEnumeration(StoreDriver driver, Durability durability, 
             return;
         }
 
+        if (_cuts.Count > 0 && !JudgeLayers(loop, (ILayeredStore)store)) return;
+        if (Violation is not null) return;
         byte[] content = _content.Length == (int)device.SizeBytes ? _content : _content = new byte[device.SizeBytes];
         if (!Read(loop, device, content)) return;
         Violation = _volume.JudgeAfterRestart(content, powerWasCut: true, staleAllowed: false, null, settle: false, ++_now);
+        if (Violation is null && _cuts.Count > 0 && _random.NextChance(0.2)) Audit(loop, store);
         if (Violation is null && _random.NextChance(0.1)) GoOn(loop, fork, store, device, content);
     }
 

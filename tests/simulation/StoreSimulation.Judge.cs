@@ -149,6 +149,14 @@ public sealed partial class StoreSimulation
             : IoStatus.Unavailable;
     }
 
+    /// <summary>Blocks in use when no deletion is under way; null when one is, or when the store does not count them.</summary>
+    private static ulong? UsedAtRest(IStore store)
+    {
+        ulong sum = store is ILayeredStore ? 0 : ulong.MaxValue;
+        foreach (VolumeHead head in store.Volumes) sum += store.UsedBytes(head.Id) / Units.BlockBytes;
+        return store.GetStats().BlocksUsed == sum ? sum : null;
+    }
+
     /// <summary>On a disk that has come to rest a scrub finds exactly the blocks that a reader cannot read.</summary>
     private void JudgeScrub(IStore store)
     {
@@ -169,6 +177,7 @@ public sealed partial class StoreSimulation
                 expected.Add((head.Id, block * Units.BlockBytes));
         }
 
+        ulong? used = UsedAtRest(store);
         Task<ScrubReport> scrubbing = store.ScrubAsync(null, 0, null, CancellationToken.None).AsTask();
         if (!_loop.RunUntil(() => scrubbing.IsCompleted, EventsPerLifeMax))
         {
@@ -177,11 +186,28 @@ public sealed partial class StoreSimulation
         }
 
         ScrubReport report = scrubbing.GetAwaiter().GetResult();
-        var found = new SortedSet<(uint, ulong)>(report.Bad.Select(bad => (bad.VolumeId, bad.OffsetBytes)));
-        // What only a snapshot of a clone shows is found where it was written.
-        bool isRight = found.IsSupersetOf(expected) && found.All(bad => expected.Contains(bad) || expectedOfSnapshots.Contains(bad));
+        var found = new SortedSet<(uint, ulong)>(report.Bad.Where(bad => bad.Snapshot is null).Select(bad => (bad.VolumeId, bad.OffsetBytes)));
+        var foundOfSnapshots = new SortedSet<(uint, ulong)>(report.Bad.Where(bad => bad.Snapshot is not null).Select(bad => (bad.VolumeId, bad.OffsetBytes)));
+        // What a clone shows of its base is found there, at the same offset.
+        bool IsFound((uint Volume, ulong Offset) bad)
+        {
+            if (found.Contains(bad) || foundOfSnapshots.Contains(bad)) return true;
+            return (store as ILayeredStore)?.BaseOf(bad.Volume) is { } basis && IsFound((basis.VolumeId, bad.Offset));
+        }
+
+        bool isRight = found.All(expected.Contains) && foundOfSnapshots.All(bad => expectedOfSnapshots.Contains(bad) && !expected.Contains(bad))
+            && expected.All(bad => found.Contains(bad) || ((store as ILayeredStore)?.BaseOf(bad.Item1) is not null && IsFound(bad)))
+            && expectedOfSnapshots.All(IsFound);
         if (!report.Finished || !isRight)
-            Violate(ViolationKind.WrongScrub, $"a scrub found {string.Join(' ', found)}, unreadable are {string.Join(' ', expected)}");
+        {
+            Violate(ViolationKind.WrongScrub, $"a scrub found {string.Join(' ', found)} and of snapshots {string.Join(' ', foundOfSnapshots)}, "
+                + $"unreadable are {string.Join(' ', expected)} and of snapshots {string.Join(' ', expectedOfSnapshots)}");
+        }
+        else if (used is { } before && UsedAtRest(store) == before && report.BlocksRead != before && !MayMiss)
+        {
+            Violate(ViolationKind.WrongScrub, $"a scrub verified {report.BlocksRead} blocks, {store.GetStats().BlocksUsed} are in use");
+        }
+
         _counters[Did.ScrubsJudged]++;
         _counters[Did.BadFound] += found.Count;
     }

@@ -12,10 +12,15 @@ public sealed class AdminClient : IDisposable
     private const long AnswerBytesMax = 64 << 20;
     private readonly HttpClient _http;
 
+    // For what takes as long as it takes.
+    private readonly HttpClient _patient;
+
     /// <summary>Speaks to <paramref name="server"/>; owns <paramref name="transport"/>.</summary>
     public AdminClient(Uri server, string token, HttpMessageHandler transport)
     {
         Server = server;
+        _patient = new HttpClient(transport, disposeHandler: false) { BaseAddress = server, Timeout = Timeout.InfiniteTimeSpan };
+        _patient.DefaultRequestHeaders.Authorization = new AuthenticationHeaderValue("Bearer", token);
         _http = new HttpClient(transport)
         {
             BaseAddress = server,
@@ -46,8 +51,62 @@ public sealed class AdminClient : IDisposable
     public Task<T> DeleteAsync<T>(string path, JsonTypeInfo<T> type, CancellationToken cancel) =>
         SendAsync(HttpMethod.Delete, path, null, type, cancel);
 
+    /// <summary>GET of bytes without end; the caller disposes what comes back. A refusal is thrown.</summary>
+    public async Task<Stream> OpenAsync(string path, CancellationToken cancel)
+    {
+        using var request = new HttpRequestMessage(HttpMethod.Get, path);
+        HttpResponseMessage response = await PatientlyAsync(request, cancel);
+        if (response.IsSuccessStatusCode) return await response.Content.ReadAsStreamAsync(cancel);
+        using (response) throw Refusal(response.StatusCode, await response.Content.ReadAsByteArrayAsync(cancel));
+    }
+
+    /// <summary>POST of bytes that <paramref name="write"/> makes while they are sent. What comes back, or the refusal thrown. A
+    /// connection that breaks meanwhile is an <see cref="HttpRequestException"/> or <see cref="IOException"/>.</summary>
+    public async Task<T?> SendAsync<T>(string path, string type, Func<Stream, CancellationToken, Task> write, JsonTypeInfo<T> answerType, CancellationToken cancel)
+        where T : class
+    {
+        using var request = new HttpRequestMessage(HttpMethod.Post, path) { Content = new WrittenContent(write) };
+        request.Content.Headers.ContentType = new MediaTypeHeaderValue(type);
+        using HttpResponseMessage response = await _patient.SendAsync(request, cancel);
+        byte[] answer = await response.Content.ReadAsByteArrayAsync(cancel);
+        if (!response.IsSuccessStatusCode) throw Refusal(response.StatusCode, answer);
+        return answer.Length == 0 ? null : JsonSerializer.Deserialize(answer, answerType) ?? throw NotOurs(null);
+    }
+
+    private async Task<HttpResponseMessage> PatientlyAsync(HttpRequestMessage request, CancellationToken cancel)
+    {
+        try
+        {
+            return await _patient.SendAsync(request, HttpCompletionOption.ResponseHeadersRead, cancel);
+        }
+        catch (Exception e) when (e is HttpRequestException or IOException)
+        {
+            throw new CliException(
+                $"no connection to blockd at {Server} ({(e.InnerException ?? e).Message}); is it running? Else give --server", inner: e);
+        }
+    }
+
     /// <inheritdoc />
-    public void Dispose() => _http.Dispose();
+    public void Dispose()
+    {
+        _patient.Dispose();
+        _http.Dispose();
+    }
+
+    /// <summary>A body that is written by a function.</summary>
+    private sealed class WrittenContent(Func<Stream, CancellationToken, Task> write) : HttpContent
+    {
+        protected override Task SerializeToStreamAsync(Stream stream, TransportContext? context) => write(stream, CancellationToken.None);
+
+        protected override Task SerializeToStreamAsync(Stream stream, TransportContext? context, CancellationToken cancellationToken) =>
+            write(stream, cancellationToken);
+
+        protected override bool TryComputeLength(out long length)
+        {
+            length = 0;
+            return false;
+        }
+    }
 
     private async Task<T> SendAsync<T>(HttpMethod method, string path, byte[]? body, JsonTypeInfo<T> type, CancellationToken cancel)
     {

@@ -18,6 +18,15 @@ public sealed class CliHost
     /// <summary>Somebody can be asked: standard input and error are a terminal.</summary>
     public bool CanAsk { get; init; }
 
+    /// <summary>Standard error is a terminal: progress moves there.</summary>
+    public bool ErrorIsTerminal { get; init; }
+
+    /// <summary>Standard output as bytes, for a pipe.</summary>
+    public Func<Stream> OpenOut { get; init; } = Console.OpenStandardOutput;
+
+    /// <summary>Standard input as bytes, for a pipe.</summary>
+    public Func<Stream> OpenIn { get; init; } = Console.OpenStandardInput;
+
     /// <summary>Columns of the terminal.</summary>
     public int Width { get; init; } = 80;
 
@@ -40,6 +49,7 @@ public sealed class CliHost
         Error = Console.Error,
         In = Console.In,
         OutIsTerminal = !Console.IsOutputRedirected,
+        ErrorIsTerminal = !Console.IsErrorRedirected,
         CanAsk = !Console.IsInputRedirected && !Console.IsErrorRedirected,
         Width = WidthOfConsole(),
         Environment = System.Environment.GetEnvironmentVariable,

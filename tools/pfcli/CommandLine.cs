@@ -68,6 +68,8 @@ public static class CommandLine
         SnapshotCommands.AddTo(commands);
         CloneCommands.AddTo(commands);
         PolicyCommands.AddTo(commands);
+        ExportImageCommand.AddTo(commands);
+        ImportImageCommand.AddTo(commands);
         ExportCommands.AddTo(commands);
         DiskCommands.AddTo(commands);
         SessionCommands.AddTo(commands);

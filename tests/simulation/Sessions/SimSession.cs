@@ -70,6 +70,7 @@ internal sealed class SimSession(SessionSimulation world, string initiatorName, 
         if (response is not { Status: IscsiLoginStatus.Success } || IsDead)
         {
             link.Die();
+            instead?.Die(); // whether it is still served nobody knows, and nothing more is sent on it
             return false;
         }
 

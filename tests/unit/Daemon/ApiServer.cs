@@ -23,11 +23,24 @@ public sealed class ApiServer : IAsyncDisposable
     internal static async Task<ApiServer> StartAsync(ApiLimits? limits = null, TimeProvider? time = null, params string[] arguments)
     {
         var server = new ApiServer { _test = await TestDaemon.StartAsync(arguments) };
-        ListenAddress address = new(new IPEndPoint(IPAddress.Loopback, 0), null);
-        server._api = await AdminApi.StartAsync(new AdminRoutes(server._test.Daemon), server._test.Daemon.TokenHash, [address], limits, time);
-        server.Port = new Uri(server._api.Addresses[0]).Port;
-        server.Token = (await File.ReadAllTextAsync(server._test.Daemon.TokenPath)).Trim();
+        await server.ListenAsync(limits, time);
         return server;
+    }
+
+    /// <summary>Another daemon takes the directory, on another port.</summary>
+    internal async Task RestartAsync()
+    {
+        await _api.DisposeAsync();
+        await _test.RestartAsync();
+        await ListenAsync(null, null);
+    }
+
+    private async Task ListenAsync(ApiLimits? limits, TimeProvider? time)
+    {
+        ListenAddress address = new(new IPEndPoint(IPAddress.Loopback, 0), null);
+        _api = await AdminApi.StartAsync(new AdminRoutes(_test.Daemon), _test.Daemon.TokenHash, [address], limits, time);
+        Port = new Uri(_api.Addresses[0]).Port;
+        Token = (await File.ReadAllTextAsync(_test.Daemon.TokenPath)).Trim();
     }
 
     /// <summary>A right request; <paramref name="body"/> is JSON or null.</summary>

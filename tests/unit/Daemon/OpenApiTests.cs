@@ -36,10 +36,10 @@ public sealed class OpenApiTests
         {
             foreach ((string method, _) in methods!.AsObject())
             {
-                string real = path.Replace("{name}", "none", StringComparison.Ordinal).Replace("{id}", "none", StringComparison.Ordinal);
+                string real = path.Replace("{name}", "none", StringComparison.Ordinal).Replace("{id}", "none", StringComparison.Ordinal).Replace("{snapshot}", "none", StringComparison.Ordinal);
                 RawAnswer answer = await server.SendAsync(method.ToUpperInvariant(), real, method is "post" or "patch" ? "{" : null);
                 // There is a route: it answers, or misses its object or a body; it never says that the path or method is unknown.
-                Assert.True(answer.Code is null or "no-such-volume" or "no-such-disk" or "no-such-session" or "no-such-task" or "no-such-target" or "no-such-user" or "no-such-policy" or "invalid-json", $"{method} {path}: {answer.Code}");
+                Assert.True(answer.Code is null or "no-such-volume" or "no-such-disk" or "no-such-session" or "no-such-task" or "no-such-target" or "no-such-user" or "no-such-policy" or "no-import" or "invalid-json" or "wrong-content-type", $"{method} {path}: {answer.Code}");
                 count++;
             }
         }
@@ -115,14 +115,17 @@ public sealed class OpenApiTests
         }
 
         var done = new JsonObject { ["description"] = "Done." };
-        if (route.Answer is not null) done["content"] = Content("application/json", referTo(route.Answer));
+        if (route.Answer == typeof(Stream)) done["content"] = Content(StreamMedia.Type, []);
+        else if (route.Answer is not null) done["content"] = Content("application/json", referTo(route.Answer));
         var responses = new JsonObject { [TestDaemon.Text(route.Status)] = done };
         foreach (IGrouping<int, (int Status, string Code)> same in route.Codes.GroupBy(c => c.Status).OrderBy(g => g.Key))
             responses.Add(TestDaemon.Text(same.Key), Problem(Codes(same), referTo));
         responses.Add("default", Problem("Any other refusal.", referTo));
         var operation = new JsonObject { ["summary"] = route.Summary };
         if (parameters.Count > 0) operation["parameters"] = parameters;
-        if (route.Body is not null)
+        if (route.Body == typeof(Stream))
+            operation["requestBody"] = new JsonObject { ["required"] = true, ["content"] = Content(StreamMedia.Type, []) };
+        else if (route.Body is not null)
             operation["requestBody"] = new JsonObject { ["required"] = true, ["content"] = Content("application/json", referTo(route.Body)) };
         operation["responses"] = responses;
         return operation;

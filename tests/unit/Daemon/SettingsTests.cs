@@ -1,6 +1,8 @@
 using System.Text;
 using BlockServer.Blockd;
 using BlockServer.Core;
+using BlockServer.Protocols.Iscsi;
+using BlockServer.Protocols.Nbd;
 using Xunit;
 
 namespace BlockServer.Tests.Unit.Daemon;
@@ -34,6 +36,10 @@ public sealed class SettingsTests
         Assert.Equal((Durability.Flush, "auto", 1UL << 30, 1), (s.Durability, s.Engine, s.MetadataRamBytes, s.Loops));
         Assert.Equal(64UL << 20, s.RelayoutBytesPerSecond);
         Assert.Equal((256, 32), (s.Connections, s.ConnectionsPerAddress));
+        Assert.Equal(new ConnectionLimits(256, 32), s.Limits.OfConnections(256, 32));
+        Assert.Equal(new IscsiOptions(), s.Limits.OfIscsi());
+        Assert.Equal(new NbdOptions(), s.Limits.OfNbd());
+        Assert.Equal(256UL << 20, s.Limits.LoopBytes);
         Assert.False(s.Insecure);
         Assert.Empty(s.CreateVolumes);
         Assert.Null(s.Stdio);
@@ -48,6 +54,25 @@ public sealed class SettingsTests
         Settings s = sources.Read("/d", 1 << 30);
         Assert.Equal((4, "io_uring", Durability.Ack, true), (s.Loops, s.Engine, s.Durability, s.Insecure));
         Assert.Equal(["127.0.0.1:3", "127.0.0.1:4"], s.Nbd.Select(a => a.ToString())); // replaced, not lengthened
+    }
+
+    [Fact]
+    public void What_clients_may_take_is_set()
+    {
+        ClientLimits limits = Read(
+            "connections-negotiating=7", "negotiation-wait=2", "stall-wait=3", "loop-memory=1g", "iscsi-sessions=4", "iscsi-commands=5",
+            "iscsi-window=6m", "iscsi-ping=8", "iscsi-ping-wait=9").Limits;
+        const ulong second = 1_000_000_000;
+        Assert.Equal(new ConnectionLimits(1, 2, Handshakes: 7), limits.OfConnections(1, 2));
+        Assert.Equal(new NbdOptions { HandshakeNanos = 2 * second, SendStallNanos = 3 * second }, limits.OfNbd());
+        Assert.Equal(
+            new IscsiOptions
+            {
+                LoginNanos = 2 * second, SendStallNanos = 3 * second, SessionsMax = 4, WindowCommands = 5, WindowBytes = 6 << 20,
+                PingAfterNanos = 8 * second, PingAnswerNanos = 9 * second,
+            },
+            limits.OfIscsi());
+        Assert.Equal(1UL << 30, limits.LoopBytes);
     }
 
     [Fact]
@@ -106,6 +131,15 @@ public sealed class SettingsTests
     [InlineData("low-space=51", "allowed: 0 to 50")]
     [InlineData("connections=0", "allowed: 1 to 65536")]
     [InlineData("connections-per-address=65537", "allowed: 1 to 65536")]
+    [InlineData("connections-negotiating=0", "allowed: 1 to 65536")]
+    [InlineData("negotiation-wait=601", "allowed: 1 to 600")]
+    [InlineData("stall-wait=-1", "allowed: 1 to 3600")]
+    [InlineData("loop-memory=63m", "allowed: 64 MiB to 64 GiB")]
+    [InlineData("iscsi-sessions=4097", "allowed: 1 to 4096")]
+    [InlineData("iscsi-commands=1025", "allowed: 1 to 1024")]
+    [InlineData("iscsi-window=65m", "allowed: 64 KiB to 64 MiB")]
+    [InlineData("iscsi-ping=soon", "allowed: 1 to 3600")]
+    [InlineData("iscsi-ping-wait=0", "allowed: 1 to 3600")]
     [InlineData("stop-wait=0", "allowed: 1 to 3600")]
     [InlineData("create-volume=demo", "NAME:SIZE")]
     [InlineData("create-volume=Demo:1g", "must begin with")]

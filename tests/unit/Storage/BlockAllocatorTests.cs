@@ -36,6 +36,44 @@ public class BlockAllocatorTests(ITestOutputHelper output)
         for (uint i = 0; i < count; i++) Assert.Equal(used[i], blocks.IsUsed(Start + i));
     }
 
+    /// <summary>Blocks taken by name between the two calls leave everything as if each had been taken by itself.</summary>
+    [Theory]
+    [InlineData(1, 1u)]
+    [InlineData(2, 63u)]
+    [InlineData(3, 64u)]
+    [InlineData(4, 1000u)]
+    [InlineData(5, 4096u)]
+    [InlineData(6, 70_001u)]
+    public void What_is_loaded_is_found_like_what_was_taken(ulong seed, uint count)
+    {
+        foreach (int percent in (int[])[0, 1, 30, 90, 100])
+        {
+            var random = new SeededRandom(seed);
+            var loaded = new BlockAllocator(Start, count);
+            var taken = new BlockAllocator(Start, count);
+            loaded.BeginLoad();
+            for (uint i = 0; i < count; i++)
+            {
+                // A part of it in runs, so that whole words are free, taken and mixed.
+                bool takes = random.NextBelow(100) < (i / 200 % 2 == 0 ? percent : percent / 30 * 30);
+                if (!takes) continue;
+                Assert.True(loaded.TryTake(Start + i));
+                Assert.False(loaded.TryTake(Start + i));
+                Assert.True(taken.TryTake(Start + i));
+            }
+
+            loaded.EndLoad();
+            while (taken.Free > 0)
+            {
+                Assert.Equal(taken.Free, loaded.Free);
+                int want = 1 + random.NextBelow(random.NextBelow(3) == 0 ? 256 : 20);
+                Assert.Equal((taken.TakeRun(want, out int expected), expected), (loaded.TakeRun(want, out int got), got));
+            }
+
+            Assert.Equal(0u, loaded.Free);
+        }
+    }
+
     [Fact]
     public void Large_requests_stay_sequential_although_small_ones_come_in_between()
     {

@@ -62,6 +62,71 @@ public class RecoveryReadTests
         for (ulong i = 0; i < 4; i++) Assert.Equal(StoreWorld.Pattern(i, 4096), world.Read(i * 4096, 4096));
     }
 
+    /// <summary>Requests whose data lies together are judged by one read, and still each by its own data.</summary>
+    [Fact]
+    public void What_is_judged_together_counts_by_itself()
+    {
+        var world = new StoreWorld(6, 32 << 20, 3 << 20, Small with { RingBytes = 4 << 20 });
+        Assert.Equal(IoStatus.Ok, world.Loop.Run(world.Device.FlushAsync()));
+        for (ulong i = 0; i < 100; i++) world.Write(i << 12, StoreWorld.Pattern(i, 4096));
+        world.Cut();
+        uint first = world.Geometry.DataStart;
+        for (int i = 0; i < 100; i++) // small writes lie one behind the other
+        {
+            var block = new byte[4096];
+            world.Loop.Run(world.File.ReadAsync((ulong)(first + i) << Units.BlockShift, block));
+            Assert.Equal(StoreWorld.Pattern((ulong)i, 4096), block);
+        }
+
+        world.File.Rot(world.Loop, first + 40);
+        world.File.BadReads.Add(first + 77);
+        world.File.Reads.Clear();
+        StoreOpenResult result = world.TryOpen();
+        Assert.InRange(world.File.Reads.Count(block => block >= first && block < first + 100), 4, 60);
+        world.Use(result.Store!);
+        for (ulong i = 0; i < 100; i++)
+        {
+            if (i == 77) Assert.Equal(IoStatus.IoError, world.ReadStatus(i << 12, 4096)); // it may have been there
+            else Assert.Equal(i == 40 ? new byte[4096] : StoreWorld.Pattern(i, 4096), world.Read(i << 12, 4096));
+        }
+    }
+
+    /// <summary>Homes near each other are read back together: what lies in between may have become unreadable, what was
+    /// written may not.</summary>
+    [Theory]
+    [InlineData(true)]
+    [InlineData(false)]
+    public void What_is_read_back_at_the_end_is_what_was_written_and_nothing_else(bool isNeighbour)
+    {
+        var world = new StoreWorld(4, 32 << 20, 3 << 20, Small);
+        for (ulong extent = 0; extent < 3; extent++) world.Write(extent << 20, StoreWorld.Pattern(extent, 4096));
+        world.Reopen(isClean: true);
+        Assert.Equal(IoStatus.Ok, world.Loop.Run(world.Device.WriteAsync(4096, StoreWorld.Pattern(7, 4096), WriteFlags.Fua)));
+        Assert.Equal(IoStatus.Ok, world.Loop.Run(world.Device.WriteAsync((2 << 20) + 4096, StoreWorld.Pattern(8, 4096), WriteFlags.Fua)));
+        ulong neighbour = NewerHome(world, 2), older = NewerHome(world, 1) ^ 1;
+        Assert.Equal(0UL, world.Geometry.HomeOffset(1, 0) / Units.BlockBytes % 2);
+        world.Cut();
+        bool isWritten = false;
+        world.File.Writing = block =>
+        {
+            if (block != older) return;
+            isWritten = true;
+            world.File.BadReads.Add(isNeighbour ? neighbour : older);
+        };
+        StoreOpenResult result = world.TryOpen();
+        Assert.True(isWritten);
+        if (!isNeighbour)
+        {
+            Assert.Contains("does not read back", result.Refusal, StringComparison.Ordinal);
+            return;
+        }
+
+        Assert.Null(result.Refusal);
+        world.Use(result.Store!);
+        Assert.Equal(StoreWorld.Pattern(7, 4096), world.Read(4096, 4096));
+        Assert.Equal(StoreWorld.Pattern(8, 4096), world.Read((2 << 20) + 4096, 4096));
+    }
+
     /// <summary>A page behind a gap says how far the log was durable: up to the first record of the page in the gap, which is
     /// no loss, or with it, which is one.</summary>
     [Theory]

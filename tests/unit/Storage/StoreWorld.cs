@@ -111,6 +111,9 @@ internal sealed class FaultyFile(IFile medium) : IFile
     /// <summary>Reads so far, by their first block.</summary>
     public List<ulong> Reads { get; } = [];
 
+    /// <summary>Told of each write, by its first block, when it begins.</summary>
+    public Action<ulong>? Writing { get; set; }
+
     public void Cut() => _isCut = true;
 
     public ValueTask<IoStatus> ReadAsync(ulong offsetBytes, Memory<byte> target)
@@ -126,6 +129,7 @@ internal sealed class FaultyFile(IFile medium) : IFile
     public ValueTask<IoStatus> WriteAsync(ulong offsetBytes, ReadOnlyMemory<byte> source)
     {
         if (_isCut) return Never();
+        Writing?.Invoke(offsetBytes >> Units.BlockShift);
         if (Touches(BadWrites, offsetBytes, source.Length)) return Fail(medium.FlushAsync());
         ReadableWhenWritten.RemoveWhere(b => b << Units.BlockShift >= offsetBytes && b << Units.BlockShift < offsetBytes + (ulong)source.Length);
         return medium.WriteAsync(offsetBytes, source);

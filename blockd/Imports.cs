@@ -1,0 +1,382 @@
+using System.Collections.Concurrent;
+using System.Globalization;
+using BlockServer.Cluster;
+using BlockServer.Core;
+using BlockServer.Core.Api;
+using BlockServer.Io;
+using BlockServer.Streams;
+
+namespace BlockServer.Blockd;
+
+/// <summary>
+/// Streams that come into volumes (docs/decisions/0012): a full one fills a volume that nobody may attach before it is whole, an
+/// increment is written onto its base, to which the volume goes back when the stream breaks. Thread-safe; one import of a
+/// volume at a time.
+/// </summary>
+internal sealed class Imports(VolumeDirectory directory, StoreSet stores, SharedVolumes volumes, Sessions sessions, Func<Task> renewTargets, Action<string> warn)
+{
+    private readonly ConcurrentDictionary<uint, byte> _running = new();
+    private readonly ConcurrentDictionary<string, byte> _names = new(StringComparer.Ordinal);
+
+    // For clients that could not read the refusal, since they were still sending.
+    private readonly ConcurrentQueue<(string Name, ImportException Fault)> _faults = new();
+
+    /// <summary>Ends what the last run of the daemon left half: before anybody may attach, and when a disk comes back.</summary>
+    public async Task RecoverAsync()
+    {
+        foreach (VolumeRecord volume in directory.List().Where(v => v.Import is { IsActive: true } && !_running.ContainsKey(v.Id)))
+        {
+            volumes.Close(volume.Id);
+            if (stores.Find(volume.StoreId) is not { } host) continue;
+            try
+            {
+                if (await IsCompleteAsync(volume, host)) await EndAsync(volume, volume.Import!);
+                else if (volume.Import!.Base is not null) await PutAsideAsync(volume, host, volume.Import);
+            }
+            catch (ImportException e)
+            {
+                warn($"volume '{volume.Name}' stays closed, its interrupted import cannot be put aside: {e.Message}");
+            }
+        }
+    }
+
+    /// <summary>Brings a stream in; the volume when it is whole. <paramref name="keepsPart"/>: a stream that breaks off can be
+    /// continued later, by <paramref name="goesOn"/>. Throws <see cref="ImportException"/> or <see cref="ApiException"/>.</summary>
+    public async Task<VolumeRecord> RunAsync(
+        string name, Guid? storeId, Stream body, ICompressor? compressor, bool keepsPart, bool goesOn, CancellationToken cancel)
+    {
+        // A new volume has no number yet.
+        if (!_names.TryAdd(name, 0)) throw Busy(name);
+        try
+        {
+            StreamHeader header = await ReadHeaderAsync(body, cancel);
+            VolumeRecord? known = directory.Find(name);
+            if (known is not null && !_running.TryAdd(known.Id, 0)) throw Busy(name);
+            VolumeRecord? begun = null;
+            try
+            {
+                begun = header.Base is null
+                    ? await BeginFullAsync(name, storeId, known, header, goesOn)
+                    : await BeginIncrementAsync(name, known, header, goesOn);
+                _running.TryAdd(begun.Id, 0);
+                return await FillAsync(begun, header, body, compressor, keepsPart, cancel);
+            }
+            catch (ImportException e)
+            {
+                _faults.Enqueue((name, e));
+                while (_faults.Count > FaultsMax) _faults.TryDequeue(out _);
+                throw;
+            }
+            finally
+            {
+                if ((begun ?? known) is { } volume) _running.TryRemove(volume.Id, out _);
+            }
+        }
+        finally
+        {
+            _names.TryRemove(name, out _);
+        }
+    }
+
+    /// <summary>A stream is coming into the volume of this name.</summary>
+    public bool IsRunning(string name) => _names.ContainsKey(name);
+
+    /// <summary>Why the last stream for a volume of this name was refused or broke; null when it was not, as far as is remembered.</summary>
+    public ImportException? FaultOf(string name) => _faults.LastOrDefault(f => f.Name == name).Fault;
+
+    /// <summary>Looks at a stream's header, without any change. Throws as <see cref="RunAsync"/>.</summary>
+    public async Task CheckAsync(string name, Stream body, bool goesOn, CancellationToken cancel)
+    {
+        StreamHeader header = await ReadHeaderAsync(body, cancel);
+        if (_names.ContainsKey(name)) throw Busy(name);
+        VolumeRecord? known = directory.Find(name);
+        if (header.Base is null)
+        {
+            CheckFull(name, known, header, goesOn);
+            return;
+        }
+
+        ImportRecord import = CheckIncrement(name, known, header, goesOn);
+        if (sessions.CountOf(known!.Id) is > 0 and int attached) throw InUse(attached);
+        await CheckBaseAsync(known, HostOf(known), header, import);
+    }
+
+    /// <summary>Gives up an import that was interrupted: a volume that was to be filled goes, what came of an increment too.</summary>
+    public async Task GiveUpAsync(VolumeRecord volume)
+    {
+        if (volume.Import is not { } import) throw new ApiException(404, "no-import", $"nothing comes into '{volume.Name}'");
+        if (!_running.TryAdd(volume.Id, 0)) throw Busy(volume.Name);
+        try
+        {
+            await DropAsync(volume, HostOf(volume), import);
+        }
+        catch (ImportException e)
+        {
+            throw new ApiException(e.Status, e.Code, e.Message);
+        }
+        finally
+        {
+            _running.TryRemove(volume.Id, out _);
+        }
+    }
+
+    private static async Task<StreamHeader> ReadHeaderAsync(Stream body, CancellationToken cancel)
+    {
+        var bytes = new byte[StreamHeader.Size];
+        int count = await body.ReadAtLeastAsync(bytes, bytes.Length, throwOnEndOfStream: false, cancel);
+        return StreamHeader.TryRead(bytes.AsSpan(0, count), out StreamHeader? header) is { } fault
+            ? throw new ImportException(false, 400, "bad-stream", fault + "; nothing was changed") : header!;
+    }
+
+    private static void CheckFull(string name, VolumeRecord? known, StreamHeader header, bool goesOn)
+    {
+        if (known is null)
+        {
+            if (goesOn) throw new ApiException(404, "no-import", $"there is no volume '{name}' whose import could go on");
+            return;
+        }
+
+        if (known.Import is not { Base: null } import)
+            throw new ApiException(409, "name-taken", $"a volume '{name}' exists; a full stream makes a new one: choose another name");
+        if (!goesOn)
+            throw new ApiException(409, "import-unfinished", $"'{name}' is what an interrupted import has left; resume that, or delete the volume");
+        CheckSame(import, header);
+        if (known.SizeBytes != header.SizeBytes) throw OtherStream();
+    }
+
+    private async Task<VolumeRecord> BeginFullAsync(string name, Guid? storeId, VolumeRecord? known, StreamHeader header, bool goesOn)
+    {
+        CheckFull(name, known, header, goesOn);
+        if (known is not null) return known;
+        var begun = new ImportRecord(header.StreamId, null, 0, header.Target, StreamCursor.AtStart(header).ToString(), true);
+        return AdminRoutes.Must(await directory.CreateForImportAsync(new CreateVolume(name, header.SizeBytes, StoreId: storeId), begun));
+    }
+
+    /// <summary>What the record of the volume will say while the increment comes.</summary>
+    private static ImportRecord CheckIncrement(string name, VolumeRecord? known, StreamHeader header, bool goesOn)
+    {
+        if (known is null)
+            throw new ApiException(409, "wrong-base", $"the stream is an increment and there is no volume '{name}' with its base; import the full stream first");
+        if (known.Import is { Base: null }) throw new ApiException(409, "import-unfinished", $"'{name}' is not whole itself yet");
+        if (!goesOn)
+        {
+            return new ImportRecord(
+                header.StreamId, header.Base, header.BaseSizeBytes, header.Target, StreamCursor.AtStart(header).ToString(), IsActive: true);
+        }
+
+        ImportRecord import = known.Import ?? throw new ApiException(404, "no-import", $"no import of '{name}' could go on");
+        CheckSame(import, header);
+        return import with { IsActive = true };
+    }
+
+    private async Task<VolumeRecord> BeginIncrementAsync(string name, VolumeRecord? known, StreamHeader header, bool goesOn)
+    {
+        ImportRecord begun = CheckIncrement(name, known, header, goesOn);
+        StoreHost host = HostOf(known!);
+        if (!goesOn && known!.Import is { } left) await DropAsync(known, host, left);
+        known = directory.Find(name) ?? throw new ApiException(404, "no-such-volume", $"there is no volume '{name}'");
+        volumes.Close(known.Id);
+        VolumeRecord? volume = null;
+        try
+        {
+            // Whoever attaches from here on finds the volume closed; who was there before is seen now.
+            await renewTargets();
+            if (sessions.CountOf(known.Id) is > 0 and int attached) throw InUse(attached);
+            await CheckBaseAsync(known, host, header, begun);
+            volume = Must(await directory.SetImportAsync(known.Id, known.Import, begun));
+            if (goesOn) await TakeUpAsync(volume, host, begun);
+            return header.SizeBytes > volume.SizeBytes ? Must(await directory.ResizeForImportAsync(volume.Id, header.SizeBytes)) : volume;
+        }
+        catch (Exception e) when (e is ImportException or ApiException)
+        {
+            if (volume is null) await ReopenAsync(known.Id);
+            else await PutAsideAsync(directory.Find(name) ?? volume, host, begun);
+            throw;
+        }
+    }
+
+    /// <summary>The newest snapshot is the base and nothing was written since.</summary>
+    private static async Task CheckBaseAsync(VolumeRecord volume, StoreHost host, StreamHeader header, ImportRecord import)
+    {
+        IReadOnlyList<SnapshotInfo> known = await SnapshotsAsync(volume, host);
+        SnapshotInfo? newest = known.LastOrDefault(s => !IsOurs(s, import) && !IsOurs(s, volume.Import ?? import));
+        if (newest?.Uuid != header.Base)
+        {
+            string has = newest is null ? "it has none" : $"it is '{newest.Name}' ({newest.Uuid})";
+            throw new ApiException(409, "wrong-base", $"the stream builds on snapshot {header.Base}, which must be the newest one of '{volume.Name}': {has}");
+        }
+
+        if (header.Target is { } target && known.FirstOrDefault(s => s.Uuid == target || s.Name == header.TargetName) is { } taken)
+            throw new ApiException(409, "snapshot-exists", $"'{volume.Name}' has a snapshot '{taken.Name}' already, which the stream would bring");
+        if (volume.SizeBytes != newest!.SizeBytes || await HasChangedAsync(volume, host, newest.Uuid))
+        {
+            throw new ApiException(409, "changed-since-base",
+                $"'{volume.Name}' has changed since its snapshot '{newest.Name}'; take that back first: pfcli rollback_snapshot -v {volume.Name} -n {newest.Name}");
+        }
+    }
+
+    private async Task<VolumeRecord> FillAsync(
+        VolumeRecord volume, StreamHeader header, Stream body, ICompressor? compressor, bool keepsPart, CancellationToken cancel)
+    {
+        StoreHost host = HostOf(volume);
+        ImportRecord import = volume.Import!;
+        StreamCursor from = StreamCursor.TryParse(import.Cursor)
+            ?? throw new ApiException(409, "import-unfinished", "where the import stood is not known any more; give it up and begin anew");
+        try
+        {
+            var job = new StreamImport(host, volume.Id, header, new StreamDecoder(header, compressor, from), async cursor =>
+            {
+                ImportRecord now = import with { Cursor = cursor };
+                Must(await directory.SetImportAsync(volume.Id, import, now));
+                import = now;
+            });
+            await job.RunAsync(body, cancel);
+            await FinishAsync(volume, host, header);
+            return await EndAsync(volume, import);
+        }
+        catch (ImportException e)
+        {
+            volume = directory.Find(volume.Name) ?? volume;
+            if (!e.CanGoOn || !keepsPart) await DropAsync(volume, host, import);
+            else if (import.Base is not null) await PutAsideAsync(volume, host, import);
+            throw;
+        }
+    }
+
+    /// <summary>Everything is there: the size, and the snapshot that later increments build on.</summary>
+    private async Task FinishAsync(VolumeRecord volume, StoreHost host, StreamHeader header)
+    {
+        VolumeRecord now = directory.Find(volume.Name) ?? volume;
+        if (header.SizeBytes < now.SizeBytes) Must(await directory.ResizeForImportAsync(volume.Id, header.SizeBytes));
+        if (header.Target is not { } target) return;
+        var cut = new SnapshotRequest(volume.Id, target, header.TargetName, header.UnixSeconds);
+        IoStatus status = await host.Thread.InvokeAsync(() => host.Store.CreateSnapshotsAsync([cut]));
+        if (status != IoStatus.Ok) throw Failed(status);
+    }
+
+    private async Task<VolumeRecord> EndAsync(VolumeRecord volume, ImportRecord import)
+    {
+        VolumeRecord done = Must(await directory.SetImportAsync(volume.Id, import, null));
+        await ReopenAsync(volume.Id);
+        if (import.Base is not null && stores.Find(volume.StoreId) is { } host) await DropPartsAsync(volume, host, import, keepNewest: false);
+        return done;
+    }
+
+    /// <summary>The target was cut, and only that was not written down any more.</summary>
+    private static async Task<bool> IsCompleteAsync(VolumeRecord volume, StoreHost host) =>
+        volume.Import!.Target is { } target && (await SnapshotsAsync(volume, host)).Any(s => s.Uuid == target);
+
+    /// <summary>Goes back to the base; what has come is kept in a snapshot. May be repeated wherever it was cut off.</summary>
+    private async Task PutAsideAsync(VolumeRecord volume, StoreHost host, ImportRecord import)
+    {
+        await GoBackAsync(volume, host, import, PrefixOf(import));
+        await DropPartsAsync(volume, host, import, keepNewest: true);
+        Must(await directory.SetImportAsync(volume.Id, import, import with { IsActive = false }));
+        await ReopenAsync(volume.Id);
+    }
+
+    /// <summary>Makes the volume again what it was when it was put aside.</summary>
+    private static async Task TakeUpAsync(VolumeRecord volume, StoreHost host, ImportRecord import)
+    {
+        SnapshotInfo? part = (await SnapshotsAsync(volume, host)).LastOrDefault(s => s.Name.StartsWith(PrefixOf(import), StringComparison.Ordinal));
+        if (part is null) throw new ApiException(409, "import-unfinished", "what had come of the stream was deleted; give the import up and begin anew");
+        await RollBackAsync(volume, host, part.Uuid, TemporaryPrefix + PrefixOf(import));
+    }
+
+    /// <summary>Leaves nothing of the import.</summary>
+    private async Task DropAsync(VolumeRecord volume, StoreHost host, ImportRecord import)
+    {
+        if (import.Base is null)
+        {
+            DirectoryResult gone = await directory.DeleteImportAsync(volume.Id);
+            if (gone.Fault is { Code: not "no-such-volume" } fault) throw new ImportException(false, 503, fault.Code, fault.Detail);
+            volumes.Forget(volume.Id);
+            return;
+        }
+
+        if (import.IsActive) await GoBackAsync(volume, host, import, TemporaryPrefix + PrefixOf(import));
+        await DropPartsAsync(volume, host, import, keepNewest: false);
+        Must(await directory.SetImportAsync(volume.Id, import, null));
+        await ReopenAsync(volume.Id);
+    }
+
+    private Task ReopenAsync(uint volumeId)
+    {
+        volumes.Reopen(volumeId);
+        return renewTargets();
+    }
+
+    private async Task GoBackAsync(VolumeRecord volume, StoreHost host, ImportRecord import, string prefix)
+    {
+        Guid basis = import.Base!.Value;
+        if (volume.SizeBytes != import.BaseSizeBytes || await HasChangedAsync(volume, host, basis)) await RollBackAsync(volume, host, basis, prefix);
+        if (volume.SizeBytes != import.BaseSizeBytes) Must(await directory.ResizeForImportAsync(volume.Id, import.BaseSizeBytes));
+    }
+
+    private static async Task RollBackAsync(VolumeRecord volume, StoreHost host, Guid snapshot, string prefix)
+    {
+        IReadOnlyList<SnapshotInfo> known = await SnapshotsAsync(volume, host);
+        string safety = prefix;
+        for (int i = 1; known.Any(s => s.Name == safety); i++) safety = string.Create(CultureInfo.InvariantCulture, $"{prefix}-{i}");
+        var request = new SnapshotRequest(volume.Id, new SystemRandom().NextGuid(), safety, (ulong)SystemClock.Instance.UtcNow.ToUnixTimeSeconds());
+        IoStatus status = await host.Thread.InvokeAsync(() => host.Store.RollBackAsync(snapshot, request));
+        if (status != IoStatus.Ok) throw Failed(status);
+    }
+
+    private static async Task DropPartsAsync(VolumeRecord volume, StoreHost host, ImportRecord import, bool keepNewest)
+    {
+        IReadOnlyList<SnapshotInfo> known = await SnapshotsAsync(volume, host);
+        SnapshotInfo[] parts = [.. known.Where(s => s.Name.StartsWith(PrefixOf(import), StringComparison.Ordinal))];
+        IEnumerable<SnapshotInfo> going = known.Where(s => s.Name.StartsWith(TemporaryPrefix + PrefixOf(import), StringComparison.Ordinal))
+            .Concat(keepNewest ? parts.SkipLast(1) : parts);
+        foreach (SnapshotInfo part in going)
+        {
+            IoStatus status = await host.Thread.InvokeAsync(() => host.Store.DeleteSnapshotAsync(volume.Id, part.Uuid));
+            if (status is not (IoStatus.Ok or IoStatus.NotFound)) throw Failed(status);
+        }
+    }
+
+    private static async Task<bool> HasChangedAsync(VolumeRecord volume, StoreHost host, Guid since)
+    {
+        var runs = new List<DiffRun>();
+        IoStatus status = await host.Thread.InvokeAsync(() => host.Store.DiffAsync(volume.Id, since, null, 0, volume.SizeBytes, 2, runs));
+        if (status != IoStatus.Ok) throw Failed(status);
+        return runs.Any(r => r.IsChanged);
+    }
+
+    private static Task<IReadOnlyList<SnapshotInfo>> SnapshotsAsync(VolumeRecord volume, StoreHost host) =>
+        host.Thread.InvokeAsync(() => new ValueTask<IReadOnlyList<SnapshotInfo>>(host.Store.Snapshots(volume.Id)));
+
+    private StoreHost HostOf(VolumeRecord volume) => stores.Find(volume.StoreId)
+        ?? throw new ApiException(503, "disk-unavailable", "the volume's disk is not in service");
+
+    private const string TemporaryPrefix = "undo-";
+
+    private const int FaultsMax = 64;
+
+    /// <summary>What the snapshots are called that keep what has come.</summary>
+    private static string PrefixOf(ImportRecord import) => "import-" + import.StreamId.ToString("N")[..12];
+
+    private static bool IsOurs(SnapshotInfo snapshot, ImportRecord import) =>
+        snapshot.Name.StartsWith(PrefixOf(import), StringComparison.Ordinal)
+        || snapshot.Name.StartsWith(TemporaryPrefix + PrefixOf(import), StringComparison.Ordinal);
+
+    private static void CheckSame(ImportRecord import, StreamHeader header)
+    {
+        bool isSame = import.StreamId == header.StreamId && import.Base == header.Base && import.Target == header.Target;
+        if (!isSame) throw OtherStream();
+    }
+
+    private static ApiException OtherStream() => new(409, "other-stream", "the import that was interrupted is of another stream; resume with that one, or give the import up");
+
+    private static ApiException InUse(int attached) => new(409, "volume-in-use", $"{attached} clients are attached; detach them first");
+
+    private static ApiException Busy(string name) => new(409, "import-running", $"a stream is coming into '{name}'; wait until that has ended");
+
+    private static VolumeRecord Must(DirectoryResult result) =>
+        result.Fault is { } fault ? throw new ImportException(true, 503, fault.Code, fault.Detail) : result.Volume!;
+
+    private static ImportException Failed(IoStatus status) => status == IoStatus.NoSpace
+        ? new(false, 507, "no-space", "the disk is full; nothing of the stream was taken")
+        : new(true, 503, "disk-unavailable", $"the volume's disk does not serve ({status}); see pfcli list_disk");
+}

@@ -1,0 +1,139 @@
+using System.Diagnostics;
+using System.Security.Cryptography;
+using BlockServer.Core.Api;
+using Xunit;
+
+namespace BlockServer.Tests.Interop;
+
+/// <summary>Volumes leave the real daemon and come back, with other people's tools as judges and the daemon killed meanwhile.</summary>
+public sealed class ImageTests : IDisposable
+{
+    private readonly Blockd _blockd = new("demo", "192m");
+    private readonly Pfcli _pfcli;
+    private readonly string _folder = Directory.CreateTempSubdirectory("blockd-image-").FullName;
+
+    public ImageTests() => _pfcli = new Pfcli(_blockd);
+
+    public void Dispose()
+    {
+        _blockd.Dispose();
+        Directory.Delete(_folder, recursive: true);
+    }
+
+    private string UriOf(string volume) => $"nbd://127.0.0.1:{_blockd.Port}/{volume}";
+
+    private string FileOf(string name) => Path.Combine(_folder, name);
+
+    private void Fill(int seed, int pieces)
+    {
+        var random = new Random(seed);
+        var commands = new List<string> { "-f", "raw" };
+        for (int i = 0; i < pieces; i++)
+        {
+            commands.Add("-c");
+            int at = random.Next(0, 190 << 8) * 4096, length = random.Next(1, 250) * 4096;
+            commands.Add(random.Next(5) == 0 ? $"discard {at} {length}" : $"write -P {random.Next(1, 255)} {at} {length}");
+        }
+
+        Blockd.Run("qemu-io", [.. commands, UriOf("demo")]);
+    }
+
+    private static void Same(string one, string other) => Blockd.Run("qemu-img", "compare", "-f", "raw", "-F", "raw", one, other);
+
+    [Fact]
+    public void A_volume_and_its_increments_come_back_as_qemu_sees_them()
+    {
+        Blockd.Run("qemu-img", "convert", "-n", "-f", "raw", "-O", "raw", Random(64 << 20), UriOf("demo"));
+        for (int n = 1; n < 5; n++)
+        {
+            Fill(n, 60);
+            _pfcli.Run("create_snapshot", "-v", "demo", "-n", $"s{n}");
+            string file = FileOf($"s{n}.stream");
+            _pfcli.Run(n == 1 ? ["export_image", "-v", "demo", "-n", "s1", "-o", file] : ["export_image", "-v", "demo", "-n", $"s{n}", "--base", $"s{n - 1}", "-o", file]);
+            _pfcli.Run("import_image", "-v", "back", "-i", file);
+            Same(UriOf("demo"), UriOf("back"));
+        }
+
+        _pfcli.Run("export_image", "-v", "back", "-n", "s4", "--format", "raw", "-o", FileOf("back.img"));
+        Same(UriOf("demo"), FileOf("back.img"));
+        _pfcli.Run("import_image", "-v", "again", "-i", FileOf("back.img"));
+        Same(UriOf("demo"), UriOf("again"));
+        Assert.True(new FileInfo(FileOf("s2.stream")).Length < new FileInfo(FileOf("s1.stream")).Length);
+        Assert.Equal(0, _blockd.Stop());
+    }
+
+    [Fact]
+    public void An_import_whose_daemon_is_killed_leaves_nothing_half_and_goes_on()
+    {
+        var random = new Random();
+        int whole = 0, cut = 0;
+        Blockd.Run("qemu-img", "convert", "-n", "-f", "raw", "-O", "raw", Random(190 << 20), UriOf("demo"));
+        _pfcli.Run("create_snapshot", "-v", "demo", "-n", "s1");
+        _pfcli.Run("export_image", "-v", "demo", "-n", "s1", "--compress", "none", "-o", FileOf("s1"));
+        Blockd.Run("qemu-img", "convert", "-n", "-f", "raw", "-O", "raw", Random(190 << 20), UriOf("demo"));
+        _pfcli.Run("create_snapshot", "-v", "demo", "-n", "s2");
+        _pfcli.Run("export_image", "-v", "demo", "-n", "s2", "--base", "s1", "--compress", "none", "-o", FileOf("s2"));
+        _pfcli.Run("export_image", "-v", "demo", "-n", "s1", "--format", "raw", "-o", FileOf("s1.img"));
+        foreach (string step in new[] { "s1", "s2" })
+        {
+            List<string> arguments = ["import_image", "-v", "back", "-i", FileOf(step)];
+            for (int round = 0; round < 6; round++)
+            {
+                using Process importing = Process.Start(new ProcessStartInfo(
+                    Pfcli.Program, ["--server", _blockd.ApiUrl, "--token-file", Path.Combine(_blockd.Directory, "admin.token"), .. arguments])
+                {
+                    RedirectStandardError = true, RedirectStandardOutput = true,
+                })!;
+                importing.ErrorDataReceived += (_, _) => { };
+                importing.BeginErrorReadLine();
+                importing.WaitForExit(random.Next(200, 1500));
+                _blockd.Kill();
+                importing.WaitForExit();
+                _blockd.Restart();
+                VolumeInfo? volume = _pfcli.Volumes().FirstOrDefault(v => v.Name == "back");
+                bool isThere = volume is { Import: null } && volume.Snapshots == (step == "s1" ? 1 : 2);
+                Assert.True(isThere || importing.ExitCode != 0, "it was said to be done");
+                if (isThere)
+                {
+                    // Whole, if pfcli was told or not.
+                    whole++;
+                    break;
+                }
+
+                cut++;
+                if (volume is not null && step == "s1" && volume.Import is not null)
+                {
+                    Assert.Equal("initializing", volume.Status);
+                    Assert.NotEqual(0, Blockd.Try("nbdinfo", UriOf("back")).Code);
+                }
+                else if (step == "s2" && volume!.Import is not null)
+                {
+                    Assert.Equal("online", volume.Status);
+                    Same(UriOf("back"), FileOf("s1.img")); // as before the increment
+                }
+
+                bool goesOn = volume?.Import is not null;
+                if (!goesOn) arguments.Remove("--resume");
+                else if (!arguments.Contains("--resume")) arguments.Add("--resume");
+            }
+
+            VolumeInfo? last = _pfcli.Volumes().FirstOrDefault(v => v.Name == "back");
+            bool isDone = last is not null && last.Import is null && last.Snapshots == (step == "s1" ? 1 : 2);
+            if (!isDone) _pfcli.Run([.. arguments]);
+            if (step == "s1") Same(UriOf("back"), FileOf("s1.img"));
+        }
+
+        Same(UriOf("demo"), UriOf("back"));
+        Assert.Equal(2, _pfcli.Volume("back").Snapshots);
+        Assert.True(cut > 0, $"no import was cut, {whole} were whole before the kill");
+        Assert.Equal(0, _blockd.Stop());
+        Blockd.Run(Path.Combine(Path.GetDirectoryName(Blockd.Program)!, "pfinspect"), "verify", _blockd.Store);
+    }
+
+    private string Random(int bytes)
+    {
+        string file = FileOf("random");
+        File.WriteAllBytes(file, RandomNumberGenerator.GetBytes(bytes));
+        return file;
+    }
+}

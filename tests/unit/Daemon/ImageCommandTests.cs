@@ -1,0 +1,219 @@
+using BlockServer.Core;
+using BlockServer.Pfcli;
+using BlockServer.Streams;
+using Xunit;
+
+namespace BlockServer.Tests.Unit.Daemon;
+
+/// <summary>export_image and import_image against a daemon in this process, with files and pipes.</summary>
+public sealed class ImageCommandTests
+{
+    private const ulong Size = 6 * Units.MiB;
+
+    private static async Task<(int Code, string Out, string Error)> RunAsync(StreamWorld world, Stream? input, Stream? output, params string[] args)
+    {
+        using StringWriter text = new(), error = new();
+        int code = await CommandLine.RunAsync(["--server", world.Url, "--token-file", world.Daemon.TokenPath, "--yes", .. args], new CliHost
+        {
+            Out = text,
+            Error = error,
+            In = TextReader.Null,
+            Environment = _ => null,
+            Transport = () => new SocketsHttpHandler(),
+            Delay = Task.Delay,
+            OpenIn = () => input!,
+            OpenOut = () => output!,
+        }, TestContext.Current.CancellationToken);
+        return (code, text.ToString(), error.ToString());
+    }
+
+    private static async Task<string> DoneAsync(StreamWorld world, params string[] args)
+    {
+        (int code, string text, string error) = await RunAsync(world, null, null, args);
+        Assert.True(code == 0, error);
+        return text;
+    }
+
+    private static async Task RefusedAsync(StreamWorld world, string words, params string[] args)
+    {
+        (int code, _, string error) = await RunAsync(world, null, null, args);
+        Assert.NotEqual(0, code);
+        string line = Assert.Single(error.TrimEnd('\n').Split('\n'), l => l.StartsWith("pfcli: ", StringComparison.Ordinal));
+        Assert.Contains(words, line, StringComparison.Ordinal);
+    }
+
+    private static async Task<StreamWorld> FilledAsync()
+    {
+        StreamWorld world = await StreamWorld.StartAsync();
+        await world.CreateAsync("vm1", Size);
+        await world.WriteAsync("vm1", 8192, StreamWorld.Pattern(1, 2 << 20));
+        await world.WriteAsync("vm1", 5 << 20, new byte[1 << 19]);
+        await world.CutAsync("vm1", 1);
+        return world;
+    }
+
+    [Fact]
+    public async Task A_raw_image_leaves_and_comes_back_sparse()
+    {
+        await using StreamWorld world = await FilledAsync();
+        string file = world.PathOf("vm1.img");
+        await DoneAsync(world, "export_image", "-v", "vm1", "-n", "s1", "--format", "raw", "-o", file);
+        Assert.Equal(await world.ReadAsync("vm1"), await File.ReadAllBytesAsync(file, TestContext.Current.CancellationToken));
+        Assert.False(File.Exists(file + ".cursor"));
+        await DoneAsync(world, "import_image", "-v", "vm2", "-i", file);
+        Assert.Equal(await world.ReadAsync("vm1"), await world.ReadAsync("vm2"));
+        await RefusedAsync(world, "exists", "export_image", "-v", "vm1", "-n", "s1", "--format", "raw", "-o", file);
+        await RefusedAsync(world, "name-taken", "import_image", "-v", "vm2", "-i", file);
+        using var holder = new FileStream(file, FileMode.Open, FileAccess.ReadWrite);
+        holder.SetLength((long)Size + 100); // an image of an odd length
+        holder.Close();
+        await DoneAsync(world, "import_image", "-v", "vm3", "-i", file);
+        Assert.Equal(Size + 512, world.Volume("vm3").SizeBytes);
+        Assert.Equal(await world.ReadAsync("vm1"), (await world.ReadAsync("vm3"))[..(int)Size]);
+        StoreUse used = await UseAsync(world);
+        Assert.InRange(used.Of("vm2"), 2UL << 20, (2UL << 20) + 16384);
+
+        static async Task<StoreUse> UseAsync(StreamWorld world) =>
+            new(await world.Host("vm2").UsedBytesAsync([world.Volume("vm2").Id]), world);
+    }
+
+    private sealed record StoreUse(Dictionary<uint, ulong> Bytes, StreamWorld World)
+    {
+        public ulong Of(string name) => Bytes[World.Volume(name).Id];
+    }
+
+    [Fact]
+    public async Task Streams_go_through_pipes()
+    {
+        await using StreamWorld world = await FilledAsync();
+        using var full = new MemoryStream();
+        Assert.Equal(0, (await RunAsync(world, null, full, "export_image", "-v", "vm1", "-n", "s1", "-o", "-")).Code);
+        await world.WriteAsync("vm1", 0, StreamWorld.Pattern(2, 9000));
+        await world.CutAsync("vm1", 2);
+        using var increment = new MemoryStream();
+        (int code, string said, _) = await RunAsync(world, null, increment, "export_image", "-v", "vm1", "-n", "s2", "--base", "s1", "-o", "-");
+        Assert.Equal((0, ""), (code, said));
+        using var image = new MemoryStream();
+        Assert.Equal(0, (await RunAsync(world, null, image, "export_image", "-v", "vm1", "-n", "s2", "--format", "raw", "-o", "-")).Code);
+        Assert.Equal(await world.ReadAsync("vm1"), image.ToArray());
+        foreach (MemoryStream stream in new[] { full, increment })
+        {
+            using var input = new MemoryStream(stream.ToArray());
+            (code, _, string error) = await RunAsync(world, input, null, "import_image", "-v", "vm2", "-i", "-");
+            Assert.True(code == 0, error);
+        }
+
+        Assert.Equal(await world.ReadAsync("vm1"), await world.ReadAsync("vm2"));
+        using var raw = new MemoryStream(image.ToArray());
+        Assert.Equal(0, (await RunAsync(world, raw, null, "import_image", "-v", "vm3", "-i", "-", "--format", "raw", "-s", "6m")).Code);
+        Assert.Equal(await world.ReadAsync("vm1"), await world.ReadAsync("vm3"));
+        using var cut = new MemoryStream(full.ToArray()[..^100]);
+        (code, _, string why) = await RunAsync(world, cut, null, "import_image", "-v", "vm4", "-i", "-");
+        Assert.Equal(1, code);
+        Assert.Contains("truncated-stream", why, StringComparison.Ordinal);
+        Assert.Null(world.Daemon.Directory.Find("vm4"));
+    }
+
+    [Theory]
+    [InlineData("stream")]
+    [InlineData("raw")]
+    public async Task An_export_that_broke_off_goes_on(string format)
+    {
+        await using StreamWorld world = await FilledAsync();
+        string file = world.PathOf("vm1." + format), whole = world.PathOf("whole");
+        await DoneAsync(world, "export_image", "-v", "vm1", "-n", "s1", "--format", format, "-o", whole);
+        byte[] all = await File.ReadAllBytesAsync(whole, TestContext.Current.CancellationToken);
+        if (format == "stream")
+        {
+            await File.WriteAllBytesAsync(file, all[..(all.Length / 2)], TestContext.Current.CancellationToken);
+        }
+        else
+        {
+            // As it is left behind by an interruption: a part of the image, and the place.
+            byte[] stream = await world.ExportAsync("vm1", 1);
+            StreamHeader.TryRead(stream, out StreamHeader? header);
+            var decoder = new StreamDecoder(header!);
+            for (int n = 0, at = StreamHeader.Size; n < 2; n++)
+            {
+                Assert.Null(decoder.ReadFrame(stream.AsSpan(at), out StreamFrame frame));
+                Assert.Null(decoder.Pass(frame, stream.AsSpan(at + StreamFrame.Size, frame.PayloadBytes)));
+                at += StreamFrame.Size + frame.PayloadBytes;
+            }
+
+            var image = new byte[Size];
+            all.AsSpan(0, (int)decoder.Cursor.OffsetBytes).CopyTo(image);
+            await File.WriteAllBytesAsync(file, image, TestContext.Current.CancellationToken);
+            await RefusedAsync(world, "begin anew", "export_image", "-v", "vm1", "--format", "raw", "-o", file, "--resume");
+            await File.WriteAllTextAsync(
+                file + ".cursor", decoder.Cursor + "\n" + Convert.ToHexStringLower(stream.AsSpan(0, 512)) + "\n", TestContext.Current.CancellationToken);
+        }
+
+        await RefusedAsync(world, "was begun with", "export_image", "-v", "vm1", "-n", "s9", "--format", format, "-o", file, "--resume");
+        await DoneAsync(world, "export_image", "-v", "vm1", "--format", format, "-o", file, "--resume");
+        if (format == "raw")
+        {
+            Assert.Equal(all, await File.ReadAllBytesAsync(file, TestContext.Current.CancellationToken));
+            return;
+        }
+
+        await DoneAsync(world, "export_image", "-v", "vm1", "-o", file, "--resume"); // it is whole already
+        await DoneAsync(world, "import_image", "-v", "vm2", "-i", file);
+        Assert.Equal(await world.ReadAsync("vm1"), await world.ReadAsync("vm2"));
+    }
+
+    [Theory]
+    [InlineData(false)]
+    [InlineData(true)]
+    public async Task An_import_that_broke_off_goes_on(bool isRaw)
+    {
+        await using StreamWorld world = await FilledAsync();
+        string file = world.PathOf("vm1.file");
+        await DoneAsync(world, "export_image", "-v", "vm1", "-n", "s1", "--format", isRaw ? "raw" : "stream", "-o", file);
+        await RefusedAsync(world, "no-such-volume", "import_image", "-v", "vm2", "-i", file, "--resume");
+        byte[] stream = isRaw ? Raw(await world.ReadAsync("vm1")) : await File.ReadAllBytesAsync(file, TestContext.Current.CancellationToken);
+        Assert.Equal("truncated-stream", await world.ImportAsync("vm2", stream[..(stream.Length / 2)], "keep=true"));
+        Assert.Contains("initializing", await DoneAsync(world, "list_volume"), StringComparison.Ordinal);
+        await RefusedAsync(world, "import-unfinished", "import_image", "-v", "vm2", "-i", file);
+        await DoneAsync(world, "import_image", "-v", "vm2", "-i", file, "--resume");
+        Assert.Equal(await world.ReadAsync("vm1"), await world.ReadAsync("vm2"));
+        await RefusedAsync(world, "no import", "import_image", "-v", "vm2", "-i", file, "--resume");
+
+        static byte[] Raw(byte[] content)
+        {
+            var header = new StreamHeader { StreamId = StreamWorld.Id(3), SizeBytes = Size };
+            var output = new System.Buffers.ArrayBufferWriter<byte>();
+            header.WriteTo(output.GetSpan(512));
+            output.Advance(512);
+            var encoder = new StreamEncoder(header);
+            for (int at = 0; at < content.Length; at += 1 << 20) BatchEncoder.Write(encoder, (ulong)at, content.AsSpan(at, 1 << 20), output);
+            return output.WrittenSpan.ToArray();
+        }
+    }
+
+    [Fact]
+    public async Task Refusals_come_before_anything_is_sent_and_in_words()
+    {
+        await using StreamWorld world = await FilledAsync();
+        string full = world.PathOf("full"), increment = world.PathOf("increment"), bad = world.PathOf("bad");
+        await DoneAsync(world, "export_image", "-v", "vm1", "-n", "s1", "-o", full);
+        await world.WriteAsync("vm1", 0, StreamWorld.Pattern(2, 9000));
+        await world.CutAsync("vm1", 2);
+        await DoneAsync(world, "export_image", "-v", "vm1", "-n", "s2", "--base", "s1", "-o", increment);
+        await RefusedAsync(world, "wrong-base", "import_image", "-v", "vm2", "-i", increment);
+        byte[] stream = await File.ReadAllBytesAsync(full, TestContext.Current.CancellationToken);
+        await File.WriteAllBytesAsync(bad, stream[..^200], TestContext.Current.CancellationToken);
+        await RefusedAsync(world, "not whole", "import_image", "-v", "vm2", "-i", bad);
+        stream[5000] ^= 1;
+        await File.WriteAllBytesAsync(bad, stream, TestContext.Current.CancellationToken);
+        await RefusedAsync(world, "damaged", "import_image", "-v", "vm2", "-i", bad);
+        Assert.Null(world.Daemon.Directory.Find("vm2"));
+        await RefusedAsync(world, "Could not find", "import_image", "-v", "vm2", "-i", world.PathOf("none"));
+        await RefusedAsync(world, "--base", "export_image", "-v", "vm1", "--format", "raw", "--base", "s1", "-o", world.PathOf("x"));
+        await RefusedAsync(world, "no-such-snapshot", "export_image", "-v", "vm1", "-n", "s7", "-o", world.PathOf("y"));
+        Assert.False(File.Exists(world.PathOf("y")));
+        string said = await DoneAsync(world, "export_image", "-v", "vm1", "-o", world.PathOf("z"));
+        Assert.Contains("--base export-", said, StringComparison.Ordinal);
+        await DoneAsync(world, "export_image", "-v", "vm1", "--format", "raw", "-o", world.PathOf("w"));
+        Assert.Equal(3, (await world.SnapshotsAsync("vm1")).Count);
+    }
+}

@@ -1,0 +1,117 @@
+using System.CommandLine;
+using BlockServer.Core.Api;
+using BlockServer.Streams;
+
+namespace BlockServer.Pfcli;
+
+/// <summary>import_image: a file or a pipe becomes a volume, or brings an increment.</summary>
+internal static class ImportImageCommand
+{
+    public static void AddTo(CommandSet commands)
+    {
+        Option<string> name = Inputs.Volume("Name of the new volume, or of the one that an increment is for");
+        var input = new Option<string>("--input", "-i") { Description = "File to read; - is standard input", HelpName = "FILE", Required = true };
+        Option<string> format = ExportImageCommand.Choice("--format", "What it is; auto looks at it", "auto", ["auto", "stream", "raw"]);
+        Option<ulong> size = Inputs.Size("--size", "-s", "Size of the volume, for a raw image from a pipe", required: false);
+        var disk = new Option<string?>("--disk") { Description = "Disk that a new volume must lie on", HelpName = "NAME|ID" };
+        var keep = new Option<bool>("--keep") { Description = "When a pipe breaks off, keep what has come (a file always is)" };
+        var resume = new Option<bool>("--resume") { Description = "Go on with an import that was interrupted" };
+        commands.Add("import_image", "Makes a volume from a stream or an image, or brings it up to date by an increment",
+            [name, input, format, size, disk, keep, resume],
+            async (context, cancel) =>
+            {
+                string volume = context.Get(name)!;
+                using ImportSource source = ImportSource.Open(context.Host, context.Get(input)!);
+                StreamCursor? from = null;
+                if (context.Get(resume))
+                {
+                    ImportInfo import = (await Inputs.VolumeAsync(context, volume, cancel)).Import
+                        ?? throw new CliException($"no import of {volume} was interrupted");
+                    from = StreamCursor.TryParse(import.Cursor) ?? throw new CliException("this daemon's cursors are of another release");
+                }
+
+                await source.BeginAsync(context.Get(format)!, context.Get(size), from, cancel);
+                string query = $"?keep={(source.IsFile || context.Get(keep) || from is not null ? "true" : "false")}{(from is null ? "" : "&resume=true")}";
+                if (context.Get(disk) is { } wanted) query += $"&storeId={(await Inputs.DiskAsync(context, wanted, cancel)).Id}";
+                string path = Inputs.PathOf(volume) + "/stream";
+                // A refusal by the header alone comes before everything is sent.
+                await TryAsync(() => context.Client.SendAsync(
+                    path + query + "&check=true", StreamMedia.Type, source.SendHeaderAsync, ApiJson.Default.VolumeInfo, cancel));
+                var progress = new TransferProgress(context.Host, $"import {volume}", source.Header.SizeBytes, from?.OffsetBytes ?? 0, context.Printer.Json);
+                VolumeInfo? made;
+                try
+                {
+                    made = await TryAsync(() => context.Client.SendAsync(
+                        path + query, StreamMedia.Type, (target, stop) => source.SendAsync(target, progress.Show, stop), ApiJson.Default.VolumeInfo, cancel));
+                }
+                catch (CliException e) when (e.InnerException is HttpRequestException or IOException)
+                {
+                    if (source.Fault is { } fault)
+                    {
+                        await GiveUpAsync(context, volume, cancel);
+                        throw new CliException(fault, inner: e);
+                    }
+
+                    throw await WhyAsync(context, volume, e, cancel);
+                }
+                finally
+                {
+                    progress.End();
+                }
+
+                return VolumeCommands.Show(context, made!);
+            },
+            "pfcli import_image -v vm1 -i vm1-monday.stream",
+            "pfcli import_image -v vm1 -i vm1-tuesday.stream",
+            "pfcli import_image -v vm1 -i vm1-tuesday.stream --resume",
+            "pfcli import_image -v vm2 -i debian-12.raw",
+            "ssh backup 'cat vm1-monday.stream' | pfcli import_image -v vm1 -i -");
+    }
+
+    private static async Task<VolumeInfo?> TryAsync(Func<Task<VolumeInfo?>> send)
+    {
+        try
+        {
+            return await send();
+        }
+        catch (Exception e) when (e is HttpRequestException or IOException)
+        {
+            throw new CliException($"the connection to blockd broke ({(e.InnerException ?? e).Message})", inner: e is IOException ? e : new IOException(e.Message, e));
+        }
+    }
+
+    /// <summary>What was sent of a stream that is damaged is of no use; the daemon keeps it for a continuation until it is told.</summary>
+    private static async Task GiveUpAsync(CommandContext context, string volume, CancellationToken cancel)
+    {
+        for (int i = 0; i < 100; i++)
+        {
+            try
+            {
+                await context.Client.DeleteAsync(Inputs.PathOf(volume) + "/import", cancel);
+                return;
+            }
+            catch (CliException e) when (e.Status == 409)
+            {
+                await context.Host.Delay(TimeSpan.FromMilliseconds(100), cancel); // it has not noticed yet
+            }
+            catch (CliException e) when (e.Status == 404)
+            {
+                return;
+            }
+        }
+    }
+
+    /// <summary>The daemon refuses while we send: then its words may have been lost, and are asked for.</summary>
+    private static async Task<CliException> WhyAsync(CommandContext context, string volume, CliException broken, CancellationToken cancel)
+    {
+        try
+        {
+            await context.Client.GetAsync(Inputs.PathOf(volume) + "/import", ApiJson.Default.ImportInfo, cancel);
+            return new CliException($"{broken.Message}; go on with the same command and --resume", inner: broken);
+        }
+        catch (CliException e)
+        {
+            return e.Status == 404 ? broken : e;
+        }
+    }
+}

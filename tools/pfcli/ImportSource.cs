@@ -1,0 +1,222 @@
+using BlockServer.Core;
+using BlockServer.Streams;
+using Microsoft.Win32.SafeHandles;
+
+namespace BlockServer.Pfcli;
+
+/// <summary>
+/// What an import reads: a stream, sent as it is after every frame was checked, or a raw image, which becomes a stream here: what
+/// is zero in it is not sent.
+/// </summary>
+internal sealed class ImportSource : IDisposable
+{
+    private readonly Stream _source;
+    private readonly byte[] _begun = new byte[8];
+    private int _begunBytes;
+    private bool _isRaw;
+    private StreamCursor? _from;
+    private StreamInput? _input;
+
+    private ImportSource(Stream source, bool isFile)
+    {
+        _source = source;
+        IsFile = isFile;
+    }
+
+    /// <summary>It can be read again.</summary>
+    public bool IsFile { get; }
+
+    /// <summary>What is sent first. Set by <see cref="BeginAsync"/>.</summary>
+    public StreamHeader Header { get; private set; } = null!;
+
+    /// <summary>Why the sending was ended by this side, or null.</summary>
+    public string? Fault { get; private set; }
+
+    /// <summary>Opens a file, or standard input for <c>-</c>. Throws <see cref="CliException"/>.</summary>
+    public static ImportSource Open(CliHost host, string name)
+    {
+        if (name == "-") return new ImportSource(host.OpenIn(), isFile: false);
+        try
+        {
+            var file = new FileStream(name, FileMode.Open, FileAccess.Read, FileShare.Read, bufferSize: 0);
+            return new ImportSource(file, file.CanSeek && file.Length > 0);
+        }
+        catch (Exception e) when (e is IOException or UnauthorizedAccessException)
+        {
+            throw new CliException($"{name}: {e.Message}", inner: e);
+        }
+    }
+
+    /// <summary>Finds out what it is and goes to where the sending begins. Throws <see cref="CliException"/>.</summary>
+    public async Task BeginAsync(string format, ulong sizeBytes, StreamCursor? from, CancellationToken cancel)
+    {
+        _from = from;
+        _begunBytes = await _source.ReadAtLeastAsync(_begun, _begun.Length, false, cancel);
+        bool isStream = _begun.AsSpan(0, _begunBytes).SequenceEqual("BLKSTRM\x1A"u8);
+        _isRaw = format == "raw" || (format == "auto" && !isStream);
+        if (_isRaw)
+        {
+            BeginRaw(sizeBytes);
+            return;
+        }
+
+        if (sizeBytes > 0) throw new CliException("a stream knows its size; leave --size out", ExitCode.Usage);
+        _input = new StreamInput(_source);
+        await _input.ReadHeaderAsync(_begun.AsMemory(0, _begunBytes), cancel);
+        Header = _input.Header;
+        if (from is null)
+        {
+            if (IsFile) await CheckEndAsync(cancel);
+            return;
+        }
+
+        if (from.StreamId != Header.StreamId) throw new CliException("the import that was interrupted is of another stream");
+        await SkipAsync((long)from.PositionBytes - StreamHeader.Size, cancel);
+        _input.GoOn(Header, from.Copy());
+    }
+
+    /// <summary>Sends the header alone.</summary>
+    public async Task SendHeaderAsync(Stream target, CancellationToken cancel)
+    {
+        var bytes = new byte[StreamHeader.Size];
+        Header.WriteTo(bytes);
+        await target.WriteAsync(bytes, cancel);
+    }
+
+    /// <summary>Sends everything; <paramref name="done"/> is told how much of the content.</summary>
+    public async Task SendAsync(Stream target, Action<ulong> done, CancellationToken cancel)
+    {
+        try
+        {
+            await SendHeaderAsync(target, cancel);
+            await (_isRaw ? SendRawAsync(target, done, cancel) : SendFramesAsync(target, done, cancel));
+        }
+        catch (CliException e)
+        {
+            Fault = e.Message;
+            throw new IOException(e.Message, e);
+        }
+    }
+
+    /// <inheritdoc/>
+    public void Dispose() => _source.Dispose();
+
+    private void BeginRaw(ulong sizeBytes)
+    {
+        ulong length = IsFile ? (ulong)_source.Length : 0;
+        if (!IsFile && sizeBytes == 0) throw new CliException("a raw image from a pipe needs --size", ExitCode.Usage);
+        if (IsFile && sizeBytes > 0 && sizeBytes < length) throw new CliException($"the image has {length} bytes, which is more than --size");
+        ulong size = Math.Max(Units.VolumeBytesMin, Math.Max(sizeBytes, length) + (Units.SectorBytes - 1)) & ~(ulong)(Units.SectorBytes - 1);
+        if (size > Units.VolumeBytesMax) throw new CliException("a volume has at most 64 TiB");
+        Header = new StreamHeader { StreamId = _from?.StreamId ?? Guid.NewGuid(), SizeBytes = size };
+    }
+
+    private async Task SkipAsync(long bytes, CancellationToken cancel)
+    {
+        if (IsFile)
+        {
+            _source.Position += bytes;
+            return;
+        }
+
+        var scratch = new byte[1 << 20];
+        while (bytes > 0)
+        {
+            int count = await _source.ReadAsync(scratch.AsMemory(0, (int)Math.Min(bytes, scratch.Length)), cancel);
+            if (count == 0) throw new CliException("the pipe ends in front of where the import stood");
+            bytes -= count;
+        }
+    }
+
+    /// <summary>A file that is not whole is refused before anything is sent.</summary>
+    private async Task CheckEndAsync(CancellationToken cancel)
+    {
+        var end = new byte[StreamFrame.Size + StreamEncoder.TotalsBytes];
+        long here = _source.Position;
+        if (_source.Length >= here + end.Length)
+        {
+            _source.Position = _source.Length - end.Length;
+            await _source.ReadExactlyAsync(end, cancel);
+            _source.Position = here;
+            if (end.AsSpan(0, 4).SequenceEqual("BFRM"u8) && end[4] == (byte)StreamKind.End) return;
+        }
+
+        throw new CliException("the stream is not whole: its end is missing; nothing was sent");
+    }
+
+    private async Task SendFramesAsync(Stream target, Action<ulong> done, CancellationToken cancel)
+    {
+        var buffer = new byte[StreamFrame.Size + StreamHeader.DataBytesMax];
+        while (!_input!.IsWhole)
+        {
+            StreamFrame? read = await _input.ReadAsync(buffer.AsMemory(StreamFrame.Size), cancel);
+            if (read is not { } frame) return; // the daemon says what it makes of a stream that ends early
+            _input.FrameBytes.CopyTo(buffer);
+            await target.WriteAsync(buffer.AsMemory(0, StreamFrame.Size + frame.PayloadBytes), cancel);
+            done(frame.EndBytes);
+        }
+
+        if (await _source.ReadAsync(buffer.AsMemory(0, 1), cancel) > 0) throw new CliException("bytes follow the end of the stream; nothing of it was taken");
+    }
+
+    private async Task SendRawAsync(Stream target, Action<ulong> done, CancellationToken cancel)
+    {
+        var encoder = new StreamEncoder(Header, null, _from?.Copy());
+        ulong at = encoder.Cursor.OffsetBytes, length = IsFile ? (ulong)_source.Length : Header.SizeBytes;
+        int begun = 0;
+        if (IsFile) _source.Position = (long)at;
+        else if (at > 0) await SkipAsync((long)at - _begunBytes, cancel);
+        else begun = _begunBytes;
+        var content = new byte[StreamHeader.DataBytesMax];
+        _begun.AsSpan(0, begun).CopyTo(content);
+        var output = new System.Buffers.ArrayBufferWriter<byte>(content.Length + 4096);
+        while (at < Header.SizeBytes)
+        {
+            ulong hole = IsFile ? SparseFile.HoleAt(((FileStream)_source).SafeFileHandle, at, length, Header.SizeBytes) : 0;
+            if (hole > 0)
+            {
+                output.Advance(encoder.Empty(StreamKind.Hole, at, hole, output.GetSpan(StreamFrame.Size)));
+                at += hole;
+                if (at < length) _source.Position = (long)at;
+            }
+            else
+            {
+                int wanted = (int)Math.Min((ulong)content.Length - at % (ulong)content.Length, Header.SizeBytes - at);
+                int count = begun + await _source.ReadAtLeastAsync(content.AsMemory(begun, wanted - begun), wanted - begun, false, cancel);
+                begun = 0;
+                content.AsSpan(count, wanted - count).Clear(); // behind the end of the image
+                BatchEncoder.Write(encoder, at, content.AsSpan(0, wanted), output);
+                at += (ulong)wanted;
+            }
+
+            await target.WriteAsync(output.WrittenMemory, cancel);
+            output.ResetWrittenCount();
+            done(at);
+        }
+
+        if (!IsFile && await _source.ReadAsync(content.AsMemory(0, 1), cancel) > 0) throw new CliException("the image is longer than --size");
+        output.Advance(encoder.End(output.GetSpan(StreamFrame.Size + StreamEncoder.TotalsBytes)));
+        await target.WriteAsync(output.WrittenMemory, cancel);
+    }
+}
+
+/// <summary>Where a file has no data.</summary>
+internal static class SparseFile
+{
+    private const int SeekData = 3;
+
+    /// <summary>How many bytes from <paramref name="at"/> on, in whole blocks, were never written; behind
+    /// <paramref name="length"/> nothing was, up to <paramref name="end"/>. 0 when it is not known.</summary>
+    public static ulong HoleAt(SafeFileHandle file, ulong at, ulong length, ulong end)
+    {
+        if (at >= length) return end - at;
+        long data = lseek(file, (long)at, SeekData);
+        const int NoMoreData = 6; // ENXIO
+        if (data < 0) return System.Runtime.InteropServices.Marshal.GetLastPInvokeError() == NoMoreData ? end - at : 0;
+        return (ulong)data <= at ? 0 : ((ulong)data & ~(ulong)(Units.BlockBytes - 1)) is var next && next > at ? next - at : 0;
+    }
+
+    [System.Runtime.InteropServices.DllImport("libc", SetLastError = true)]
+    [System.Runtime.InteropServices.DefaultDllImportSearchPaths(System.Runtime.InteropServices.DllImportSearchPath.SafeDirectories)]
+    private static extern long lseek(SafeFileHandle file, long offset, int whence);
+}
