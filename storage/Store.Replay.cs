@@ -5,8 +5,9 @@ namespace BlockServer.Storage;
 // Replay of the redo ring (B1.7, step 3): what is in it, where it ends, which data counts, and the records in order.
 public sealed partial class Store
 {
-    // Reads of data that is judged, under way at a time; each is at most 1 MiB.
-    private const int JudgesAtOnce = 128;
+    // Reads of data that is judged, under way at a time, and most blocks that several runs together are read by one of; a run
+    // by itself is at most 1 MiB.
+    private const int JudgesAtOnce = 32, JudgedBlocks = 64;
 
     /// <summary>What the first look keeps of a log page: 16 bytes for each page of the ring.</summary>
     private readonly record struct RingPage(ulong Number, uint Crc, uint PreviousCrc);
@@ -15,6 +16,13 @@ public sealed partial class Store
     private sealed class Judged
     {
         public bool IsGood = true;
+    }
+
+    /// <summary>Blocks in a row that a record names, and what they must hold for its request to count.</summary>
+    private readonly record struct JudgedRun(BlockRun Run, uint[] Crcs, Judged Request)
+    {
+        /// <summary>The block behind it.</summary>
+        public uint End => Run.Block + (uint)Run.Count;
     }
 
     private async ValueTask<(ulong Last, string? Fault)> ReplayAsync(HashSet<uint> suspects)
@@ -103,7 +111,7 @@ public sealed partial class Store
         Memory<byte> pages, ulong first, RingPage[] ring, ulong durable, HashSet<uint> suspects)
     {
         Dictionary<ulong, Judged> judged = [];
-        var reads = new Queue<(BlockRun Run, uint[] Crcs, Judged Request)>();
+        var reads = new List<JudgedRun>();
         string? fault = await CollectJudgedAsync(pages, first, ring, durable, judged, reads);
         if (fault is not null) return fault;
         await JudgeAsync(reads);
@@ -120,7 +128,7 @@ public sealed partial class Store
     /// <summary>Checks the pages, and gathers what must be read to judge the requests above the durable claim.</summary>
     private async ValueTask<string?> CollectJudgedAsync(
         Memory<byte> pages, ulong first, RingPage[] ring, ulong durable, Dictionary<ulong, Judged> judged,
-        Queue<(BlockRun Run, uint[] Crcs, Judged Request)> reads)
+        List<JudgedRun> reads)
     {
         var chains = new List<(int At, int Count)>();
         for (ulong number = first; !pages.IsEmpty; number++, pages = pages[Units.BlockBytes..])
@@ -151,7 +159,7 @@ public sealed partial class Store
 
     private void CollectReads(
         ReadOnlySpan<byte> page, int at, int count, int used, Judged request,
-        Queue<(BlockRun Run, uint[] Crcs, Judged Request)> reads)
+        List<JudgedRun> reads)
     {
         for (int i = 0; i < count && RedoRecord.TryRead(page, at, used, out RedoRecord record) is null; i++)
         {
@@ -162,34 +170,56 @@ public sealed partial class Store
                 BlockRun run = record.Run(r);
                 var crcs = new uint[run.Count];
                 for (int b = 0; b < run.Count; b++) crcs[b] = record.CrcOf(done++);
-                if (_blocks.Holds(run.Block) && _blocks.Holds(run.Block + (uint)run.Count - 1)) reads.Enqueue((run, crcs, request));
+                if (_blocks.Holds(run.Block) && _blocks.Holds(run.Block + (uint)run.Count - 1)) reads.Add(new JudgedRun(run, crcs, request));
                 else request.IsGood = false;
             }
         }
     }
 
-    /// <summary>Reads and checks, many at a time; a request of which one block is wrong is not good.</summary>
-    private async ValueTask JudgeAsync(Queue<(BlockRun Run, uint[] Crcs, Judged Request)> reads)
+    /// <summary>Reads and checks, many at a time; a request of which one block is wrong is not good. Small writes lie behind
+    /// one another on the store in the order they came, so that many of them are one read.</summary>
+    private async ValueTask JudgeAsync(List<JudgedRun> runs)
     {
-        var under = new ValueTask<bool>[Math.Min(JudgesAtOnce, reads.Count)];
-        var requests = new Judged[under.Length];
+        runs.Sort((one, other) => one.Run.Block.CompareTo(other.Run.Block));
+        var under = new ValueTask<bool>[JudgesAtOnce];
         int begun = 0, done = 0;
-        while (done < begun || reads.Count > 0)
+        for (int first = 0; first < runs.Count;)
         {
-            if (begun - done == under.Length || reads.Count == 0)
-            {
-                int index = done++ % under.Length;
-                if (!await under[index]) requests[index].IsGood = false;
-                continue;
-            }
-
-            (BlockRun run, uint[] crcs, Judged request) = reads.Dequeue();
-            if (!request.IsGood) continue;
-            requests[begun % under.Length] = request;
-#pragma warning disable CA2012 // Several at once; each is awaited exactly once above.
-            under[begun++ % under.Length] = IsRunGoodAsync(run, crcs);
+            int count = 1;
+            while (first + count < runs.Count && runs[first + count].Run.Block == runs[first + count - 1].End
+                && runs[first + count].End - runs[first].Run.Block <= JudgedBlocks) count++;
+            if (begun - done == JudgesAtOnce) await under[done++ % JudgesAtOnce];
+#pragma warning disable CA2012 // Several at once; each is awaited exactly once, above or below.
+            under[begun++ % JudgesAtOnce] = JudgeTogetherAsync(runs, first, count);
 #pragma warning restore CA2012
+            first += count;
         }
+
+        while (done < begun) await under[done++ % JudgesAtOnce];
+    }
+
+    /// <summary>Judges runs that lie together; those that do not match, and all if the read fails, once more one by one.</summary>
+    private async ValueTask<bool> JudgeTogetherAsync(List<JudgedRun> runs, int first, int count)
+    {
+        uint start = runs[first].Run.Block;
+        IoBuffer? buffer = count > 1 ? await _pool.RentAsync((int)(runs[first + count - 1].End - start) * Units.BlockBytes) : null;
+        bool isRead = buffer is not null && await _file.ReadAsync(
+            (ulong)start << Units.BlockShift, buffer.Slice(0, (int)(runs[first + count - 1].End - start) * Units.BlockBytes)) == IoStatus.Ok;
+        var again = new List<JudgedRun>();
+        for (int i = first; i < first + count; i++)
+        {
+            BlockRun run = runs[i].Run;
+            if (!isRead || !AreGood(buffer!.Slice((int)(run.Block - start) * Units.BlockBytes, run.Count * Units.BlockBytes).Span, runs[i].Crcs, run.Count))
+                again.Add(runs[i]);
+        }
+
+        buffer?.Return();
+        foreach (JudgedRun one in again)
+        {
+            if (one.Request.IsGood && !await IsRunGoodAsync(one.Run, one.Crcs)) one.Request.IsGood = false;
+        }
+
+        return true;
     }
 
     /// <summary>False when the blocks do not match. Blocks that cannot be read say nothing about what was acknowledged: to

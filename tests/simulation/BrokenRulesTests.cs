@@ -34,7 +34,7 @@ public sealed class BrokenRulesTests(ITestOutputHelper output)
         { BrokenRules.IgnoreClones, [ViolationKind.WrongAnswer] },
         { BrokenRules.ReuseUnderRead, [ViolationKind.Unreadable, ViolationKind.WrongScrub] },
         { BrokenRules.FreeRelaidEarly, [ViolationKind.Unreadable, ViolationKind.WrongScrub, ViolationKind.Refused] },
-        { BrokenRules.RelayOverWrite, [ViolationKind.LostWrite, ViolationKind.StaleRead, ViolationKind.WrongData, ViolationKind.Unreadable] },
+        { BrokenRules.RelayOverWrite, [ViolationKind.LostWrite, ViolationKind.StaleRead, ViolationKind.WrongData, ViolationKind.Unreadable, ViolationKind.WrongScrub] },
     };
 
     /// <summary>Looks for the first seed that shows it.</summary>

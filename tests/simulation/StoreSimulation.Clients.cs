@@ -163,8 +163,9 @@ public sealed partial class StoreSimulation
         {
             begin = (first + perBlock - 1) / perBlock * perBlock;
             // The last block of a volume may be shorter than a block; it may be trimmed or not, so it is left out.
-            end = Math.Max(begin, end / perBlock * perBlock);
-            if (first + count != end && first + count == volume.Sectors) count = Math.Max(end, first) - first;
+            ulong last = end / perBlock * perBlock;
+            end = Math.Max(begin, last);
+            if (first + count != last && first + count == volume.Sectors) count = Math.Max(last, first) - first;
         }
 
         if (count == 0) return true;

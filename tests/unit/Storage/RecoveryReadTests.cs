@@ -62,6 +62,35 @@ public class RecoveryReadTests
         for (ulong i = 0; i < 4; i++) Assert.Equal(StoreWorld.Pattern(i, 4096), world.Read(i * 4096, 4096));
     }
 
+    /// <summary>Requests whose data lies together are judged by one read, and still each by its own data.</summary>
+    [Fact]
+    public void What_is_judged_together_counts_by_itself()
+    {
+        var world = new StoreWorld(6, 32 << 20, 3 << 20, Small with { RingBytes = 4 << 20 });
+        Assert.Equal(IoStatus.Ok, world.Loop.Run(world.Device.FlushAsync()));
+        for (ulong i = 0; i < 100; i++) world.Write(i << 12, StoreWorld.Pattern(i, 4096));
+        world.Cut();
+        uint first = world.Geometry.DataStart;
+        for (int i = 0; i < 100; i++) // small writes lie one behind the other
+        {
+            var block = new byte[4096];
+            world.Loop.Run(world.File.ReadAsync((ulong)(first + i) << Units.BlockShift, block));
+            Assert.Equal(StoreWorld.Pattern((ulong)i, 4096), block);
+        }
+
+        world.File.Rot(world.Loop, first + 40);
+        world.File.BadReads.Add(first + 77);
+        world.File.Reads.Clear();
+        StoreOpenResult result = world.TryOpen();
+        Assert.InRange(world.File.Reads.Count(block => block >= first && block < first + 100), 4, 60);
+        world.Use(result.Store!);
+        for (ulong i = 0; i < 100; i++)
+        {
+            if (i == 77) Assert.Equal(IoStatus.IoError, world.ReadStatus(i << 12, 4096)); // it may have been there
+            else Assert.Equal(i == 40 ? new byte[4096] : StoreWorld.Pattern(i, 4096), world.Read(i << 12, 4096));
+        }
+    }
+
     /// <summary>Homes near each other are read back together: what lies in between may have become unreadable, what was
     /// written may not.</summary>
     [Theory]
