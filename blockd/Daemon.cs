@@ -41,13 +41,13 @@ internal sealed class Daemon
         Volumes = new SharedVolumes(meta, settings, Warn);
         Disks = new Disks(settings, data, meta, Directory, threads, Warn, watch, layer);
         Directory.CutGate = new CutGate(Stores, Volumes, s_cutPauseMax);
+        Imports = new Imports(Directory, Stores, Volumes, Sessions, () => _iscsi?.Targets.ApplyAllAsync() ?? Task.CompletedTask, Warn);
         Policies = new PolicyDirectory(meta);
         var stop = new CancellationTokenSource();
         PolicyEngine = new PolicyEngine(
             Directory, Policies, new PolicyHooks(Path.Combine(settings.DataDir, "hooks"), stop.Token), SystemClock.Instance,
             uuid => Sessions.Reading(uuid).Count > 0 || Targets.List().Any(t => t.Luns.Any(l => l.Snapshot == uuid)));
         PolicyRunner = new PolicyRunner(PolicyEngine, Policies, stop, Warn);
-        Imports = new Imports(Directory, Stores, Volumes, Sessions, () => _iscsi?.Targets.ApplyAllAsync() ?? Task.CompletedTask, Warn);
         StartedAt = SystemClock.Instance.UtcNow;
     }
 
