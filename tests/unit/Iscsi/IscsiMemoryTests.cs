@@ -1,0 +1,131 @@
+using BlockServer.Core;
+using BlockServer.Protocols.Iscsi;
+using BlockServer.Protocols.Iscsi.Scsi;
+using BlockServer.Tests.Simulated;
+using Xunit;
+
+namespace BlockServer.Tests.Unit.Iscsi;
+
+/// <summary>Sessions that together want more memory than their loop has still all get on: what has memory must not wait for
+/// bytes that stand behind somebody who waits for memory.</summary>
+public sealed class IscsiMemoryTests
+{
+    private const int Blocks = 1024;
+
+    [Theory]
+    [InlineData("InitialR2T=No")]
+    [InlineData("InitialR2T=Yes")]
+    public void Many_long_writes_on_many_sessions_all_end(string key)
+    {
+        var world = new IscsiWorld(21); // the loop has 64 MiB, the sessions want three times as much
+        var writers = new List<Writer>();
+        for (uint i = 0; i < 8; i++)
+        {
+            IscsiClient client = world.Connect();
+            client.Isid += i;
+            writers.Add(new Writer(client.Login(key, "ImmediateData=Yes", "FirstBurstLength=262144", "MaxBurstLength=1048576")));
+        }
+
+        for (int i = 0; i < 48; i++)
+        {
+            foreach (Writer writer in writers) writer.Write(Blocks * (i % 32));
+        }
+
+        Assert.True(world.Loop.RunUntil(() => writers.TrueForAll(w => w.IsOver)));
+        Assert.All(writers, w => Assert.Equal((48, 0, ""), (w.Good, w.Bad, w.EndReason)));
+    }
+
+    /// <summary>An initiator that sends as fast as the target reads, and answers R2Ts behind what it sends already.</summary>
+    private sealed class Writer
+    {
+        private readonly IscsiClient _client;
+        private readonly Queue<byte[]> _out = new();
+        private readonly byte[] _data = new byte[Blocks * 512];
+        private bool _isSending, _hasEnded;
+        private int _asked;
+
+        public Writer(IscsiClient client)
+        {
+            _client = client;
+            _ = ReceiveAllAsync();
+        }
+
+        public int Good { get; private set; }
+
+        public int Bad { get; private set; }
+
+        /// <summary>Why the target ended the session, or empty.</summary>
+        public string EndReason => _hasEnded ? _client.End() : "";
+
+        public bool IsOver => _hasEnded || Good + Bad == _asked;
+
+        public void Write(int block)
+        {
+            _asked++;
+            uint tag = _client.Tag++;
+            int first = Math.Min(_client.FirstBurst, _data.Length), immediate = Math.Min(first, _client.MaxSegment);
+            bool isFinal = _client.InitialR2T || immediate == first;
+            var pdu = new ScsiCommandPdu(false, isFinal, false, true, TaskAttribute.Simple, 0, tag, (uint)_data.Length, _client.CmdSn++, 0);
+            Push(_client.Pdu(b => pdu.WriteTo(b, IscsiClient.Cdb10(0x2A, block, Blocks), 0), _data[..immediate]));
+            if (!isFinal) PushData(tag, IscsiWire.NoTag, immediate, first);
+        }
+
+        private void PushData(uint tag, uint transferTag, int from, int to)
+        {
+            for (uint dataSn = 0; from < to; dataSn++)
+            {
+                int piece = Math.Min(_client.MaxSegment, to - from);
+                var pdu = new DataOutPdu(from + piece == to, 0, tag, transferTag, 0, dataSn, (uint)from);
+                Push(_client.Pdu(b => pdu.WriteTo(b, 0), _data[..piece]));
+                from += piece;
+            }
+        }
+
+        private void Push(byte[] pdu)
+        {
+            _out.Enqueue(pdu);
+            if (!_isSending) _ = SendAllAsync();
+        }
+
+        private async Task SendAllAsync()
+        {
+            _isSending = true;
+            var batch = new SendBatch();
+            while (_out.TryDequeue(out byte[]? pdu))
+            {
+                batch.Clear();
+                batch.Add(pdu);
+                if (await _client.Connection.SendAsync(batch) < 0) break;
+            }
+
+            _isSending = false;
+        }
+
+        private async Task ReceiveAllAsync()
+        {
+            var bhs = new byte[48];
+            while (await _client.Connection.FillAsync(bhs))
+            {
+                IscsiHeader header = IscsiHeader.Read(bhs);
+                if (!await _client.Connection.FillAsync(new byte[header.PaddedDataBytes])) break;
+                switch (header.Opcode)
+                {
+                    case IscsiOpcode.R2T:
+                        R2TPdu r2t = R2TPdu.Read(bhs);
+                        PushData(r2t.Tag, r2t.TransferTag, (int)r2t.Offset, (int)(r2t.Offset + r2t.LengthBytes));
+                        break;
+                    case IscsiOpcode.ScsiResponse:
+                        if (ScsiResponsePdu.Read(bhs).Status == ScsiStatus.Good) Good++;
+                        else Bad++;
+                        break;
+                    case IscsiOpcode.NopIn:
+                        uint transferTag = NopInPdu.Read(bhs).TransferTag;
+                        Push(_client.Pdu(b => new NopOutPdu(true, 0, IscsiWire.NoTag, transferTag, _client.CmdSn, 0).WriteTo(b, 0)));
+                        break;
+                }
+            }
+
+            _hasEnded = true;
+        }
+    }
+}
