@@ -13,17 +13,18 @@ public sealed class IscsiMemoryTests
     private const int Blocks = 1024;
 
     [Theory]
-    [InlineData("InitialR2T=No")]
-    [InlineData("InitialR2T=Yes")]
-    public void Many_long_writes_on_many_sessions_all_end(string key)
+    [InlineData("InitialR2T=No", 1 << 20)]
+    [InlineData("InitialR2T=No", 64 << 10)] // three Data-Outs behind each command
+    [InlineData("InitialR2T=Yes", 1 << 20)]
+    public void Many_long_writes_on_many_sessions_all_end(string key, int segmentBytes)
     {
-        var world = new IscsiWorld(21); // the loop has 64 MiB, the sessions want three times as much
+        var world = new IscsiWorld(21, new IscsiOptions { MaxRecvDataSegmentLength = segmentBytes }); // the loop has 64 MiB, the sessions want three times as much
         var writers = new List<Writer>();
         for (uint i = 0; i < 8; i++)
         {
             IscsiClient client = world.Connect();
             client.Isid += i;
-            writers.Add(new Writer(client.Login(key, "ImmediateData=Yes", "FirstBurstLength=262144", "MaxBurstLength=1048576")));
+            writers.Add(new Writer(client.Login(key, "ImmediateData=Yes", "FirstBurstLength=262144", "MaxBurstLength=1048576"), world.Loop));
         }
 
         for (int i = 0; i < 48; i++)
@@ -33,20 +34,23 @@ public sealed class IscsiMemoryTests
 
         Assert.True(world.Loop.RunUntil(() => writers.TrueForAll(w => w.IsOver)));
         Assert.All(writers, w => Assert.Equal((48, 0, ""), (w.Good, w.Bad, w.EndReason)));
+        Assert.True(world.Loop.RunUntil(() => world.Loop.Buffers.LentCount == 0));
     }
 
     /// <summary>An initiator that sends as fast as the target reads, and answers R2Ts behind what it sends already.</summary>
     private sealed class Writer
     {
         private readonly IscsiClient _client;
+        private readonly ILoop _loop;
+        private readonly Dictionary<uint, int> _blocks = [];
         private readonly Queue<byte[]> _out = new();
         private readonly byte[] _data = new byte[Blocks * 512];
         private bool _isSending, _hasEnded;
         private int _asked;
 
-        public Writer(IscsiClient client)
+        public Writer(IscsiClient client, ILoop loop)
         {
-            _client = client;
+            (_client, _loop) = (client, loop);
             _ = ReceiveAllAsync();
         }
 
@@ -62,12 +66,25 @@ public sealed class IscsiMemoryTests
         public void Write(int block)
         {
             _asked++;
+            Send(block);
+        }
+
+        private void Send(int block)
+        {
             uint tag = _client.Tag++;
+            _blocks[tag] = block;
             int first = Math.Min(_client.FirstBurst, _data.Length), immediate = Math.Min(first, _client.MaxSegment);
             bool isFinal = _client.InitialR2T || immediate == first;
             var pdu = new ScsiCommandPdu(false, isFinal, false, true, TaskAttribute.Simple, 0, tag, (uint)_data.Length, _client.CmdSn++, 0);
             Push(_client.Pdu(b => pdu.WriteTo(b, IscsiClient.Cdb10(0x2A, block, Blocks), 0), _data[..immediate]));
             if (!isFinal) PushData(tag, IscsiWire.NoTag, immediate, first);
+        }
+
+        /// <summary>As initiators do: a little later.</summary>
+        private async Task RepeatAsync(uint tag)
+        {
+            await _loop.DelayAsync(10_000_000);
+            Send(_blocks[tag]);
         }
 
         private void PushData(uint tag, uint transferTag, int from, int to)
@@ -115,7 +132,9 @@ public sealed class IscsiMemoryTests
                         PushData(r2t.Tag, r2t.TransferTag, (int)r2t.Offset, (int)(r2t.Offset + r2t.LengthBytes));
                         break;
                     case IscsiOpcode.ScsiResponse:
-                        if (ScsiResponsePdu.Read(bhs).Status == ScsiStatus.Good) Good++;
+                        ScsiResponsePdu response = ScsiResponsePdu.Read(bhs);
+                        if (response.Status == ScsiStatus.Good) Good++;
+                        else if (response.Status == ScsiStatus.TaskSetFull) _ = RepeatAsync(response.Tag);
                         else Bad++;
                         break;
                     case IscsiOpcode.NopIn:
