@@ -50,7 +50,7 @@ internal sealed class AdminRoutes : IAdminRoutes
             ["DELETE tasks/{id}"] = CancelAsync,
             ["GET openapi.json"] = c => c.AnswerAsync(s_openApi),
         };
-        foreach ((string key, Func<ApiCall, Task> handler) in _targets.Handlers.Concat(_snapshots.Handlers).Concat(_streams.Handlers)) _handlers.Add(key, handler);
+        foreach ((string key, Func<ApiCall, Task> handler) in _targets.Handlers.Concat(_snapshots.Handlers).Concat(_streams.Handlers).Concat(new PolicyRoutes(daemon).Handlers)) _handlers.Add(key, handler);
         Check.That(_handlers.Keys.ToHashSet().SetEquals(ApiRouteTable.All.Select(r => r.Key)));
     }
 

@@ -59,6 +59,7 @@ internal static class ApiRouteTable
     private static readonly (int, string) s_meanwhile = (409, "changed-meanwhile");
     private static readonly (int, string) s_badQuery = (400, "invalid-query");
     private static readonly (int, string) s_coming = (409, "volume-initializing");
+    private static readonly (int, string) s_noPolicy = (404, "no-such-policy");
     private static readonly (int, string) s_noSnapshot = (404, "no-such-snapshot");
     private static readonly (int, string) s_noDisk = (503, "disk-unavailable");
     private static readonly ApiQuery s_usage = new("usage", "boolean", "With what each takes; reads all its metadata.");
@@ -131,6 +132,14 @@ internal static class ApiRouteTable
             [s_badName, (404, "no-import"), (400, "bad-stream"), (400, "truncated-stream"), (400, "interrupted-stream"), s_noDisk, (507, "no-space")]),
         new("DELETE", "volumes/{name}/import", "Gives an interrupted import up: a volume that was to be filled goes, an increment leaves nothing.", 204, null, null, [],
             [s_badName, s_noVolume, (404, "no-import"), (409, "import-running"), (503, "disk-unavailable")]),
+        new("GET", "policies", "All policies, by name.", 200, typeof(PolicyList), null, [], []),
+        new("POST", "policies", "Makes a policy, which cuts and deletes snapshots by itself.", 201, typeof(PolicyInfo), typeof(CreatePolicy), [],
+            [s_badName, s_noVolume, (400, "invalid-volumes"), (400, "invalid-period"), (400, "invalid-retention"), (400, "invalid-hook"), (409, "policy-exists"),
+                (409, "too-many-policies"), s_meanwhile]),
+        new("PATCH", "policies/{name}", "Changes a policy at once; what is null stays as it is.", 200, typeof(PolicyInfo), typeof(ChangePolicy), [],
+            [s_noPolicy, s_noVolume, (400, "invalid-volumes"), (400, "invalid-period"), (400, "invalid-retention"), (400, "invalid-hook"), (412, "revision-differs"), s_meanwhile]),
+        new("DELETE", "policies/{name}", "Deletes a policy; its snapshots stay.", 204, null, null, [new("revision", "integer", "The policy's revision.")],
+            [s_noPolicy, s_badQuery, (412, "revision-differs"), s_meanwhile]),
         new("GET", "disks", "All disks of the node, also those that are not in service.", 200, typeof(DiskList), null, [], []),
         new("POST", "disks", "Puts a file or device into service.", 201, typeof(DiskInfo), typeof(AddDisk), [],
             [(400, "invalid-path"), s_badName, (400, "invalid-size"), (409, "disk-in-service"), (409, "disk-is-a-copy"), (409, "disk-refused"),

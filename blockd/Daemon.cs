@@ -42,6 +42,12 @@ internal sealed class Daemon
         Disks = new Disks(settings, data, meta, Directory, threads, Warn, watch, layer);
         Directory.CutGate = new CutGate(Stores, Volumes, s_cutPauseMax);
         Imports = new Imports(Directory, Stores, Volumes, Sessions, () => _iscsi?.Targets.ApplyAllAsync() ?? Task.CompletedTask, Warn);
+        Policies = new PolicyDirectory(meta);
+        var stop = new CancellationTokenSource();
+        PolicyEngine = new PolicyEngine(
+            Directory, Policies, new PolicyHooks(Path.Combine(settings.DataDir, "hooks"), stop.Token), SystemClock.Instance,
+            uuid => Sessions.Reading(uuid).Count > 0 || Targets.List().Any(t => t.Luns.Any(l => l.Snapshot == uuid)));
+        PolicyRunner = new PolicyRunner(PolicyEngine, Policies, stop, Warn);
         StartedAt = SystemClock.Instance.UtcNow;
     }
 
@@ -51,6 +57,15 @@ internal sealed class Daemon
 
     /// <summary>The iSCSI targets that the operator has configured.</summary>
     public TargetDirectory Targets { get; }
+
+    /// <summary>The snapshots that are cut by themselves.</summary>
+    public PolicyDirectory Policies { get; }
+
+    /// <summary>What cuts them.</summary>
+    public PolicyEngine PolicyEngine { get; }
+
+    /// <summary>What runs it.</summary>
+    public PolicyRunner PolicyRunner { get; }
 
     public Disks Disks { get; }
 
@@ -139,6 +154,7 @@ internal sealed class Daemon
     /// answer: then its loop still waits for it, and the process must end.</summary>
     public async Task<bool> StopAsync(Action<string> log)
     {
+        await PolicyRunner.StopAsync();
         if (_nbd is not null) await _nbd.StopAcceptingAsync();
         if (_iscsi is not null) await _iscsi.StopAcceptingAsync();
         Sessions.StopAll();
@@ -150,6 +166,8 @@ internal sealed class Daemon
         foreach (LoopThread thread in _threads.Where(t => !stuck.Contains(t))) thread.Dispose();
         Directory.Dispose();
         Targets.Dispose();
+        Policies.Dispose();
+        PolicyRunner.Dispose();
         Disks.Dispose();
         await _meta.DisposeAsync();
         _data.Dispose();
@@ -208,6 +226,7 @@ internal sealed class Daemon
         }
 
         await Targets.LoadAsync();
+        await Policies.LoadAsync();
         await Volumes.LoadAsync();
         await Disks.OpenAllAsync();
         foreach (string note in await Directory.ReconcileAsync(Stores.All)) Warn(note);
@@ -223,6 +242,7 @@ internal sealed class Daemon
         if (Settings.Stdio is { } export && Directory.Find(export) is null)
             throw new StartException($"--stdio: there is no volume '{export}'; known: {string.Join(", ", Directory.List().Select(v => v.Name))}");
         await ListenAsync(systemdSockets, tls, log);
+        PolicyRunner.Start();
     }
 
     private async Task ListenAsync(int systemdSockets, TlsIdentity? tls, Action<string> log)

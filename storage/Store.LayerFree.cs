@@ -12,7 +12,7 @@ public sealed partial class Store
         _background++;
         RangeLock held = await _locks.TakeAsync(layer.Volume.Head.Id, FreeingLock, 0, 1);
         bool isDone = false;
-        if (layer.IsDeleting && layer.Volume.Layers.ContainsValue(layer) && layer.Children.Count <= 1)
+        if (layer.IsDeleting && layer.Volume.Layers.GetValueOrDefault(layer.Number) == layer && layer.Children.Count <= 1)
             isDone = await FreePagesAsync(layer) && await FreeLayerHeadAsync(layer);
         _locks.Give(held);
         _background--;

@@ -133,6 +133,7 @@ public sealed partial class Store
         layer.Slot = record.Slot;
         layer.Cut = record.Snapshot.Cut;
         layer.IsDeleting = record.Snapshot.IsDeleting;
+        layer.Volume.Note(layer);
         SetParent(layer, record.Snapshot.Parent is { } id ? _volumes[id.Volume].Layers[id.Layer] : null);
         Touch(record.Slot, record.Lsn);
     }

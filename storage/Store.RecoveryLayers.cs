@@ -86,6 +86,7 @@ public sealed partial class Store
             if (PlaceLayer(ref volume, layout, headSlot, number, head.Parent, snapshots, pages, building) is { } fault) return fault;
             Layer layer = volume!.Top;
             (layer.Cut, layer.Slot, layer.Head, layer.IsDeleting) = (head.Cut, slot, head, head.IsDeleting);
+            volume.Note(layer);
         }
 
         return PlaceLayer(ref volume, layout, headSlot, layout.Layer, layout.Parent, snapshots, pages, building);

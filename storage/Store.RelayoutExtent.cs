@@ -41,7 +41,7 @@ public sealed partial class Store
         int count = CountToRelay();
         if (count < 0) return SkipRelayout(slot);
         if (_relayCredit < count) return RelayoutStep.Parked;
-        int runs = Math.Min(RelayoutRuns, _slots[slot].Cuts / 4);
+        int runs = Math.Clamp(_slots[slot].Cuts / 4, RelayoutRunsFew, RelayoutRuns);
         if (!TryTakeRuns(count, runs))
         {
             if (_quarantined == 0) return RelayoutStep.Parked;

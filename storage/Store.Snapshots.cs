@@ -76,7 +76,7 @@ public sealed partial class Store
 
     private Layer? Find(uint volumeId, Guid snapshot) =>
         !_volumes.TryGetValue(volumeId, out Volume? volume) || volume.IsDeleting ? null
-        : volume.Layers.Values.FirstOrDefault(layer => layer is { IsTop: false, IsDeleting: false } && layer.Head.Uuid == snapshot);
+        : volume.Snapshots.GetValueOrDefault(snapshot);
 
     /// <summary>Holds changes of the volumes back, waits for those in the log, and ends their top layers in one log page. With
     /// a <paramref name="target"/> the one volume goes on from there. The structure of all of them is locked.</summary>
@@ -86,8 +86,7 @@ public sealed partial class Store
         foreach (SnapshotRequest request in requests)
         {
             if (!_volumes.TryGetValue(request.VolumeId, out Volume? volume) || volume.IsDeleting) return IoStatus.NotFound;
-            if (volume.IsFlattening || volume.Layers.Values.Any(layer => !layer.IsTop && !layer.IsDeleting
-                && (layer.Head.Uuid == request.Uuid || layer.Head.Name == request.Name))) return IoStatus.Conflict;
+            if (volume.IsFlattening || volume.Snapshots.ContainsKey(request.Uuid) || volume.SnapshotNames.Contains(request.Name)) return IoStatus.Conflict;
             volumes.Add(volume);
         }
 
@@ -99,7 +98,7 @@ public sealed partial class Store
 
         await WaitForRing();
         // Most of what must be durable becomes so while changes still go on, so that they wait for little.
-        if (!Breaks(BrokenRules.ThawEarly) && await EnsureDurable(_appliedLsn) != IoStatus.Ok) return IoStatus.Unavailable;
+        if (!Breaks(BrokenRules.ThawEarly | BrokenRules.CutUnderWrites) && await EnsureDurable(_appliedLsn) != IoStatus.Ok) return IoStatus.Unavailable;
         // All stop before the first is waited for: the group's cut is where none goes on.
         ValueTask[] freezes = [.. volumes.Select(FreezeAsync)];
         foreach (ValueTask freeze in freezes) await freeze;
@@ -107,7 +106,7 @@ public sealed partial class Store
             : _slots.FreeCount < requests.Count ? IoStatus.NoSpace
             : await AppendCuts(requests, volumes, target);
         // A page of the new layer begins as an image of one of the old: recovery must not drop a request that the image has.
-        if (status == IoStatus.Ok && !Breaks(BrokenRules.ThawEarly)) status = await EnsureDurable(_appliedLsn);
+        if (status == IoStatus.Ok && !Breaks(BrokenRules.ThawEarly | BrokenRules.CutUnderWrites)) status = await EnsureDurable(_appliedLsn);
         foreach (Volume volume in volumes) Thaw(volume);
         return status == IoStatus.Ok ? await EnsureDurable(_appliedLsn) : status;
     }

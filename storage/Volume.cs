@@ -24,6 +24,12 @@ internal sealed class Volume
     /// <summary>Every layer, the top one too, by number.</summary>
     public readonly SortedDictionary<uint, Layer> Layers = [];
 
+    /// <summary>Snapshots that are not being deleted, by identity and by name: there may be ten thousand.</summary>
+    public readonly Dictionary<Guid, Layer> Snapshots = [];
+
+    /// <summary>See <see cref="Snapshots"/>.</summary>
+    public readonly HashSet<string> SnapshotNames = new(StringComparer.Ordinal);
+
     /// <summary>Those who hold changes back, for a cut.</summary>
     public int Freezes;
 
@@ -44,6 +50,20 @@ internal sealed class Volume
         line.Tip = Top = new Layer(this, layer, basis, line);
         Layers.Add(layer, Top);
         basis?.Children.Add(Top);
+    }
+
+    /// <summary>The layer became a snapshot, or one that goes, as its head says.</summary>
+    public void Note(Layer layer)
+    {
+        if (!layer.IsDeleting)
+        {
+            Snapshots[layer.Head.Uuid] = layer;
+            SnapshotNames.Add(layer.Head.Name);
+        }
+        else if (Snapshots.Remove(layer.Head.Uuid))
+        {
+            SnapshotNames.Remove(layer.Head.Name);
+        }
     }
 
     /// <summary>The line that shows what is written.</summary>

@@ -173,11 +173,11 @@ class Blockd(Server):
     def note(self):
         return " ".join(["durability flush, checksums on", *self.options])
 
-    def call(self, path, body=None):
-        """A POST to the admin API, or a GET when there is no body."""
+    def call(self, path, body=None, method=None):
+        """A request to the admin API: a POST, or a GET when there is no body, or what is said."""
         token = read(os.path.join(self.data, "admin.token")).strip()
         request = urllib.request.Request(f"http://127.0.0.1:{self.api}{path}", body and json.dumps(body).encode(),
-                                         {"Authorization": f"Bearer {token}", "Content-Type": "application/json"})
+                                         {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}, method=method)
         try:
             with urllib.request.urlopen(request, timeout=30) as answer:
                 return json.load(answer)

@@ -1,5 +1,5 @@
-"""The benches that look at blockd alone: opening after a kill, a full store, an idle daemon, relayout at work. Run them
-by open.sh, full.sh, idle.sh, relayout.sh.
+"""The benches that look at blockd alone: opening after a kill, a full store, an idle daemon, relayout at work, snapshots.
+Run them by open.sh, full.sh, idle.sh, relayout.sh, snapshots.sh.
 
 Each prints one line, and with --json FILE writes it with the machine and every figure.
 """
@@ -17,40 +17,9 @@ import time
 
 import fio
 import machine
+import snapshots
+from daemon import Daemon, verdict
 from machine import BenchError
-from servers import Blockd, free_port
-
-class Daemon(Blockd):
-    """blockd with store and volumes of the bench's choice, and the admin API on demand."""
-
-    def __init__(self, folder, volume, store, program, options, with_api=False):
-        super().__init__(folder, volume, machine.takes_direct(folder), program, options)
-        self.store = store
-        self.api = free_port() if with_api else None
-        self.relayout = "on"
-
-    def command(self, transport):
-        api = f"127.0.0.1:{self.api}" if self.api else "none"
-        return [self.program, "--data-dir", self.data, "--nbd", f"unix:{self.socket}", "--api", api,
-                "--store-size", str(self.store), *(["--create-volume", f"bench:{self.size}"] if self.size else []), *self.layout(), *self.options]
-
-    def start_ready(self, limit=600):
-        """Starts it; seconds until it said `ready`."""
-        log = os.path.join(self.folder, "log")
-        offset = os.path.getsize(log) if os.path.exists(log) else 0
-        if os.path.exists(self.socket):
-            os.unlink(self.socket)
-        began = time.monotonic()
-        self.process = self.launch("unix")
-        while time.monotonic() - began < limit:
-            with open(log, encoding="utf-8", errors="replace") as file:
-                file.seek(offset)
-                if "ready" in file.read().splitlines():
-                    return time.monotonic() - began
-            if self.process.poll() is not None:
-                raise BenchError(f"blockd ended with {self.process.returncode}:\n{self.said()}")
-            time.sleep(0.005)
-        raise BenchError(f"blockd is not ready after {limit} s:\n{self.said()}")
 
 
 def open_after_kill(options, folder):
@@ -184,11 +153,7 @@ def relayout(options, folder):
         f"target >= 0.95x: {verdict(ratio >= 0.95)}")
 
 
-def verdict(is_met):
-    return "met" if is_met else "MISSED"
-
-
-BENCHES = {"open": open_after_kill, "full": full, "idle": idle, "relayout": relayout}
+BENCHES = {"open": open_after_kill, "full": full, "idle": idle, "relayout": relayout, "snapshots": snapshots.run}
 
 
 def main():
@@ -198,17 +163,19 @@ def main():
     parser = argparse.ArgumentParser(prog=f"bench/load/{name}.sh", description=bench.__doc__)
     parser.add_argument("--backing", choices=["shm", "disk"], default="disk")
     parser.add_argument("--scratch", help="folder on the disk (default: the temporary folder)")
-    parser.add_argument("--seconds", type=float, help="open: of load before each kill (10); full: of each run (5); idle: watched (30); relayout: of each run (8)")
+    parser.add_argument("--seconds", type=float, help="open: of load before each kill (10); full: of each run (5); idle: watched (30); relayout: of each run (8); snapshots: of each run (2)")
     parser.add_argument("--blockd", default=os.environ.get("BLOCKD", "out/blockd"))
     parser.add_argument("--blockd-options", default="", help="further options of the daemon, for instance '--engine aio'")
     parser.add_argument("--json", metavar="FILE")
     if name != "idle":
-        parser.add_argument("--size", help="open: data in the store (30g); full: of each of the two stores (4g); relayout: of the volume (1g)")
+        parser.add_argument("--size", help="open: data in the store (30g); full: of each of the two stores (4g); relayout, snapshots: of the volume (1g)")
         parser.add_argument("--rounds", type=int, help="of which the median is taken (3)")
     if name == "full":
         parser.add_argument("--percent", type=float, default=90)
     if name == "idle":
         parser.add_argument("--volumes", type=int, default=1000)
+    if name == "snapshots":
+        parser.add_argument("--snapshots", type=int, default=1000, help="of the volume that has many (1000)")
     options = parser.parse_args(sys.argv[2:])
     about = machine.describe(options.blockd)
     folder = tempfile.mkdtemp(prefix=f"blockd-{name}-", dir="/dev/shm" if options.backing == "shm" else options.scratch)

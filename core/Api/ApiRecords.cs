@@ -15,7 +15,7 @@ namespace BlockServer.Core.Api;
 //                                              or with snapshots without snapshots=true)
 //   POST   /v1/volumes/{name}/scrub            ScrubRequest -> 202 TaskInfo
 //   DELETE /v1/volumes/{name}/reservations     204, every reservation and registration of the volume ends
-//   snapshots and clones: SnapshotRecords.cs; streams: StreamRecords.cs
+//   snapshots and clones: SnapshotRecords.cs; policies: PolicyRecords.cs; streams: StreamRecords.cs
 //   GET    /v1/disks                           DiskList
 //   POST   /v1/disks                           AddDisk -> 201 DiskInfo
 //   DELETE /v1/disks/{id}                      204 (409 while volumes lie on it without force=true)
@@ -185,6 +185,10 @@ public sealed record TaskList(IReadOnlyList<TaskInfo> Tasks);
 [JsonSerializable(typeof(RollbackInfo))]
 [JsonSerializable(typeof(CloneVolume))]
 [JsonSerializable(typeof(FlattenVolume))]
+[JsonSerializable(typeof(PolicyInfo))]
+[JsonSerializable(typeof(PolicyList))]
+[JsonSerializable(typeof(CreatePolicy))]
+[JsonSerializable(typeof(ChangePolicy))]
 [JsonSerializable(typeof(DiffInfo))]
 [JsonSerializable(typeof(DiskInfo))]
 [JsonSerializable(typeof(DiskList))]

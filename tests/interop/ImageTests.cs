@@ -63,6 +63,18 @@ public sealed class ImageTests : IDisposable
     }
 
     [Fact]
+    public void A_qcow2_image_becomes_a_volume_unless_it_refers_to_another_file()
+    {
+        string raw = Random(9 << 20), image = FileOf("a.qcow2"), child = FileOf("b.qcow2");
+        Blockd.Run("qemu-img", "convert", "-c", "-f", "raw", "-O", "qcow2", raw, image);
+        _pfcli.Run("import_image", "-v", "vm1", "-i", image);
+        Same(UriOf("vm1"), raw);
+        Blockd.Run("qemu-img", "create", "-f", "qcow2", "-b", raw, "-F", "raw", child);
+        _pfcli.Refused("another file", "import_image", "-v", "vm2", "-i", child);
+        Assert.DoesNotContain(_pfcli.Volumes(), v => v.Name == "vm2");
+    }
+
+    [Fact]
     public void An_import_whose_daemon_is_killed_leaves_nothing_half_and_goes_on()
     {
         var random = new Random();

@@ -177,6 +177,59 @@ public sealed class SnapshotTests : IDisposable
         Assert.Equal(0, _blockd.Stop());
     }
 
+    [Fact]
+    public void Groups_over_loops_show_one_moment_of_a_counter_that_a_foreign_client_writes_across_them()
+    {
+        using var blockd = new Blockd("v0", "64m", "--loops", "3");
+        var pfcli = new Pfcli(blockd);
+        for (int i = 1; i < 3; i++)
+        {
+            pfcli.Run("add_disk", Path.Combine(blockd.Directory, $"disk{i}.blk"), "-s", "256m");
+            pfcli.Run("create_volume", "-v", $"v{i}", "-s", "64m", "--disk", $"disk{i}");
+        }
+
+        string[] uris = [.. Enumerable.Range(0, 3).Select(i => $"nbd://127.0.0.1:{blockd.Port}/v{i}")];
+        string stop = Path.Combine(blockd.Directory, "stop");
+        Task<string> writer = Task.Run(() => Blockd.Run(
+            "/usr/bin/python3", ["-c", """
+            import nbd, os, sys
+            disks = []
+            for uri in sys.argv[2:]:
+                disks.append(nbd.NBD()); disks[-1].connect_uri(uri)
+            n = 0
+            while n < 1000 or not os.path.exists(sys.argv[1]):
+                n += 1
+                disks[n % 3].pwrite(n.to_bytes(4096, "little"), 0)
+            print(n)
+            """, stop, .. uris]), TestContext.Current.CancellationToken);
+        for (int g = 0; g < 10; g++) pfcli.Run("create_snapshot", "-v", "v0", "-v", "v1", "-v", "v2", "-n", $"g{g}");
+        blockd.Kill(); // the groups are durable
+        File.WriteAllText(stop, "");
+        Assert.ThrowsAny<Exception>(() => writer.GetAwaiter().GetResult()); // its server is gone
+        blockd.Restart();
+        ulong before = 0;
+        for (int g = 0; g < 10; g++)
+        {
+            ulong[] seen = [.. Enumerable.Range(0, 3).Select(i => CounterOf(blockd, $"v{i}@g{g}"))];
+            ulong last = seen.Max();
+            Assert.True(last > before, $"group {g} shows {last} after {before}");
+            before = last;
+            for (ulong k = 0; k < 3 && last - k > 0; k++) Assert.Equal(last - k, seen[(last - k) % 3]);
+        }
+
+        Assert.Equal(0, blockd.Stop());
+    }
+
+    private static ulong CounterOf(Blockd blockd, string export)
+    {
+        string image = Path.Combine(blockd.Directory, "counter.img");
+        Blockd.Run("nbdcopy", $"nbd://127.0.0.1:{blockd.Port}/{export}", image);
+        using FileStream file = File.OpenRead(image);
+        var bytes = new byte[8];
+        file.ReadExactly(bytes);
+        return BitConverter.ToUInt64(bytes);
+    }
+
     /// <summary>A client that has read something and stays.</summary>
     private static Process Read(string uri)
     {

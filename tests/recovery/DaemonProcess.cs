@@ -33,6 +33,9 @@ internal sealed class DaemonProcess : IDisposable
     /// <summary>The TCP port of iSCSI on 127.0.0.1.</summary>
     public int IscsiPort { get; }
 
+    /// <summary>The TCP port of the admin API on 127.0.0.1.</summary>
+    public int ApiPort { get; private init; }
+
     /// <summary>The path of the NBD server's unix socket.</summary>
     public string Socket { get; }
 
@@ -82,14 +85,14 @@ internal sealed class DaemonProcess : IDisposable
     /// <summary>Starts the daemon and does not wait for anything.</summary>
     public static DaemonProcess Launch(string folder, string engine, string durability, string storeSize, params string[] volumes)
     {
-        int port = FreePort.Find(), iscsiPort = FreePort.Find();
+        int port = FreePort.Find(), iscsiPort = FreePort.Find(), apiPort = FreePort.Find();
         string socket = Path.Combine(folder, "nbd.sock");
         ProcessStartInfo start = new(Program) { RedirectStandardOutput = true, RedirectStandardError = true, WorkingDirectory = folder };
         List<string> arguments =
         [
             "--data-dir", Path.Combine(folder, "data"), "--nbd", $"127.0.0.1:{port}", "--nbd", $"unix:{socket}",
             "--iscsi", $"127.0.0.1:{iscsiPort}",
-            "--api", $"127.0.0.1:{FreePort.Find()}", "--store-size", storeSize, "--durability", durability, "--engine", engine,
+            "--api", $"127.0.0.1:{apiPort}", "--store-size", storeSize, "--durability", durability, "--engine", engine,
         ];
         foreach (string volume in volumes)
         {
@@ -98,7 +101,7 @@ internal sealed class DaemonProcess : IDisposable
 
         arguments.ForEach(start.ArgumentList.Add);
         File.Delete(socket);
-        DaemonProcess daemon = new(new Process { StartInfo = start }, port, iscsiPort, socket);
+        DaemonProcess daemon = new(new Process { StartInfo = start }, port, iscsiPort, socket) { ApiPort = apiPort };
         daemon._process.OutputDataReceived += daemon.Take;
         daemon._process.ErrorDataReceived += daemon.Take;
         daemon._process.Start();

@@ -60,7 +60,7 @@ public sealed partial class VolumeModel
     public VolumeModel(VolumeHead head)
     {
         Head = head;
-        _sectors = new List<ModelWrite>?[head.SizeBytes / Units.SectorBytes];
+        _sectors = new List<ModelWrite>?[WholeBlocks(Sectors)];
     }
 
     /// <summary>The head as it is when nothing is going on.</summary>
@@ -185,8 +185,7 @@ public sealed partial class VolumeModel
     {
         Head = head;
         HeadMaybe = null;
-        int count = (int)Math.Max(Sectors, (ulong)_sectors.Length);
-        Array.Resize(ref _sectors, count);
+        Array.Resize(ref _sectors, Math.Max(WholeBlocks(Sectors), _sectors.Length));
     }
 
     /// <summary>What may be in it at this moment, as a model of its own: for a snapshot.</summary>
@@ -246,6 +245,9 @@ public sealed partial class VolumeModel
     }
 
     private readonly SortedSet<uint> _ancestors = []; // volumes whose content may be here
+
+    /// <summary>What lies behind the end in its last block was zeroed when the end came there, and is seen after growth.</summary>
+    private static int WholeBlocks(ulong sectors) => (int)((sectors + SectorsPerBlock - 1) / SectorsPerBlock * SectorsPerBlock);
 
     private static ulong Tag(ulong id, uint volume, ulong sector) =>
         (id * 0x9E3779B97F4A7C15) ^ (sector * 0xC2B2AE3D27D4EB4F) ^ volume;

@@ -27,6 +27,9 @@ public sealed class CliHost
     /// <summary>Standard input as bytes, for a pipe.</summary>
     public Func<Stream> OpenIn { get; init; } = Console.OpenStandardInput;
 
+    /// <summary>Makes what fetches images from other servers; without the token, and redirects are followed.</summary>
+    public Func<HttpMessageHandler> FetchTransport { get; init; } = static () => new SocketsHttpHandler { UseCookies = false };
+
     /// <summary>Columns of the terminal.</summary>
     public int Width { get; init; } = 80;
 

@@ -10,18 +10,31 @@ internal static class ImportImageCommand
     public static void AddTo(CommandSet commands)
     {
         Option<string> name = Inputs.Volume("Name of the new volume, or of the one that an increment is for");
-        var input = new Option<string>("--input", "-i") { Description = "File to read; - is standard input", HelpName = "FILE", Required = true };
-        Option<string> format = ExportImageCommand.Choice("--format", "What it is; auto looks at it", "auto", ["auto", "stream", "raw"]);
+        var input = new Option<string>("--input", "-i") { Description = "File or http(s) address to read; - is standard input", HelpName = "FILE|URL", Required = true };
+        Option<string> format = ExportImageCommand.Choice("--format", "What it is; auto looks at it", "auto", ["auto", "stream", "raw", "qcow2"]);
+        var sha256 = new Option<string?>("--sha256") { Description = "Refuse the file unless this is its SHA-256", HelpName = "HEX" };
+        sha256.Validators.Add(result =>
+        {
+            if (result.Tokens.Count == 1 && (result.Tokens[0].Value.Length != 64 || !result.Tokens[0].Value.All(char.IsAsciiHexDigit)))
+                result.AddError("--sha256 wants 64 hexadecimal digits");
+        });
+        var scratch = new Option<string>("--scratch")
+        {
+            Description = "Folder for what is fetched or converted (default: the system's for temporary files)", HelpName = "DIR", DefaultValueFactory = _ => Path.GetTempPath(),
+        };
         Option<ulong> size = Inputs.Size("--size", "-s", "Size of the volume, for a raw image from a pipe", required: false);
         var disk = new Option<string?>("--disk") { Description = "Disk that a new volume must lie on", HelpName = "NAME|ID" };
         var keep = new Option<bool>("--keep") { Description = "When a pipe breaks off, keep what has come (a file always is)" };
         var resume = new Option<bool>("--resume") { Description = "Go on with an import that was interrupted" };
         commands.Add("import_image", "Makes a volume from a stream or an image, or brings it up to date by an increment",
-            [name, input, format, size, disk, keep, resume],
+            [name, input, format, size, disk, keep, resume, sha256, scratch],
             async (context, cancel) =>
             {
                 string volume = context.Get(name)!;
-                using ImportSource source = ImportSource.Open(context.Host, context.Get(input)!);
+                string wantedFormat = context.Get(format)!;
+                using ImageFile image = await ImageFile.PrepareAsync(
+                    context, context.Get(input)!, context.Get(sha256), context.Get(scratch)!, wantedFormat, cancel);
+                using ImportSource source = ImportSource.Open(context.Host, image.Path);
                 StreamCursor? from = null;
                 if (context.Get(resume))
                 {
@@ -30,7 +43,7 @@ internal static class ImportImageCommand
                     from = StreamCursor.TryParse(import.Cursor) ?? throw new CliException("this daemon's cursors are of another release");
                 }
 
-                await source.BeginAsync(context.Get(format)!, context.Get(size), from, cancel);
+                await source.BeginAsync(wantedFormat == "qcow2" ? "raw" : wantedFormat, context.Get(size), from, cancel);
                 string query = $"?keep={(source.IsFile || context.Get(keep) || from is not null ? "true" : "false")}{(from is null ? "" : "&resume=true")}";
                 if (context.Get(disk) is { } wanted) query += $"&storeId={(await Inputs.DiskAsync(context, wanted, cancel)).Id}";
                 string path = Inputs.PathOf(volume) + "/stream";
@@ -65,6 +78,7 @@ internal static class ImportImageCommand
             "pfcli import_image -v vm1 -i vm1-tuesday.stream",
             "pfcli import_image -v vm1 -i vm1-tuesday.stream --resume",
             "pfcli import_image -v vm2 -i debian-12.raw",
+            "pfcli import_image -v vm3 -i https://images.example/debian-12.qcow2 --sha256 0f3a...",
             "ssh backup 'cat vm1-monday.stream' | pfcli import_image -v vm1 -i -");
     }
 

@@ -28,6 +28,7 @@ public sealed class DeathException : Exception;
 /// <summary>Metadata and stores that outlive the directory, and a mishap at one chosen step of either.</summary>
 internal sealed class DirectoryWorld
 {
+    private ulong _starts = 1; // another run draws other identities
     private int _step;
     private int _at = -1;
     private Mishap _mishap;
@@ -57,7 +58,7 @@ internal sealed class DirectoryWorld
 
     public void Disarm() => Arm(-1, default);
 
-    public VolumeDirectory Begin() => new(new WatchedMeta(this), new Clock(), new SeededRandom(1)) { CutGate = new Gate(this) };
+    public VolumeDirectory Begin(IWallClock? clock = null) => new(new WatchedMeta(this), clock ?? new Clock(), new SeededRandom(_starts++)) { CutGate = new Gate(this) };
 
     public IVolumeHost[] Hosts() => [.. Disks.Select(d => new Host(this, d.Key, d.Value))];
 

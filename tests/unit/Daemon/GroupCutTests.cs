@@ -22,6 +22,7 @@ public sealed class GroupCutTests
         var volumes = new VolumeRecord[Volumes];
         for (int i = 0; i < Volumes; i++) volumes[i] = await test.CreateAsync($"v{i}", store: hosts[i % hosts.Length].StoreId);
         Assert.Equal(3, hosts.Select(h => h.Thread).Distinct().Count());
+        await test.Daemon.Directory.ReconcileAsync(hosts.Select((h, i) => new SlowHost(h, new Random(i))));
         string[] names = [.. volumes.Select(v => v.Name)];
         using var stop = new CancellationTokenSource();
         ulong written = 0;
@@ -104,5 +105,39 @@ public sealed class GroupCutTests
             Assert.Equal(IoStatus.Ok, (await host.Store.OpenSnapshot(snapshot.Volume.Id, snapshot.Info.Uuid)!.ReadAsync(0, block)).Status);
             return BinaryPrimitives.ReadUInt64LittleEndian(block);
         });
+    }
+
+    /// <summary>A disk that is cut a little later than asked, so that the others go on meanwhile if they can.</summary>
+    private sealed class SlowHost(IVolumeHost inner, Random delays) : IVolumeHost
+    {
+        public Guid StoreId => inner.StoreId;
+
+        public Task<ulong?> FreeBytesAsync() => inner.FreeBytesAsync();
+
+        public Task<IReadOnlyList<VolumeHead>> ListAsync() => inner.ListAsync();
+
+        public Task<IoStatus> CreateAsync(VolumeHead head) => inner.CreateAsync(head);
+
+        public Task<IoStatus> UpdateAsync(VolumeHead head) => inner.UpdateAsync(head);
+
+        public Task<IoStatus> DeleteAsync(uint volumeId) => inner.DeleteAsync(volumeId);
+
+        public Task<ulong> HighestUsedByteAsync(uint volumeId) => inner.HighestUsedByteAsync(volumeId);
+
+        public Task<VolumeLayers?> LayersAsync(uint volumeId) => inner.LayersAsync(volumeId);
+
+        public async Task<IoStatus> CutAsync(IReadOnlyList<SnapshotRequest> requests)
+        {
+            await Task.Delay(delays.Next(6));
+            return await inner.CutAsync(requests);
+        }
+
+        public Task<IoStatus> DeleteSnapshotAsync(uint volumeId, Guid snapshot) => inner.DeleteSnapshotAsync(volumeId, snapshot);
+
+        public Task<IoStatus> RollBackAsync(Guid snapshot, SnapshotRequest safety) => inner.RollBackAsync(snapshot, safety);
+
+        public Task<IoStatus> CloneAsync(VolumeHead head, uint volumeId, Guid snapshot) => inner.CloneAsync(head, volumeId, snapshot);
+
+        public Task<IoStatus> FlattenAsync(uint volumeId) => inner.FlattenAsync(volumeId);
     }
 }

@@ -23,6 +23,7 @@ public sealed class ImageCommandTests
             Delay = Task.Delay,
             OpenIn = () => input!,
             OpenOut = () => output!,
+            FetchTransport = () => world.Elsewhere!,
         }, TestContext.Current.CancellationToken);
         return (code, text.ToString(), error.ToString());
     }
@@ -187,6 +188,61 @@ public sealed class ImageCommandTests
             var encoder = new StreamEncoder(header);
             for (int at = 0; at < content.Length; at += 1 << 20) BatchEncoder.Write(encoder, (ulong)at, content.AsSpan(at, 1 << 20), output);
             return output.WrittenSpan.ToArray();
+        }
+    }
+
+    [Theory]
+    [InlineData(true)]
+    [InlineData(false)]
+    public async Task An_image_is_fetched_goes_on_and_is_checked(bool hasRanges)
+    {
+        await using StreamWorld world = await StreamWorld.StartAsync();
+        byte[] image = StreamWorld.Pattern(5, 3 << 20);
+        string sha = Convert.ToHexStringLower(System.Security.Cryptography.SHA256.HashData(image)), scratch = world.PathOf("");
+        var server = new ImageServer(image, hasRanges);
+        world.Elsewhere = server;
+        string[] fetch = ["import_image", "-v", "vm1", "-i", "http://images.example/a.raw", "--scratch", scratch];
+        await RefusedAsync(world, "broke off", [.. fetch, "--sha256", sha]);
+        Assert.Null(world.Daemon.Directory.Find("vm1"));
+        server.BreaksAt = int.MaxValue;
+        await DoneAsync(world, [.. fetch, "--sha256", sha]);
+        Assert.Equal(image, await world.ReadAsync("vm1"));
+        Assert.Equal(hasRanges ? [0, 1 << 20] : [0L, 0], server.Begun);
+        await RefusedAsync(world, "SHA-256", ["import_image", "-v", "vm2", .. fetch[3..], "--sha256", new string('0', 64)]);
+        Assert.Null(world.Daemon.Directory.Find("vm2"));
+        Assert.Empty(Directory.EnumerateFiles(scratch, "pfcli-*"));
+        server.Status = System.Net.HttpStatusCode.NotFound;
+        await RefusedAsync(world, "404", ["import_image", "-v", "vm2", .. fetch[3..]]);
+    }
+
+    /// <summary>Gives one image, of which the connection breaks once.</summary>
+    private sealed class ImageServer(byte[] image, bool hasRanges) : HttpMessageHandler
+    {
+        public int BreaksAt { get; set; } = 1 << 20;
+
+        public List<long> Begun { get; } = [];
+
+        public System.Net.HttpStatusCode Status { get; set; } = System.Net.HttpStatusCode.OK;
+
+        protected override Task<HttpResponseMessage> SendAsync(HttpRequestMessage request, CancellationToken cancellationToken)
+        {
+            Assert.Null(request.Headers.Authorization);
+            var from = (int)(hasRanges ? request.Headers.Range?.Ranges.Single().From ?? 0 : 0);
+            if (Status != System.Net.HttpStatusCode.OK) return Task.FromResult(new HttpResponseMessage(Status));
+            Begun.Add(from);
+            var answer = new HttpResponseMessage(from > 0 ? System.Net.HttpStatusCode.PartialContent : Status)
+            {
+                Content = new StreamContent(new Breaking(image[from..], BreaksAt)),
+            };
+            answer.Content.Headers.ContentLength = image.Length - from;
+            if (from > 0) answer.Content.Headers.ContentRange = new(from, image.Length - 1, image.Length);
+            return Task.FromResult(answer);
+        }
+
+        private sealed class Breaking(byte[] bytes, int at) : MemoryStream(bytes)
+        {
+            public override ValueTask<int> ReadAsync(Memory<byte> buffer, CancellationToken cancellationToken = default) =>
+                Position >= at ? throw new IOException("reset by the test") : base.ReadAsync(buffer[..(int)Math.Min(buffer.Length, at - Position)], cancellationToken);
         }
     }
 

@@ -19,6 +19,9 @@ internal sealed class StreamWorld : IAsyncDisposable
 
     public Blockd.Daemon Daemon => _server.Test.Daemon;
 
+    /// <summary>What answers for every other server.</summary>
+    public HttpMessageHandler? Elsewhere { get; set; }
+
     public string Url => $"http://127.0.0.1:{_server.Port}";
 
     /// <summary>A path for a file of the test.</summary>

@@ -98,6 +98,28 @@ public sealed class SnapshotCommandTests
     }
 
     [Fact]
+    public async Task Policies_take_times_and_send_only_what_is_named()
+    {
+        var policy = new PolicyInfo("p", ["v1", "v2"], 900, 24, 2_592_000, null, null, 30, 3, null, "cut", null);
+        StubDaemon daemon = new StubDaemon().Answer("POST /v1/policies", policy, ApiJson.Default.PolicyInfo, HttpStatusCode.Created)
+            .Answer("PATCH /v1/policies/p", policy, ApiJson.Default.PolicyInfo)
+            .Answer("GET /v1/policies", new PolicyList([policy with { PeriodSeconds = 0, KeepCount = null, KeepSeconds = null }]), ApiJson.Default.PolicyList)
+            .AnswerText("DELETE /v1/policies/p", "", HttpStatusCode.NoContent);
+        Assert.Equal(0, await daemon.RunAsync("create_policy", "-p", "p", "-v", "v1", "-v", "v2", "--period", "15m", "--keep", "24", "--keep_for", "30d", "--pre_hook", "freeze", "--hook_timeout", "90s"));
+        CreatePolicy sent = JsonSerializer.Deserialize(daemon.Bodies[0], ApiJson.Default.CreatePolicy)!;
+        Assert.Equal(("p", "v1 v2", 900L, 24, 2_592_000L, "freeze", null, 90), (sent.Name, string.Join(' ', sent.Volumes), sent.PeriodSeconds, sent.KeepCount, sent.KeepSeconds, sent.PreHook, sent.PostHook, sent.HookSeconds));
+        Assert.Equal("Name  Volumes  Period  Keep  KeepFor  Next  LastResult\np     v1, v2   15m     24    30d            cut\n", daemon.Out);
+        Assert.Equal(0, await daemon.RunAsync("set_policy", "-p", "p", "--period", "0"));
+        Assert.Equal(new ChangePolicy(PeriodSeconds: 0), JsonSerializer.Deserialize(daemon.Bodies[1], ApiJson.Default.ChangePolicy));
+        Assert.Equal(0, await daemon.RunAsync("list_policy"));
+        Assert.Contains("rests   all   ever", daemon.Out, StringComparison.Ordinal);
+        Assert.Equal(1, await daemon.RunAsync("delete_policy", "-p", "p"));
+        Assert.Equal(0, await daemon.RunAsync("delete_policy", "-p", "p", "--yes"));
+        foreach (string wrong in new[] { "", "5", "m", "-5m", "1.5h", "99999999999999999999d", "5x" })
+            Assert.Equal(2, await daemon.RunAsync("set_policy", "-p", "p", "--period", wrong));
+    }
+
+    [Fact]
     public async Task Help_shows_examples()
     {
         var daemon = new StubDaemon();

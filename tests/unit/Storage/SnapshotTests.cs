@@ -50,6 +50,48 @@ public class SnapshotTests
         Audit();
     }
 
+    /// <summary>A write that begins at any event of a cut, and that the disk takes only at the second place: it is said again in
+    /// the log, for the page that it was begun on, and the cut waits for it.</summary>
+    [Fact]
+    public void A_write_is_before_a_cut_or_after_it()
+    {
+        for (ulong wait = 0; wait < 40; wait++) Assert.Null(WriteWhileCutting(wait));
+    }
+
+    private static string? WriteWhileCutting(ulong wait)
+    {
+        var world = new StoreWorld(
+            wait, 32 * Units.MiB, 4 * Units.MiB, new StoreOptions { RingBytes = Units.MiB, SlotFraction = 0.05 });
+        ulong data = world.Geometry.DataStart;
+        var store = (ILayeredStore)world.Store;
+        byte[] one = StoreWorld.Pattern(1, 8192), two = StoreWorld.Pattern(2, 8192), three = StoreWorld.Pattern(3, 4096);
+        world.Write(0, one);
+        Task<IoStatus> cutting = store.CreateSnapshotsAsync([new SnapshotRequest(7, Id(1), "s1", 1)]).AsTask();
+        ulong begin = world.Loop.EventCount + wait;
+        world.Loop.RunUntil(() => world.Loop.EventCount >= begin || cutting.IsCompleted);
+        world.File.Writing = block =>
+        {
+            if (block < data) return;
+            world.File.BadWrites.Add(block);
+            world.File.Writing = null;
+        };
+        Task<IoStatus> writing = world.Device.WriteAsync(0, two, WriteFlags.None).AsTask();
+        Assert.True(world.Loop.RunUntil(() => cutting.IsCompleted && writing.IsCompleted));
+        Assert.Equal((IoStatus.Ok, IoStatus.Ok), (cutting.Result, writing.Result));
+        Assert.Null(world.File.Writing);
+        world.Write(0, three);
+        if (world.Loop.Run(((Store)world.Store).AuditAsync()) is { } fault) return fault;
+        Assert.Equal(IoStatus.Ok, world.Loop.Run(store.FlushAsync()));
+        world.File.BadWrites.Clear();
+        world.Reopen(isClean: false);
+        store = (ILayeredStore)world.Store;
+        var then = new byte[8192];
+        Assert.Equal(IoStatus.Ok, world.Loop.Run(store.OpenSnapshot(7, Id(1))!.ReadAsync(0, then)).Status);
+        if (!then.AsSpan().SequenceEqual(one) && !then.AsSpan().SequenceEqual(two)) return "the snapshot has neither";
+        if (!world.Read(0, 8192).AsSpan().SequenceEqual((byte[])[.. three, .. two[4096..]])) return "the volume has something else";
+        return world.Loop.Run(((Store)world.Store).AuditAsync());
+    }
+
     [Theory]
     [InlineData(true)]
     [InlineData(false)]

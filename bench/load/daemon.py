@@ -1,0 +1,45 @@
+"""blockd alone, as the benches without a peer run it."""
+
+import os
+import time
+
+import machine
+from machine import BenchError
+from servers import Blockd, free_port
+
+
+def verdict(is_met):
+    return "met" if is_met else "MISSED"
+
+
+class Daemon(Blockd):
+    """blockd with store and volumes of the bench's choice, and the admin API on demand."""
+
+    def __init__(self, folder, volume, store, program, options, with_api=False):
+        super().__init__(folder, volume, machine.takes_direct(folder), program, options)
+        self.store = store
+        self.api = free_port() if with_api else None
+        self.relayout = "on"
+
+    def command(self, transport):
+        api = f"127.0.0.1:{self.api}" if self.api else "none"
+        return [self.program, "--data-dir", self.data, "--nbd", f"unix:{self.socket}", "--api", api,
+                "--store-size", str(self.store), *(["--create-volume", f"bench:{self.size}"] if self.size else []), *self.layout(), *self.options]
+
+    def start_ready(self, limit=600):
+        """Starts it; seconds until it said `ready`."""
+        log = os.path.join(self.folder, "log")
+        offset = os.path.getsize(log) if os.path.exists(log) else 0
+        if os.path.exists(self.socket):
+            os.unlink(self.socket)
+        began = time.monotonic()
+        self.process = self.launch("unix")
+        while time.monotonic() - began < limit:
+            with open(log, encoding="utf-8", errors="replace") as file:
+                file.seek(offset)
+                if "ready" in file.read().splitlines():
+                    return time.monotonic() - began
+            if self.process.poll() is not None:
+                raise BenchError(f"blockd ended with {self.process.returncode}:\n{self.said()}")
+            time.sleep(0.005)
+        raise BenchError(f"blockd is not ready after {limit} s:\n{self.said()}")

@@ -1,0 +1,212 @@
+"""What snapshots and clones cost, each figure as a ratio to the same work without them, in one run of one daemon."""
+
+import glob
+import os
+import statistics
+import threading
+import time
+
+import fio
+import machine
+from daemon import Daemon, verdict
+from machine import BenchError
+
+RANDOM = ["--bs=4k", "--iodepth=32", "--time_based=1", "--norandommap=1"]
+
+
+class Bench:
+    """One daemon, and volumes on it."""
+
+    def __init__(self, options, folder):
+        self.size = machine.parse_size(options.size or "1g")
+        self.seconds = options.seconds or 2
+        self.rounds = options.rounds or 3
+        machine.need_space(folder, 9 * self.size)
+        self.folder = folder
+        self.daemon = Daemon(folder, self.size, 8 * self.size, options.blockd, options.blockd_options.split(), with_api=True)
+        self.daemon.relayout = "off"
+        self.names = 0
+
+    def target(self, volume):
+        return ["--ioengine=nbd", f"--uri=nbd+unix:///{volume}?socket={self.daemon.socket}"]
+
+    def fill(self, volume):
+        fio.run(self.target(volume), [f"--size={self.size}", "--rw=write", "--bs=1M", "--iodepth=8", "--refill_buffers=1"], limit=3600)
+
+    def random(self, volume, rw, seed, seconds=None, more=(), part=1):
+        """Random I/O in the first bytes of the volume, a share of 1 / part."""
+        arguments = [f"--size={self.size // part}", f"--rw={rw}", *RANDOM, f"--runtime={seconds or self.seconds}", f"--randseed={seed}", *more]
+        return fio.run(self.target(volume), arguments, self.daemon.pid)
+
+    def one_block_of_each_extent(self, volume, at):
+        """Writes 4 KiB of every MiB; the I/O per second."""
+        extents = self.size >> 20
+        return fio.run(self.target(volume), [
+            f"--offset={at * 4096}", f"--size={self.size - at * 4096}", f"--io_size={extents * 4096}", "--rw=write", "--bs=4k", "--iodepth=32",
+            "--zonemode=strided", "--zonesize=4k", "--zoneskip=1020k"])["iops"]
+
+    def new(self, volume):
+        self.daemon.call("/v1/volumes", {"name": volume, "sizeBytes": self.size})
+        self.fill(volume)
+
+    def snapshot(self, volume):
+        """Cuts one; its name, and the seconds that the call took."""
+        self.names += 1
+        name = f"s{self.names}"
+        began = time.monotonic()
+        self.daemon.call("/v1/snapshots", {"name": name, "volumes": [volume]})
+        return name, time.monotonic() - began
+
+    def delete_all(self, volume, names):
+        for name in names:
+            self.delete(volume, name)
+
+    def delete(self, volume, snapshot):
+        """Deletes one and waits until its blocks are free."""
+        task = self.daemon.call(f"/v1/volumes/{volume}/snapshots/{snapshot}", method="DELETE")
+        while task["state"] not in ("succeeded", "failed", "cancelled"):
+            time.sleep(0.02)
+            task = self.daemon.call(f"/v1/tasks/{task['id']}")
+        if task["state"] != "succeeded":
+            raise BenchError(f"deleting {snapshot} ended as {task}")
+
+
+def median_ratio(sides):
+    one, other = (statistics.median(values) for values in sides)
+    return one / other
+
+
+def pauses(bench):
+    """The longest answer of 4k writes around each of many cuts, beside the longest of stretches of the same length without one."""
+    log = os.path.join(bench.folder, "lat")
+    seconds = 12
+    spans, names = [], []
+
+    def cut_now_and_then():
+        time.sleep(2)
+        for _ in range(40):
+            began = time.time()
+            name, took = bench.snapshot("bench")
+            names.append(name)
+            spans.append((began, began + took + 0.02))
+            time.sleep(0.1)
+
+    cutter = threading.Thread(target=cut_now_and_then)
+    cutter.start()
+    bench.random("bench", "randwrite", 1, seconds, [f"--write_lat_log={log}", "--log_unix_epoch=1"], part=8)
+    cutter.join()
+    if len(spans) < 40:
+        raise BenchError("a snapshot could not be cut, see above")
+    bench.delete_all("bench", names)
+    answers = []
+    for path in glob.glob(log + "_clat*.log"):
+        with open(path, encoding="ascii") as file:
+            for line in file:
+                at, nanos = line.split(",")[:2]
+                answers.append((int(at) / 1000, int(nanos) / 1e6))
+    answers.sort()
+    start = answers[0][0]
+    length = statistics.median(end - begin for begin, end in spans)
+
+    def longest(begin, end):
+        return max((ms for at, ms in answers if begin <= at <= end), default=0)
+
+    with_cut = sorted(longest(*span) for span in spans)
+    without = sorted(longest(start + 0.2 + i * length, start + 0.2 + (i + 1) * length) for i in range(int(1.5 / length)))
+    return with_cut, without
+
+
+def first_writes(bench):
+    sides = ([], [])
+    for number in range(bench.rounds):
+        plain = bench.one_block_of_each_extent("bench", 2 * number)
+        name, _ = bench.snapshot("bench")
+        sides[0].append(plain)
+        sides[1].append(bench.one_block_of_each_extent("bench", 2 * number + 1))
+        bench.delete("bench", name)
+    return median_ratio(sides)
+
+
+def deep_clone(bench):
+    """Reads of a clone ten deep, each a little overwritten, beside reads of the volume that it began with."""
+    top = "bench"
+    for depth in range(10):
+        bench.daemon.call(f"/v1/volumes/{top}/clone", {"name": f"clone{depth}"})
+        top = f"clone{depth}"
+        bench.random(top, "randwrite", depth, 0.3, part=8)
+    sides = ([], [])
+    for number in range(bench.rounds):
+        sides[0].append(bench.random(top, "randread", number)["iops"])
+        sides[1].append(bench.random("bench", "randread", number)["iops"])
+    return median_ratio(sides)
+
+
+def many(bench, count):
+    """A volume with many snapshots beside one without; reads and writes."""
+    bench.new("plain")
+    bench.new("many")
+    took = 0
+    for number in range(count):
+        took += bench.snapshot("many")[1]
+        if number % max(1, count // 50) == 0:
+            bench.random("many", "randwrite", number, 0.05, part=16)
+    bench.random("many", "randwrite", 7, 1)  # the pages of the last layer are there
+    ratios = {}
+    for rw in ("randread", "randwrite"):
+        sides = ([], [])
+        for number in range(bench.rounds):
+            sides[0].append(bench.random("many", rw, number)["iops"])
+            sides[1].append(bench.random("plain", rw, number)["iops"])
+        ratios[rw] = median_ratio(sides)
+    return ratios, took / count
+
+
+def deletion(bench):
+    """Random writes while one snapshot after the other is deleted, beside the same without."""
+    sides, took = ([], []), []
+    for number in range(bench.rounds):
+        names = []
+        for part in range(4):
+            names.append(bench.snapshot("plain")[0])
+            bench.random("plain", "randwrite", 100 + 4 * number + part, 0.5, part=4)
+        worker = threading.Thread(target=bench.delete_all, args=("plain", names))
+        began = time.monotonic()
+        worker.start()
+        sides[0].append(bench.random("plain", "randwrite", number, part=4)["iops"])
+        worker.join()
+        took.append(time.monotonic() - began)
+        sides[1].append(bench.random("plain", "randwrite", number, part=4)["iops"])
+    return median_ratio(sides), statistics.median(took)
+
+
+def run(options, folder):
+    """What snapshots cost: the pause of a cut, the first write after one, a clone ten deep, many of them, deletion under load."""
+    bench = Bench(options, folder)
+    try:
+        bench.daemon.start_ready()
+        _, empty = bench.snapshot("bench")
+        bench.fill("bench")
+        full = statistics.median(bench.snapshot("bench")[1] for _ in range(5))
+        with_cut, without = pauses(bench)
+        first = first_writes(bench)
+        clone = deep_clone(bench)
+        ratios, create = many(bench, options.snapshots)
+        delete, deleting = deletion(bench)
+    finally:
+        bench.daemon.stop()
+    p99 = with_cut[int(len(with_cut) * 0.99)]
+    lines = [
+        f"snapshots: a cut takes {empty * 1000:.1f} ms on an empty volume, {full * 1000:.1f} ms on a full one of {bench.size / 2**30:g} GiB; "
+        f"longest write around a cut: median {statistics.median(with_cut):.1f}, p99 {p99:.1f} ms under 4k random writes QD32 "
+        f"(without a cut, in stretches as long: median {statistics.median(without):.1f}, largest {without[-1]:.1f}); target < 5 ms: {verdict(p99 < 5)}",
+        f"first write to an extent after a cut: {first:.2f}x of the time of a plain one, QD32; target <= 1.3x: {verdict(first <= 1.3)}",
+        f"reads of a clone ten deep: {clone:.2f}x of a plain volume, 4k QD32; target >= 0.9x: {verdict(clone >= 0.9)}",
+        f"{options.snapshots} snapshots on one volume ({create * 1000:.1f} ms each): reads {ratios['randread']:.2f}x, writes {ratios['randwrite']:.2f}x "
+        f"of a volume without; target >= 0.95x at 10000: {verdict(min(ratios.values()) >= 0.95)}",
+        f"random writes while 4 snapshots are deleted, which takes {deleting:.1f} s: {delete:.2f}x; target >= 0.8x: {verdict(delete >= 0.8)}",
+    ]
+    return {
+        "size": bench.size, "create_empty_s": empty, "create_full_s": full, "longest_write_ms": {"with": with_cut, "without": without},
+        "first_write_ratio": first, "clone_read_ratio": clone, "snapshots": options.snapshots, "many_ratios": ratios, "create_s": create,
+        "delete_ratio": delete, "deleting_s": deleting,
+    }, "\n".join(lines)
