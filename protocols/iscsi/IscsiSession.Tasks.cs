@@ -129,8 +129,8 @@ public sealed partial class IscsiSession
     /// <summary>No memory for its data, which was all read away.</summary>
     internal void TurnAway(IscsiTask task)
     {
+        FailUnexecuted(task); // first, for task management that comes next in order must not drop it
         if (!task.Pdu.IsImmediate) Pass(task.Pdu.CmdSn);
-        FailUnexecuted(task);
     }
 
     private void FailUnexecuted(IscsiTask task)

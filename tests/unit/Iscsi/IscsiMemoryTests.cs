@@ -13,10 +13,12 @@ public sealed class IscsiMemoryTests
     private const int Blocks = 1024;
 
     [Theory]
-    [InlineData("InitialR2T=No", 1 << 20)]
-    [InlineData("InitialR2T=No", 64 << 10)] // three Data-Outs behind each command
-    [InlineData("InitialR2T=Yes", 1 << 20)]
-    public void Many_long_writes_on_many_sessions_all_end(string key, int segmentBytes)
+    [InlineData("InitialR2T=No", 1 << 20, 0)]
+    [InlineData("InitialR2T=No", 64 << 10, 0)] // three Data-Outs behind each command
+    [InlineData("InitialR2T=Yes", 1 << 20, 0)]
+    [InlineData("InitialR2T=No", 64 << 10, 5)]
+    [InlineData("InitialR2T=Yes", 64 << 10, 2)]
+    public void Many_long_writes_on_many_sessions_all_end(string key, int segmentBytes, int orderedEvery)
     {
         var world = new IscsiWorld(21, new IscsiOptions { MaxRecvDataSegmentLength = segmentBytes }); // the loop has 64 MiB, the sessions want three times as much
         var writers = new List<Writer>();
@@ -24,7 +26,7 @@ public sealed class IscsiMemoryTests
         {
             IscsiClient client = world.Connect();
             client.Isid += i;
-            writers.Add(new Writer(client.Login(key, "ImmediateData=Yes", "FirstBurstLength=262144", "MaxBurstLength=1048576"), world.Loop));
+            writers.Add(new Writer(orderedEvery, client.Login(key, "ImmediateData=Yes", "FirstBurstLength=262144", "MaxBurstLength=1048576"), world.Loop));
         }
 
         for (int i = 0; i < 48; i++)
@@ -37,6 +39,39 @@ public sealed class IscsiMemoryTests
         Assert.True(world.Loop.RunUntil(() => world.Loop.Buffers.LentCount == 0));
     }
 
+    [Fact]
+    public void Sessions_with_one_write_each_wait_for_their_turn_when_others_have_all_memory()
+    {
+        var world = new IscsiWorld(22);
+        var writers = new List<Writer>();
+        for (uint i = 0; i < 40; i++)
+        {
+            IscsiClient client = world.Connect();
+            client.Isid += i;
+            writers.Add(new Writer(0, client.Login("InitialR2T=No", "ImmediateData=Yes"), world.Loop));
+        }
+
+        var hogged = new List<IoBuffer>();
+        while (world.Loop.Buffers.TryRent(4096) is { } buffer) hogged.Add(buffer);
+        foreach (Writer writer in writers) writer.Write(0);
+        Assert.True(world.Loop.RunUntil(() => writers.TrueForAll(w => w.IsOver)));
+        Assert.All(writers, w => Assert.Equal((1, 0, 0, ""), (w.Good, w.Bad, w.Repeated, w.EndReason)));
+        foreach (IoBuffer buffer in hogged) buffer.Return();
+    }
+
+    [Fact]
+    public void An_echo_does_not_wait_for_memory()
+    {
+        var world = new IscsiWorld(23);
+        IscsiClient client = world.Connect().Login();
+        var hogged = new List<IoBuffer>();
+        while (world.Loop.Buffers.TryRent(4096) is { } buffer) hogged.Add(buffer);
+        byte[] data = IscsiWorld.Pattern(5000, 1);
+        client.Send(b => new NopOutPdu(true, 0, 9, IscsiWire.NoTag, client.CmdSn, 0).WriteTo(b, 0), data);
+        Assert.Equal(data, client.Receive()!.Data);
+        foreach (IoBuffer buffer in hogged) buffer.Return();
+    }
+
     /// <summary>An initiator that sends as fast as the target reads, and answers R2Ts behind what it sends already.</summary>
     private sealed class Writer
     {
@@ -45,18 +80,22 @@ public sealed class IscsiMemoryTests
         private readonly Dictionary<uint, int> _blocks = [];
         private readonly Queue<byte[]> _out = new();
         private readonly byte[] _data = new byte[Blocks * 512];
+        private readonly int _orderedEvery; // every so manieth command is ORDERED; 0: none
         private bool _isSending, _hasEnded;
         private int _asked;
 
-        public Writer(IscsiClient client, ILoop loop)
+        public Writer(int orderedEvery, IscsiClient client, ILoop loop)
         {
-            (_client, _loop) = (client, loop);
+            (_orderedEvery, _client, _loop) = (orderedEvery, client, loop);
             _ = ReceiveAllAsync();
         }
 
         public int Good { get; private set; }
 
         public int Bad { get; private set; }
+
+        /// <summary>Commands that were answered TASK SET FULL.</summary>
+        public int Repeated { get; private set; }
 
         /// <summary>Why the target ended the session, or empty.</summary>
         public string EndReason => _hasEnded ? _client.End() : "";
@@ -73,9 +112,11 @@ public sealed class IscsiMemoryTests
         {
             uint tag = _client.Tag++;
             _blocks[tag] = block;
+            bool isOrdered = _orderedEvery > 0 && tag % (uint)_orderedEvery == 0;
+            TaskAttribute attribute = isOrdered ? TaskAttribute.Ordered : TaskAttribute.Simple;
             int first = Math.Min(_client.FirstBurst, _data.Length), immediate = Math.Min(first, _client.MaxSegment);
             bool isFinal = _client.InitialR2T || immediate == first;
-            var pdu = new ScsiCommandPdu(false, isFinal, false, true, TaskAttribute.Simple, 0, tag, (uint)_data.Length, _client.CmdSn++, 0);
+            var pdu = new ScsiCommandPdu(false, isFinal, false, true, attribute, 0, tag, (uint)_data.Length, _client.CmdSn++, 0);
             Push(_client.Pdu(b => pdu.WriteTo(b, IscsiClient.Cdb10(0x2A, block, Blocks), 0), _data[..immediate]));
             if (!isFinal) PushData(tag, IscsiWire.NoTag, immediate, first);
         }
@@ -83,6 +124,7 @@ public sealed class IscsiMemoryTests
         /// <summary>As initiators do: a little later.</summary>
         private async Task RepeatAsync(uint tag)
         {
+            Repeated++;
             await _loop.DelayAsync(10_000_000);
             Send(_blocks[tag]);
         }
