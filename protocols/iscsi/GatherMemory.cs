@@ -54,8 +54,10 @@ internal sealed class GatherMemory
     public IoBuffer? RentSolicited(IscsiTask task, int bytes)
     {
         IoBuffer? buffer = _waiting.Count > 0 ? null : RentWhole(task, bytes);
-        if (buffer is null) _waiting.Add(new Waiter(task, bytes, null));
-        return buffer;
+        if (buffer is not null) return buffer;
+        _waiting.Add(new Waiter(task, bytes, null));
+        LookAgain(); // those before it may all wait for what this one is in order before
+        return null;
     }
 
     /// <summary>The task was handed over or is gone.</summary>

@@ -60,6 +60,23 @@ public sealed class IscsiMemoryTests
     }
 
     [Fact]
+    public void What_waits_for_an_ordered_command_does_not_take_the_memory_that_this_needs()
+    {
+        var world = new IscsiWorld(24, new IscsiOptions { MaxRecvDataSegmentLength = 64 << 10 });
+        IscsiClient client = world.Connect().Login("InitialR2T=No", "ImmediateData=Yes", "FirstBurstLength=262144", "MaxBurstLength=1048576");
+        var writer = new Writer(0, client, world.Loop);
+        uint ordered = writer.Begin(TaskAttribute.Ordered, 64 << 10);
+        Assert.True(world.Loop.RunUntil(() => world.Loop.Buffers.LentCount > 0));
+        var hogged = new List<IoBuffer>();
+        while (world.Loop.Buffers.TryRent(4096) is { } buffer) hogged.Add(buffer);
+        for (int i = 0; i < 40; i++) writer.Begin(TaskAttribute.Simple, 0);
+        writer.EndFirst(ordered, 64 << 10);
+        Assert.True(world.Loop.RunUntil(() => writer.IsOver));
+        Assert.Equal((41, 0, 0, ""), (writer.Good, writer.Bad, writer.Repeated, writer.EndReason));
+        foreach (IoBuffer buffer in hogged) buffer.Return();
+    }
+
+    [Fact]
     public void An_echo_does_not_wait_for_memory()
     {
         var world = new IscsiWorld(23);
@@ -107,6 +124,19 @@ public sealed class IscsiMemoryTests
             _asked++;
             Send(block);
         }
+
+        /// <summary>A long write with so much immediate data; with some, more unsolicited data follows. Its tag.</summary>
+        public uint Begin(TaskAttribute attribute, int immediate)
+        {
+            _asked++;
+            uint tag = _client.Tag++;
+            var pdu = new ScsiCommandPdu(false, immediate == 0, false, true, attribute, 0, tag, (uint)_data.Length, _client.CmdSn++, 0);
+            Push(_client.Pdu(b => pdu.WriteTo(b, IscsiClient.Cdb10(0x2A, 0, Blocks), 0), _data[..immediate]));
+            return tag;
+        }
+
+        /// <summary>The rest of its unsolicited data.</summary>
+        public void EndFirst(uint tag, int from) => PushData(tag, IscsiWire.NoTag, from, _client.FirstBurst);
 
         private void Send(int block)
         {
