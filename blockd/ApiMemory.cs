@@ -6,7 +6,7 @@ namespace BlockServer.Blockd;
 
 /// <summary>
 /// Memory of the admin API's connections, in blocks of <see cref="BlockBytes"/>. The HTTP server's own are 4 KiB and each takes
-/// a call of the kernel or more to fill: an import of 1 GiB needed half a million of them (docs/performance.md). Thread-safe.
+/// calls of the kernel to fill: an import of 512 MiB of data needed 262,000 of them (docs/performance.md). Thread-safe.
 /// </summary>
 internal sealed class ApiMemory : MemoryPool<byte>, IMemoryPoolFactory<byte>
 {
