@@ -4,6 +4,7 @@ using System.Text.Json;
 using System.Text.Json.Serialization.Metadata;
 using BlockServer.Core;
 using BlockServer.Core.Api;
+using Microsoft.AspNetCore.Connections;
 using Microsoft.AspNetCore.Server.Kestrel.Core;
 
 namespace BlockServer.Blockd;
@@ -69,6 +70,8 @@ internal sealed class AdminApi : IAsyncDisposable
         {
             kestrel.AddServerHeader = false;
             kestrel.Limits.MaxRequestBodySize = limits.BodyBytesMax;
+            // The next batch of an export is packed while this one goes.
+            kestrel.Limits.MaxResponseBufferSize = 2 << 20;
             kestrel.Limits.MaxRequestHeadersTotalSize = limits.HeaderBytesMax;
             kestrel.Limits.RequestHeadersTimeout = limits.HeadersTimeout;
             kestrel.Limits.KeepAliveTimeout = limits.IdleTimeout;
@@ -91,6 +94,7 @@ internal sealed class AdminApi : IAsyncDisposable
                 }
             }
         });
+        builder.Services.AddSingleton<IMemoryPoolFactory<byte>>(new ApiMemory());
         WebApplication app = builder.Build();
         var api = new AdminApi(app, routes, tokenHash, limits, time ?? TimeProvider.System);
         app.Run(api.HandleAsync);

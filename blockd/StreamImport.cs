@@ -23,7 +23,7 @@ internal sealed class ImportException(bool canGoOn, int status, string code, str
 /// </summary>
 internal sealed class StreamImport(StoreHost host, uint volumeId, StreamHeader header, StreamDecoder decoder, Func<string, Task> keep)
 {
-    private const int BatchBytes = 2 << 20, Batches = 3;
+    private const int BatchBytes = 2 << 20, Batches = 4;
 
     /// <summary>Content between two points from which the import can go on.</summary>
     private const ulong KeepEveryBytes = 64 << 20;
@@ -35,6 +35,7 @@ internal sealed class StreamImport(StoreHost host, uint volumeId, StreamHeader h
     private readonly byte[] _frame = new byte[StreamFrame.Size];
     private readonly byte[] _payload = GC.AllocateUninitializedArray<byte>(StreamHeader.DataBytesMax);
     private IBlockDevice _device = null!;
+    private Task _settling = Task.CompletedTask;
 
     /// <summary>Reads until the stream is whole and everything of it durable. Throws <see cref="ImportException"/>; what was
     /// kept last by <c>keep</c> is durable in any case, and nothing is being written any more.</summary>
@@ -54,25 +55,25 @@ internal sealed class StreamImport(StoreHost host, uint volumeId, StreamHeader h
                     if (decoder.Cursor.OffsetBytes - kept >= KeepEveryBytes)
                     {
                         kept = decoder.Cursor.OffsetBytes;
-                        await SettleAsync();
+                        await _settling; // one after the other, and no further ahead of the disk than that
+                        _settling = SettleAsync();
                     }
                 }
 
                 await TakeFrameAsync(body, batch, cancel);
             }
 
-            await WriteAsync(batch);
-            await SettleAsync();
+            await FinishAsync(batch);
         }
         catch (ImportException e) when (e.CanGoOn)
         {
             // What has come is good, and need not come again.
-            await WriteAsync(batch);
-            await SettleAsync();
+            await FinishAsync(batch);
             throw;
         }
         finally
         {
+            await _settling.ContinueWith(static _ => { }, TaskScheduler.Default);
             foreach ((_, Task<IoStatus> writing) in _writing) await writing.ContinueWith(static _ => { }, TaskScheduler.Default);
         }
 
@@ -135,11 +136,25 @@ internal sealed class StreamImport(StoreHost host, uint volumeId, StreamHeader h
         _empty.Push(batch);
     }
 
-    /// <summary>Makes everything durable that was accepted, and keeps the place.</summary>
+    private async Task FinishAsync(StreamBatch last)
+    {
+        await WriteAsync(last);
+        await _settling;
+        await SettleAsync();
+    }
+
+    /// <summary>Makes everything durable that was accepted before the call, and keeps that place. More may be accepted and written
+    /// meanwhile: whoever goes on from the place writes it again.</summary>
     private async Task SettleAsync()
     {
         string cursor = decoder.Cursor.ToString();
-        while (_writing.Count > 0) await TakeBackAsync();
+        // The batches are taken back by their owner, which fails for itself when one was not written.
+        Task<IoStatus>[] written = [.. _writing.Select(w => w.Writing)];
+        foreach (Task<IoStatus> one in written)
+        {
+            if (await one is var failed and not IoStatus.Ok) throw Failed(failed);
+        }
+
         IoStatus status = await host.Thread.InvokeAsync(_device.FlushAsync);
         if (status != IoStatus.Ok) throw Failed(status);
         await keep(cursor);

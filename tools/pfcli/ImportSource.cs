@@ -86,15 +86,21 @@ internal sealed class ImportSource : IDisposable
     /// <summary>Sends everything; <paramref name="done"/> is told how much of the content.</summary>
     public async Task SendAsync(Stream target, Action<ulong> done, CancellationToken cancel)
     {
+        var sender = new AheadSender(target, StreamFrame.Size + StreamHeader.DataBytesMax);
         try
         {
             await SendHeaderAsync(target, cancel);
-            await (_isRaw ? SendRawAsync(target, done, cancel) : SendFramesAsync(target, done, cancel));
+            await (_isRaw ? SendRawAsync(sender, done, cancel) : SendFramesAsync(sender, done, cancel));
+            await sender.FlushAsync();
         }
         catch (CliException e)
         {
             Fault = e.Message;
             throw new IOException(e.Message, e);
+        }
+        finally
+        {
+            await sender.EndAsync();
         }
     }
 
@@ -144,22 +150,23 @@ internal sealed class ImportSource : IDisposable
         throw new CliException("the stream is not whole: its end is missing; nothing was sent");
     }
 
-    private async Task SendFramesAsync(Stream target, Action<ulong> done, CancellationToken cancel)
+    private async Task SendFramesAsync(AheadSender sender, Action<ulong> done, CancellationToken cancel)
     {
-        var buffer = new byte[StreamFrame.Size + StreamHeader.DataBytesMax];
         while (!_input!.IsWhole)
         {
-            StreamFrame? read = await _input.ReadAsync(buffer.AsMemory(StreamFrame.Size), cancel);
+            Memory<byte> room = sender.Buffer.GetMemory(StreamFrame.Size + StreamHeader.DataBytesMax);
+            StreamFrame? read = await _input.ReadAsync(room[StreamFrame.Size..], cancel);
             if (read is not { } frame) return; // the daemon says what it makes of a stream that ends early
-            _input.FrameBytes.CopyTo(buffer);
-            await target.WriteAsync(buffer.AsMemory(0, StreamFrame.Size + frame.PayloadBytes), cancel);
+            _input.FrameBytes.CopyTo(room);
+            sender.Buffer.Advance(StreamFrame.Size + frame.PayloadBytes);
+            await sender.SendAsync(cancel);
             done(frame.EndBytes);
         }
 
-        if (await _source.ReadAsync(buffer.AsMemory(0, 1), cancel) > 0) throw new CliException("bytes follow the end of the stream; nothing of it was taken");
+        if (await _source.ReadAsync(_begun.AsMemory(0, 1), cancel) > 0) throw new CliException("bytes follow the end of the stream; nothing of it was taken");
     }
 
-    private async Task SendRawAsync(Stream target, Action<ulong> done, CancellationToken cancel)
+    private async Task SendRawAsync(AheadSender sender, Action<ulong> done, CancellationToken cancel)
     {
         var encoder = new StreamEncoder(Header, null, _from?.Copy());
         ulong at = encoder.Cursor.OffsetBytes, length = IsFile ? (ulong)_source.Length : Header.SizeBytes;
@@ -169,13 +176,12 @@ internal sealed class ImportSource : IDisposable
         else begun = _begunBytes;
         var content = new byte[StreamHeader.DataBytesMax];
         _begun.AsSpan(0, begun).CopyTo(content);
-        var output = new System.Buffers.ArrayBufferWriter<byte>(content.Length + 4096);
         while (at < Header.SizeBytes)
         {
             ulong hole = IsFile ? SparseFile.HoleAt(((FileStream)_source).SafeFileHandle, at, length, Header.SizeBytes) : 0;
             if (hole > 0)
             {
-                output.Advance(encoder.Empty(StreamKind.Hole, at, hole, output.GetSpan(StreamFrame.Size)));
+                sender.Buffer.Advance(encoder.Empty(StreamKind.Hole, at, hole, sender.Buffer.GetSpan(StreamFrame.Size)));
                 at += hole;
                 if (at < length) _source.Position = (long)at;
             }
@@ -185,18 +191,17 @@ internal sealed class ImportSource : IDisposable
                 int count = begun + await _source.ReadAtLeastAsync(content.AsMemory(begun, wanted - begun), wanted - begun, false, cancel);
                 begun = 0;
                 content.AsSpan(count, wanted - count).Clear(); // behind the end of the image
-                BatchEncoder.Write(encoder, at, content.AsSpan(0, wanted), output);
+                BatchEncoder.Write(encoder, at, content.AsSpan(0, wanted), sender.Buffer);
                 at += (ulong)wanted;
             }
 
-            await target.WriteAsync(output.WrittenMemory, cancel);
-            output.ResetWrittenCount();
+            await sender.SendAsync(cancel);
             done(at);
         }
 
         if (!IsFile && await _source.ReadAsync(content.AsMemory(0, 1), cancel) > 0) throw new CliException("the image is longer than --size");
-        output.Advance(encoder.End(output.GetSpan(StreamFrame.Size + StreamEncoder.TotalsBytes)));
-        await target.WriteAsync(output.WrittenMemory, cancel);
+        sender.Buffer.Advance(encoder.End(sender.Buffer.GetSpan(StreamFrame.Size + StreamEncoder.TotalsBytes)));
+        await sender.SendAsync(cancel);
     }
 }
 
