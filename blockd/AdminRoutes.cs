@@ -107,7 +107,9 @@ internal sealed class AdminRoutes : IAdminRoutes
             throw new ApiException(409, "volume-in-use", "clients are attached; detach them before the volume shrinks", "sizeBytes");
         if (change.Export is { } export && !SharedVolumes.IsShownAlike(export, volume.Export) && _daemon.Sessions.CountOf(volume.Id) > 0)
             throw new ApiException(409, "volume-in-use", "clients are attached; detach them before the volume is shown otherwise", "export");
-        VolumeRecord changed = Must(await _daemon.Directory.ChangeAsync(volume.Name, change));
+        VolumeRecord changed = change.Image == true && !volume.IsImage
+            ? await _daemon.Imports.MarkImageAsync(volume, change)
+            : Must(await _daemon.Directory.ChangeAsync(volume.Name, change));
         await _thick.BeginAsync();
         _daemon.OnChanged(changed);
         await call.AnswerAsync(await DescribeAsync(changed), ApiJson.Default.VolumeInfo);
@@ -306,7 +308,7 @@ internal sealed class AdminRoutes : IAdminRoutes
             v.Id, v.Uuid, v.Name, v.SizeBytes, used.GetValueOrDefault(v.Id), 1, used.ContainsKey(v.Id) ? v.Import is { IsActive: true } ? "initializing" : "online" : "unavailable", v.Export,
             v.Description, v.StoreId, sessions.GetValueOrDefault(v.Id), v.Revision, v.CreatedAt, used.ContainsKey(v.Id) ? null : WhyNot(v),
             reservations.GetValueOrDefault(v.Id), BaseOf(layers.GetValueOrDefault(v.Id)), layers.GetValueOrDefault(v.Id)?.IsFlattening ?? false,
-            layers.GetValueOrDefault(v.Id)?.Snapshots.Count ?? 0, StreamRoutes.Describe(v.Import)))];
+            layers.GetValueOrDefault(v.Id)?.Snapshots.Count ?? 0, StreamRoutes.Describe(v.Import), v.IsImage))];
     }
 
     private string WhyNot(VolumeRecord volume)

@@ -66,6 +66,7 @@ public sealed partial class VolumeDirectory
         (VolumeSnapshot? found, DirectoryFault? fault) = await FindSnapshotAsync(volume, snapshot);
         if (found is null) return fault!;
         VolumeRecord old = found.Volume;
+        if (ImageFault(old) is { } image) return image;
         IVolumeHost host = _hosts[old.StoreId];
         string name = safetyName ?? await FreeNameAsync(old, "before-rollback-" + Now());
         if (!VolumeName.IsValid(name, out string? reason)) return new DirectoryFault(IoStatus.Invalid, "invalid-name", reason, "safetyName");

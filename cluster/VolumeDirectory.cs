@@ -154,6 +154,7 @@ public sealed partial class VolumeDirectory(IMetaStore meta, IWallClock clock, I
     {
         if (Find(name) is not { } old) return NoVolume(name);
         if (!isImport && ImportFault(old) is { } coming) return coming;
+        if (ImageFault(old, change) is { } image) return image;
         if (change.Revision is { } revision && revision != old.Revision) return RevisionFault(old);
         string newName = change.Name ?? old.Name;
         ulong newSize = change.SizeBytes ?? old.SizeBytes;
@@ -167,6 +168,7 @@ public sealed partial class VolumeDirectory(IMetaStore meta, IWallClock clock, I
             Description = change.Description ?? old.Description,
             State = VolumeState.Ready,
         };
+        if (change.Image == true) wanted = AsImage(wanted);
         if (BlockFault(wanted.Export, newSize) is { } odd) return odd;
         if (!isRename && newSize == old.SizeBytes)
         {

@@ -30,7 +30,7 @@ internal static class VolumeCommands
     private static string[] Row(VolumeInfo v) =>
     [
         v.Id.ToString(CultureInfo.InvariantCulture), v.Name, SizeText.Format(v.SizeBytes),
-        v.RepCount.ToString(CultureInfo.InvariantCulture), v.Status,
+        v.RepCount.ToString(CultureInfo.InvariantCulture), v.Image ? v.Status + ", image" : v.Status,
     ];
 
     private static void AddCreate(CommandSet commands)
@@ -143,6 +143,7 @@ internal static class VolumeCommands
                 ("Used", SizeText.Format(v.UsedBytes)),
                 ("RepCount", v.RepCount.ToString(CultureInfo.InvariantCulture)),
                 ("Status", v.FailReason is null ? v.Status : $"{v.Status}: {v.FailReason}"),
+                ("Image", v.Image ? "yes, it never changes" : "no"),
                 ("Exports", ExportCommands.Describe(v.Export)),
                 ("Reservation", ReservationCommands.Describe(v.Reservation)),
                 ("Sessions", v.Sessions.ToString(CultureInfo.InvariantCulture)),
