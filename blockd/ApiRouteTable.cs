@@ -109,7 +109,7 @@ internal static class ApiRouteTable
             [new("from", "string", "Name of the snapshot."), new("to", "string", "Name of the other one; default: what is written now."),
                 new("offset", "integer", "Where to begin, in bytes."), new("ranges", "integer", "At most so many ranges, 1 to 10,000 (default).")],
             [s_badName, s_noVolume, s_noSnapshot, s_badQuery, s_meanwhile, s_noDisk]),
-        new("POST", "volumes/{name}/clone", "Makes a volume with the content of a snapshot, writable at once. Repeating the request with its idempotencyKey answers the same volume.",
+        new("POST", "volumes/{name}/clone", "Makes a volume with the content of a snapshot, writable at once; or, full, a copy that is initializing until it is populated. Repeating the request with its idempotencyKey answers the same volume.",
             201, typeof(VolumeInfo), typeof(CloneVolume), [],
             [s_badName, s_noVolume, s_noSnapshot, (400, "invalid-size"), (400, "invalid-block-size"), (400, "invalid-idempotency-key"), (400, "invalid-description"),
                 (409, "name-taken"), s_coming, (409, "volume-flattening"), s_meanwhile, s_noDisk, (507, "no-space")]),

@@ -38,6 +38,12 @@ internal sealed class Imports(VolumeDirectory directory, StoreSet stores, Shared
                 warn($"volume '{volume.Name}' stays closed, its interrupted import cannot be put aside: {e.Message}");
             }
         }
+
+        // A copy that was finished by its store may be attached at once; others go on.
+        foreach (VolumeRecord volume in directory.List().Where(v => v.IsPopulating && stores.Find(v.StoreId) is not null))
+        {
+            if ((await directory.PopulateAsync(volume.Id)).Fault is { } fault) warn($"volume '{volume.Name}' stays closed, it cannot be populated: {fault.Detail}");
+        }
     }
 
     /// <summary>Brings a stream in; the volume when it is whole. <paramref name="keepsPart"/>: a stream that breaks off can be

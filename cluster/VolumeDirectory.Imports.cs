@@ -36,7 +36,7 @@ public sealed partial class VolumeDirectory
             : Task.FromResult<DirectoryResult>(new DirectoryFault(IoStatus.NotFound, "no-such-volume", "the volume was deleted meanwhile")));
 
     /// <summary>Why a volume cannot be changed or attached: something comes into it. Null when nothing does.</summary>
-    public static DirectoryFault? ImportFault(VolumeRecord volume) => volume.Import is not { IsActive: true } import ? null : new(
+    public static DirectoryFault? ImportFault(VolumeRecord volume) => volume.IsPopulating ? PopulationFault(volume) : volume.Import is not { IsActive: true } import ? null : new(
         IoStatus.Conflict, "volume-initializing",
         import.Base is null
             ? $"'{volume.Name}' is being filled and not whole yet; wait, go on with pfcli import_image --resume, or delete it"

@@ -116,12 +116,12 @@ public sealed partial class VolumeDirectory(IMetaStore meta, IWallClock clock, I
 
     /// <summary>Records a volume, lets <paramref name="make"/> make it on its store, and records that.</summary>
     private async Task<DirectoryResult> CreateOnAsync(
-        CreateVolume request, IVolumeHost host, Func<VolumeHead, Task<IoStatus>> make, ImportRecord? import = null)
+        CreateVolume request, IVolumeHost host, Func<VolumeHead, Task<IoStatus>> make, ImportRecord? import = null, bool isPopulating = false)
     {
         (uint id, MetaEntry? counter) = await NextIdAsync();
         var record = new VolumeRecord(
             id, random.NextGuid(), request.Name, request.SizeBytes, VolumeState.Creating, request.Export ?? new ExportOptions(),
-            request.Description, host.StoreId, clock.UtcNow, request.IdempotencyKey, import);
+            request.Description, host.StoreId, clock.UtcNow, request.IdempotencyKey, import, IsPopulating: isPopulating);
         _unsettled.Add(id); // until what follows is known to have happened, or not
         MetaResult written = await CommitAsync(
             [new(CounterKey, counter?.ModRevision ?? 0), new(NameKey(record.Name), 0), new(VolumeKey(id), 0)],

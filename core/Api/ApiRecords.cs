@@ -74,7 +74,7 @@ public sealed record RegistrantInfo(string Initiator, int Port, string Key, bool
 public sealed record ReservationInfo(
     string Type, string? Holder, bool Persistent, long Generation, IReadOnlyList<RegistrantInfo> Registrants, string? Fault = null);
 
-/// <summary>A volume. Its status is <c>online</c>, <c>initializing</c> (a stream comes into it and nobody may attach it), or
+/// <summary>A volume. Its status is <c>online</c>, <c>initializing</c> (a stream comes into it or it is being populated, and nobody may attach it; a reason says why that does not go on), or
 /// <c>unavailable</c> with the reason. <paramref name="Reservation"/> is null while nobody has reserved it or registered with it.
 /// <paramref name="Base"/> is the snapshot that it was cloned from and still shares blocks with, as VOLUME@SNAPSHOT; while
 /// <paramref name="Flattening"/> it copies them. <paramref name="Import"/> is null unless a stream comes into it or was interrupted.

@@ -138,6 +138,70 @@ public sealed class ImmutableImageTests : IAsyncLifetime
         await RefusedAsync("vm1 is a clone of 'gold@clone-vm1'", "delete_volume", "-v", "gold", "--snapshots");
     }
 
+    [Fact]
+    public async Task A_copy_is_attached_by_nobody_before_it_is_whole_and_outlives_its_image()
+    {
+        await DoneAsync("create_image", "-v", "gold");
+        byte[] expected = await _world.ReadAsync("gold");
+        // As if the daemon had died here: nobody goes on with it.
+        VolumeRecord copy = (await _world.Daemon.Directory.CloneAsync("gold", new CloneVolume("vm1", Full: true))).Volume!;
+        Assert.Contains("initializing", await DoneAsync("list_volume"), StringComparison.Ordinal);
+        using (var early = new RawInitiator(Port, $"{Prefix}:vm1")) Assert.NotEqual(0, early.Status);
+        Assert.Null(await _world.Host("vm1").Thread.InvokeAsync(() => _world.Daemon.Volumes.OpenAsync(copy, _world.Host("vm1"))));
+        foreach (string[] refused in new string[][]
+        {
+            ["clone_volume", "-v", "vm1", "-c", "x"], ["create_snapshot", "-v", "vm1", "-n", "x"], ["rename_volume", "-v", "vm1", "-n", "x"], ["create_image", "-v", "vm1"],
+        })
+        {
+            await RefusedAsync("volume-initializing", refused);
+        }
+
+        await RefusedAsync("vm1 is still being populated", "delete_volume", "-v", "gold", "--snapshots");
+        await _world.RestartAsync();
+        await PopulatedAsync("vm1");
+        await DoneAsync("create_volume", "-v", "vm2", "--from", "gold", "-s", "6m", "--description", "larger");
+        await PopulatedAsync("vm2");
+        await DoneAsync("create_volume", "-v", "vm3", "--from", "gold@s1");
+        await PopulatedAsync("vm3");
+        Assert.Equal(["s1"], await SnapshotsAsync("gold"));
+        await DoneAsync("delete_snapshot", "-v", "gold", "-n", "s1");
+        await DoneAsync("delete_volume", "-v", "gold");
+        Assert.Equal(expected, await _world.ReadAsync("vm1"));
+        byte[] larger = [.. expected, .. new byte[2 << 20]];
+        Assert.Equal(larger, await _world.ReadAsync("vm2"));
+        Assert.Equal(expected, await _world.ReadAsync("vm3"));
+        foreach (string name in new[] { "vm1", "vm2", "vm3" })
+        {
+            Assert.Equal((false, false), (_world.Volume(name).IsImage, _world.Volume(name).Export.ReadOnly));
+            using var writer = new RawInitiator(Port, $"{Prefix}:{name}");
+            writer.TakeAttentions();
+            Assert.Equal(0, writer.Send(Write, new byte[512]).Status);
+        }
+    }
+
+    [Fact]
+    public async Task A_copy_that_is_deleted_leaves_nothing_at_its_image()
+    {
+        await DoneAsync("create_image", "-v", "gold");
+        Assert.Null((await _world.Daemon.Directory.CloneAsync("gold", new CloneVolume("vm1", Full: true))).Fault);
+        await DoneAsync("delete_volume", "-v", "vm1");
+        await DoneAsync("create_volume", "-v", "vm1", "--from", "gold");
+        await DoneAsync("delete_volume", "-v", "vm1");
+        while ((await SnapshotsAsync("gold")).Length > 1) await Task.Delay(20, Cancel);
+        await RefusedAsync("--disk", "create_volume", "-v", "vm1", "--from", "gold", "--disk", "store-0");
+        await RefusedAsync("no-such-volume", "create_volume", "-v", "vm1", "--from", "none");
+        await RefusedAsync("invalid-size", "create_volume", "-v", "vm1", "--from", "gold", "-s", "1m");
+    }
+
+    private async Task<string[]> SnapshotsAsync(string name) => [.. (await _world.SnapshotsAsync(name)).Select(s => s.Name)];
+
+    /// <summary>Until the volume can be attached, and what was cut for it is gone.</summary>
+    private async Task PopulatedAsync(string name)
+    {
+        while (_world.Volume(name).IsPopulating) await Task.Delay(20, Cancel);
+        while ((await SnapshotsAsync("gold")).Contains("copy-" + name)) await Task.Delay(20, Cancel);
+    }
+
     private async Task DetachedAsync(string name)
     {
         while (_world.Daemon.Sessions.CountOf(_world.Volume(name).Id) > 0) await Task.Delay(10, Cancel);
