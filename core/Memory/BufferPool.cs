@@ -35,6 +35,9 @@ public sealed class BufferPool
     /// <summary>Largest capacity that can be rented.</summary>
     public static int CapacityBytesMax => Capacities[^1];
 
+    /// <summary>Capacity of the buffer that a request for so many bytes gets.</summary>
+    public static int CapacityOf(int bytes) => Capacities[ClassOf(bytes)];
+
     /// <summary>A buffer of at least <paramref name="bytes"/>, content undefined, or null when the bound is reached or
     /// others wait already.</summary>
     public IoBuffer? TryRent(int bytes) => _waiting.Count > 0 ? null : RentNow(ClassOf(bytes));

@@ -1,5 +1,6 @@
 using System.Buffers.Binary;
 using System.Runtime.CompilerServices;
+using System.Runtime.InteropServices;
 using BlockServer.Core;
 using BlockServer.Protocols.Iscsi.Scsi;
 
@@ -92,11 +93,16 @@ public sealed partial class IscsiConnection
             task.IsFilling = true;
             int first = Math.Min(task.Wanted, task.UnsolicitedEnd);
             int keep = Math.Min(header.DataBytes, task.Wanted);
-            if (keep > 0) await RentFirstAsync(task, first);
+            if (keep > 0 && !await RentFirstAsync(task, first)) keep = 0;
             bool isGood = await ReceiveDataAsync(keep > 0 ? task.Command.OutBuffer!.Slice(task.Command.OutStart, keep) : default, header.DataBytes);
             task.IsFilling = false;
             task.OutOffset = header.DataBytes;
             if (task.IsDropped || !isGood) return EndDropped(task, isGood);
+            if (task.IsTurnedAway && pdu.IsFinal)
+            {
+                _session.TurnAway(task);
+                return true;
+            }
         }
 
         _session.Deliver(task);
@@ -166,16 +172,21 @@ public sealed partial class IscsiConnection
     }
 
     /// <summary>Memory for unsolicited data: of the whole command when that is all or little more, else of the first burst,
-    /// so that a command that waits for its turn holds little.</summary>
+    /// so that a command that waits for its turn holds little. False when there is none and waiting for it might stand in the
+    /// way of data for which others wait (<see cref="GatherMemory"/>): the command is turned away. False too when it was
+    /// dropped.</summary>
     [AsyncMethodBuilder(typeof(LoopMethodBuilder<>))]
     private async ValueTask<bool> RentFirstAsync(IscsiTask task, int firstBytes)
     {
         int bytes = task.Wanted <= _session.Parameters.FirstBurstLength ? task.Wanted : firstBytes;
         int lead = task.Plan.Lead;
         ScsiCommand command = task.Command;
-        command.OutBuffer = _loop.Buffers.TryRent(lead + bytes) ?? await _loop.Buffers.RentAsync(lead + bytes);
         command.OutStart = lead;
-        return true;
+        command.OutBuffer = _session.Memory.TryRentFirst(task, lead + bytes);
+        if (command.OutBuffer is not null) return true;
+        if (_session.MayWaitForMemory(task)) command.OutBuffer = await _session.Memory.RentWholeAsync(task, lead + task.Wanted);
+        else (task.IsSpoiled, task.IsTurnedAway) = (true, true);
+        return command.OutBuffer is not null;
     }
 
     [AsyncMethodBuilder(typeof(LoopMethodBuilder<>))]
@@ -207,7 +218,8 @@ public sealed partial class IscsiConnection
         int offset = task.OutOffset;
         int keep = Math.Clamp(task.Wanted - offset, 0, header.DataBytes);
         task.IsFilling = true;
-        if (keep > 0 && task.Command.OutBuffer is null) await RentFirstAsync(task, Math.Min(task.Wanted, task.UnsolicitedEnd));
+        bool isFirst = keep > 0 && task.Command.OutBuffer is null;
+        if (isFirst && !await RentFirstAsync(task, Math.Min(task.Wanted, task.UnsolicitedEnd))) keep = 0;
         Memory<byte> target = keep > 0 ? task.Command.OutBuffer!.Slice(task.Command.OutStart + offset, keep) : default;
         bool isGood = await ReceiveDataAsync(target, header.DataBytes);
         task.IsFilling = false;
@@ -215,6 +227,12 @@ public sealed partial class IscsiConnection
         {
             if (task.IsDropped) _session.Forget(task);
             return isGood;
+        }
+
+        if (task.IsTurnedAway)
+        {
+            if (pdu.IsFinal) _session.FailForLostData(task);
+            return true;
         }
 
         task.OutOffset = offset + header.DataBytes;
@@ -261,8 +279,10 @@ public sealed partial class IscsiConnection
         new NopInPdu(pdu.Lun, pdu.Tag, IscsiWire.NoTag, default).WriteTo(answer.Bytes, keep);
         if (keep > 0)
         {
-            answer.Buffer = _loop.Buffers.TryRent(keep) ?? await _loop.Buffers.RentAsync(keep);
-            Memory<byte> data = answer.Buffer.Slice(0, keep);
+            // Never waits for memory: Data-Out may stand behind it. What is beyond the pool, PingBytesMax bounds.
+            answer.Buffer = _loop.Buffers.TryRent(keep);
+            Memory<byte> data = answer.Buffer?.Slice(0, keep)
+                ?? MemoryMarshal.CreateFromPinnedArray(GC.AllocateUninitializedArray<byte>(keep, pinned: true), 0, keep);
             if (!await ReceiveDataAsync(data, header.DataBytes))
             {
                 Release(answer);

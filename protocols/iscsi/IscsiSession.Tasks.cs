@@ -9,9 +9,6 @@ public sealed partial class IscsiSession
     // Tags of dropped tasks whose Data-Out may still be on its way; it is thrown away instead of ending the session.
     private const int GhostsMax = 256;
 
-    // R2T data leaves so much of the loop's memory to commands that already have theirs, which always finish.
-    private const int SolicitedShareOf = 4;
-
     private static readonly object Skip = new();
     private static readonly object Reserved = new(); // its immediate data is still on the way
 
@@ -126,6 +123,18 @@ public sealed partial class IscsiSession
     internal void FailForLostData(IscsiTask task)
     {
         GiveUpPlace(task);
+        FailUnexecuted(task);
+    }
+
+    /// <summary>No memory for its data, which was all read away.</summary>
+    internal void TurnAway(IscsiTask task)
+    {
+        FailUnexecuted(task); // first, for task management that comes next in order must not drop it
+        if (!task.Pdu.IsImmediate) Pass(task.Pdu.CmdSn);
+    }
+
+    private void FailUnexecuted(IscsiTask task)
+    {
         task.FailUnexecuted();
         task.Connection.Enqueue(task);
         UnlinkAndGoOn(task);
@@ -350,33 +359,33 @@ public sealed partial class IscsiSession
 
     private void Fetch(IscsiTask task)
     {
-        BufferPool pool = _loop.Buffers;
         int bytes = task.Plan.Lead + task.Wanted;
-        if (task.Command.OutBuffer is { } had && had.CapacityBytes >= bytes)
-        {
-            BeginFetch(task, null);
-            return;
-        }
-
-        bool hasRoom = pool.LentBytes + bytes <= pool.LimitBytes - pool.LimitBytes / SolicitedShareOf;
-        if (hasRoom && pool.TryRent(bytes) is { } buffer)
-        {
-            BeginFetch(task, buffer);
-            return;
-        }
-
-        task.IsQueued = true; // not to be released meanwhile
-        _ = FetchLaterAsync(task, bytes);
+        if (task.Command.OutBuffer is { } had && had.CapacityBytes >= bytes) BeginFetch(task, null);
+        else if (Memory.RentSolicited(task, bytes) is { } buffer) BeginFetch(task, buffer);
+        else task.IsQueued = true; // not to be released meanwhile
     }
 
-    private async Task FetchLaterAsync(IscsiTask task, int bytes)
+    /// <summary>The memory for which it waited; null: it was dropped.</summary>
+    internal void OnMemory(IscsiTask task, IoBuffer? buffer)
     {
-        IoBuffer buffer = await _loop.Buffers.RentAsync(bytes);
-        bool isDropped = task.IsDropped;
-        if (isDropped) buffer.Return();
         LeaveQueue(task);
-        if (!isDropped) BeginFetch(task, buffer);
+        if (buffer is not null) BeginFetch(task, buffer);
     }
+
+    /// <summary>A reader may wait for memory for this command's data: no other command of the session waits for data, which
+    /// might stand behind this one, or whose turn may come after this one's.</summary>
+    internal bool MayWaitForMemory(IscsiTask asking)
+    {
+        foreach (IscsiTask task in _tasks.Values)
+        {
+            if (task != asking && !task.IsDispatched && task.Wanted > 0) return false;
+        }
+
+        return true;
+    }
+
+    /// <summary>Once it is complete it can be handed over.</summary>
+    internal bool IsNextInOrder(IscsiTask task) => _orderedCount == 0 || task == _firstUndispatched || !task.IsDelivered;
 
     private static void BeginFetch(IscsiTask task, IoBuffer? buffer)
     {
@@ -404,6 +413,7 @@ public sealed partial class IscsiSession
         task.IsDropped = true;
         GiveUpPlace(task);
         Forget(task);
+        Memory.LookAgain();
     }
 
     /// <summary>Data-Out that is on its way has no task any more, and the number is passed.</summary>

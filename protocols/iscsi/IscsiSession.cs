@@ -54,6 +54,7 @@ public sealed partial class IscsiSession
     internal IscsiSession(IscsiTarget target, LoginMachine login, ushort tsih)
     {
         (_target, _loop, _options) = (target, target.Loop, target.Options);
+        Memory = GatherMemory.Of(_loop);
         (Tsih, Isid, Parameters) = (tsih, login.Isid, login.Parameters);
         (InitiatorName, User, IsDiscovery, Entry) = (login.InitiatorName, login.User, login.IsDiscovery, login.Target);
         ExpCmdSn = login.CmdSn;
@@ -112,6 +113,8 @@ public sealed partial class IscsiSession
     internal IScsiTarget? Scsi { get; }
 
     internal IscsiTarget Target => _target;
+
+    internal GatherMemory Memory { get; }
 
     internal Exception? Bug { get; private set; }
 
@@ -204,6 +207,7 @@ public sealed partial class IscsiSession
         _windowBytes -= task.CostBytes;
         task.CostBytes = 0;
         task.End();
+        Memory.Settle(task);
         Counters.InFlight--;
         IscsiConnection connection = task.Connection;
         connection.TaskCount--;

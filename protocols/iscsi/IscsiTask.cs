@@ -1,4 +1,5 @@
 using System.Runtime.CompilerServices;
+using BlockServer.Core;
 using BlockServer.Protocols.Iscsi.Scsi;
 
 namespace BlockServer.Protocols.Iscsi;
@@ -59,6 +60,9 @@ internal sealed class IscsiTask : Outgoing
     /// <summary>Bytes in the session's window.</summary>
     public int CostBytes { get; set; }
 
+    /// <summary>What of the loop's memory its Data-Out holds until it is handed over (<see cref="GatherMemory"/>), bytes.</summary>
+    public int GatheredBytes { get; set; }
+
     public bool IsDelivered { get; set; }
 
     public bool IsDispatched { get; set; }
@@ -74,7 +78,13 @@ internal sealed class IscsiTask : Outgoing
     /// <summary>Some of its Data-Out is missing: it fails when the rest has come.</summary>
     public bool IsSpoiled { get; set; }
 
-    /// <summary>In the queue for the session's window.</summary>
+    /// <summary>There was no memory for its unsolicited data: that is read away, then it is answered TASK SET FULL.</summary>
+    public bool IsTurnedAway { get; set; }
+
+    /// <summary>Nothing that is in order before it still gathers its data.</summary>
+    public bool IsNextInOrder => _session.IsNextInOrder(this);
+
+    /// <summary>In the queue for the session's window or for memory.</summary>
     public bool IsQueued { get; set; }
 
     /// <summary>Released before the window counted it.</summary>
@@ -101,7 +111,7 @@ internal sealed class IscsiTask : Outgoing
         (Connection, Pdu, BeganNanos) = (connection, pdu, nowNanos);
         (Wanted, OutOffset, UnsolicitedEnd, DataSn, R2TCount, R2TOffset, CostBytes) = (0, 0, 0, 0, 0, 0, 0);
         (IsDelivered, IsDispatched, IsDone, IsDropped) = (false, false, false, false);
-        (IsFilling, IsSpoiled, IsQueued, IsAnswered) = (false, false, false, false);
+        (IsFilling, IsSpoiled, IsTurnedAway, IsQueued, IsAnswered) = (false, false, false, false, false);
         (_dataInSn, _r2tSn, _inSent, _burstLeft, _r2tFirst, IsUnsolicitedOpen) = (0, 0, 0, connection.MaxBurst, 0, false);
         ScsiCommand command = Command;
         (command.Lun, command.Attribute, command.Tag) = (pdu.Lun, pdu.Attribute, pdu.Tag);
@@ -142,9 +152,13 @@ internal sealed class IscsiTask : Outgoing
         DataSn = 0;
     }
 
+    /// <summary>Its turn for memory has come; null: it was dropped.</summary>
+    public void OnMemory(IoBuffer? buffer) => _session.OnMemory(this, buffer);
+
     public void Execute()
     {
         IsDispatched = true;
+        _session.Memory.Settle(this);
         Command.OutLength = Wanted;
 #pragma warning disable CA2012 // The awaiter is kept in the task and asked once, in OnDone.
         _done = _session.Scsi!.ExecuteAsync(Command).GetAwaiter();
@@ -153,11 +167,17 @@ internal sealed class IscsiTask : Outgoing
         else _done.UnsafeOnCompleted(_onDone);
     }
 
-    /// <summary>Ends without having been executed: ABORTED COMMAND, protocol service CRC error (RFC 7143, 11.4.7.2), which
+    /// <summary>Ends without having been executed: TASK SET FULL for want of memory, or ABORTED COMMAND, protocol service CRC error (RFC 7143, 11.4.7.2), which
     /// initiators take as a reason to send the command again.</summary>
     public void FailUnexecuted()
     {
         (IsDispatched, IsDone) = (true, true);
+        if (IsTurnedAway)
+        {
+            Command.Status = ScsiStatus.TaskSetFull;
+            return;
+        }
+
         Command.Status = ScsiStatus.CheckCondition;
         Command.Sense.AsSpan(0, LostDataSense.Length).Clear();
         LostDataSense.CopyTo(Command.Sense);

@@ -29,7 +29,17 @@ internal static class RawHttp
     /// <summary>Sends <paramref name="request"/> as it is and reads to the end of the stream.</summary>
     public static async Task<RawAnswer> SendAsync(int port, string request)
     {
-        using Socket socket = await ConnectAsync(port);
+        Socket connected;
+        try
+        {
+            connected = await ConnectAsync(port);
+        }
+        catch (SocketException e) when (e.SocketErrorCode == SocketError.ConnectionReset)
+        {
+            return new RawAnswer(0, "", ""); // it was faster in closing than this side in looking
+        }
+
+        using Socket socket = connected;
         try
         {
             await SendAllAsync(socket, Encoding.UTF8.GetBytes(request));
