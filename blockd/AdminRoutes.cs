@@ -16,6 +16,7 @@ internal sealed class AdminRoutes : IAdminRoutes
     private readonly AdminTasks _tasks = new();
     private readonly ThickVolumes _thick;
     private readonly TargetRoutes _targets;
+    private readonly Populations _populations;
     private readonly SnapshotRoutes _snapshots;
     private readonly StreamRoutes _streams;
     private readonly Dictionary<string, Func<ApiCall, Task>> _handlers;
@@ -26,7 +27,8 @@ internal sealed class AdminRoutes : IAdminRoutes
         _daemon = daemon;
         _thick = new ThickVolumes(daemon, _tasks);
         _targets = new TargetRoutes(daemon);
-        _snapshots = new SnapshotRoutes(daemon, _tasks, _targets, DescribeAsync, _thick.BeginAsync);
+        _populations = new Populations(daemon, _tasks);
+        _snapshots = new SnapshotRoutes(daemon, _tasks, _targets, _populations, DescribeAsync, _thick.BeginAsync);
         _streams = new StreamRoutes(daemon, DescribeAsync);
         _handlers = new(StringComparer.Ordinal)
         {
@@ -58,6 +60,7 @@ internal sealed class AdminRoutes : IAdminRoutes
     public async Task ResumeAsync()
     {
         await _thick.BeginAsync();
+        await _populations.ResumeAsync();
         await _snapshots.ResumeAsync();
     }
 
@@ -107,7 +110,9 @@ internal sealed class AdminRoutes : IAdminRoutes
             throw new ApiException(409, "volume-in-use", "clients are attached; detach them before the volume shrinks", "sizeBytes");
         if (change.Export is { } export && !SharedVolumes.IsShownAlike(export, volume.Export) && _daemon.Sessions.CountOf(volume.Id) > 0)
             throw new ApiException(409, "volume-in-use", "clients are attached; detach them before the volume is shown otherwise", "export");
-        VolumeRecord changed = Must(await _daemon.Directory.ChangeAsync(volume.Name, change));
+        VolumeRecord changed = change.Image == true && !volume.IsImage
+            ? await _daemon.Imports.MarkImageAsync(volume, change)
+            : Must(await _daemon.Directory.ChangeAsync(volume.Name, change));
         await _thick.BeginAsync();
         _daemon.OnChanged(changed);
         await call.AnswerAsync(await DescribeAsync(changed), ApiJson.Default.VolumeInfo);
@@ -190,6 +195,7 @@ internal sealed class AdminRoutes : IAdminRoutes
             await _daemon.Imports.RecoverAsync();
             await _daemon.Volumes.OpenReservedAsync(_daemon.Directory, _daemon.Stores);
             await _thick.BeginAsync();
+            await _populations.ResumeAsync();
             await _daemon.ServedTargets.ApplyAllAsync();
             await call.AnswerAsync(await host.DescribeAsync(), ApiJson.Default.DiskInfo, 201);
         }
@@ -303,10 +309,10 @@ internal sealed class AdminRoutes : IAdminRoutes
         string? BaseOf(VolumeLayers? shown) =>
             shown?.Base is { } basis ? $"{names!.GetValueOrDefault(basis.VolumeId, "(deleted)")}@{shown.BaseName}" : null;
         return [.. volumes.Select(v => new VolumeInfo(
-            v.Id, v.Uuid, v.Name, v.SizeBytes, used.GetValueOrDefault(v.Id), 1, used.ContainsKey(v.Id) ? v.Import is { IsActive: true } ? "initializing" : "online" : "unavailable", v.Export,
-            v.Description, v.StoreId, sessions.GetValueOrDefault(v.Id), v.Revision, v.CreatedAt, used.ContainsKey(v.Id) ? null : WhyNot(v),
+            v.Id, v.Uuid, v.Name, v.SizeBytes, used.GetValueOrDefault(v.Id), 1, used.ContainsKey(v.Id) ? VolumeDirectory.ImportFault(v) is not null ? "initializing" : "online" : "unavailable", v.Export,
+            v.Description, v.StoreId, sessions.GetValueOrDefault(v.Id), v.Revision, v.CreatedAt, used.ContainsKey(v.Id) ? v.IsPopulating ? _populations.FaultOf(v.Id) : null : WhyNot(v),
             reservations.GetValueOrDefault(v.Id), BaseOf(layers.GetValueOrDefault(v.Id)), layers.GetValueOrDefault(v.Id)?.IsFlattening ?? false,
-            layers.GetValueOrDefault(v.Id)?.Snapshots.Count ?? 0, StreamRoutes.Describe(v.Import)))];
+            layers.GetValueOrDefault(v.Id)?.Snapshots.Count ?? 0, StreamRoutes.Describe(v.Import), v.IsImage))];
     }
 
     private string WhyNot(VolumeRecord volume)

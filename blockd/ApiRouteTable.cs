@@ -59,6 +59,7 @@ internal static class ApiRouteTable
     private static readonly (int, string) s_meanwhile = (409, "changed-meanwhile");
     private static readonly (int, string) s_badQuery = (400, "invalid-query");
     private static readonly (int, string) s_coming = (409, "volume-initializing");
+    private static readonly (int, string) s_image = (409, "volume-is-image");
     private static readonly (int, string) s_noPolicy = (404, "no-such-policy");
     private static readonly (int, string) s_noSnapshot = (404, "no-such-snapshot");
     private static readonly (int, string) s_noDisk = (503, "disk-unavailable");
@@ -79,7 +80,7 @@ internal static class ApiRouteTable
         new("GET", "volumes/{name}", "One volume.", 200, typeof(VolumeInfo), null, [], [s_badName, s_noVolume]),
         new("PATCH", "volumes/{name}", "Changes a volume; what is null stays as it is.", 200, typeof(VolumeInfo), typeof(ChangeVolume), [],
             [s_badName, s_noVolume, (400, "invalid-size"), (400, "invalid-block-size"), (400, "invalid-description"), (409, "name-taken"), (409, "data-beyond-size"),
-                (409, "shrink-not-confirmed"), s_coming, (409, "volume-in-use"), (409, "changed-meanwhile"), (412, "revision-differs"), (503, "disk-unavailable")]),
+                (409, "shrink-not-confirmed"), s_coming, s_image, (409, "import-running"), (409, "volume-in-use"), (409, "changed-meanwhile"), (412, "revision-differs"), (503, "disk-unavailable")]),
         new("DELETE", "volumes/{name}", "Deletes a volume; its id or revision must be named.", 204, null, null,
             [new("id", "integer", "The volume's id."), new("revision", "integer", "The volume's revision."),
                 new("force", "boolean", "Also while clients are attached or the disk is away."),
@@ -103,12 +104,12 @@ internal static class ApiRouteTable
             [s_badName, s_noVolume, s_noSnapshot, s_badQuery, (409, "snapshot-in-use"), (409, "snapshot-is-lun"), (409, "snapshot-has-clones"), (409, "clone-being-deleted"), s_meanwhile, s_coming, (412, "uuid-differs"), s_noDisk]),
         new("POST", "volumes/{name}/snapshots/{snapshot}/rollback", "Makes the volume what the snapshot is; what it was is kept as another snapshot.", 200,
             typeof(RollbackInfo), typeof(RollbackSnapshot), [],
-            [s_badName, s_noVolume, s_noSnapshot, (409, "volume-in-use"), (409, "snapshot-exists"), s_coming, (409, "volume-flattening"), s_meanwhile, s_noDisk, (507, "no-space")]),
+            [s_badName, s_noVolume, s_noSnapshot, (409, "volume-in-use"), (409, "snapshot-exists"), s_coming, s_image, (409, "volume-flattening"), s_meanwhile, s_noDisk, (507, "no-space")]),
         new("GET", "volumes/{name}/diff", "What differs between a snapshot and a later one, or what is written now.", 200, typeof(DiffInfo), null,
             [new("from", "string", "Name of the snapshot."), new("to", "string", "Name of the other one; default: what is written now."),
                 new("offset", "integer", "Where to begin, in bytes."), new("ranges", "integer", "At most so many ranges, 1 to 10,000 (default).")],
             [s_badName, s_noVolume, s_noSnapshot, s_badQuery, s_meanwhile, s_noDisk]),
-        new("POST", "volumes/{name}/clone", "Makes a volume with the content of a snapshot, writable at once. Repeating the request with its idempotencyKey answers the same volume.",
+        new("POST", "volumes/{name}/clone", "Makes a volume with the content of a snapshot, writable at once; or, full, a copy that is initializing until it is populated. Repeating the request with its idempotencyKey answers the same volume.",
             201, typeof(VolumeInfo), typeof(CloneVolume), [],
             [s_badName, s_noVolume, s_noSnapshot, (400, "invalid-size"), (400, "invalid-block-size"), (400, "invalid-idempotency-key"), (400, "invalid-description"),
                 (409, "name-taken"), s_coming, (409, "volume-flattening"), s_meanwhile, s_noDisk, (507, "no-space")]),
@@ -124,10 +125,11 @@ internal static class ApiRouteTable
             typeof(VolumeInfo), typeof(Stream),
             [new("storeId", "string", "The disk of a new volume."), new("keep", "boolean", "A stream that breaks off is kept and can be resumed."),
                 new("resume", "boolean", "Goes on with such a one: the header, then the frames from the import's cursor on."),
+                new("image", "boolean", "The new volume becomes an image, read-only for ever; not with an increment."),
                 new("check", "boolean", "Only the header is sent, and looked at: 204 when the stream would be taken.")],
             [s_badName, (400, "bad-stream"), (400, "truncated-stream"), (400, "interrupted-stream"), s_badQuery, (404, "no-import"), (404, "no-disk"), (409, "name-taken"),
                 (409, "wrong-base"), (409, "changed-since-base"), (409, "snapshot-exists"), (409, "volume-in-use"), (409, "import-unfinished"), (409, "import-running"),
-                (409, "other-stream"), s_meanwhile, (503, "disk-unavailable"), (507, "no-space")]),
+                (409, "other-stream"), s_image, s_meanwhile, (503, "disk-unavailable"), (507, "no-space")]),
         new("GET", "volumes/{name}/import", "What comes into a volume, or why the last stream for it was refused.", 200, typeof(ImportInfo), null, [],
             [s_badName, (404, "no-import"), (400, "bad-stream"), (400, "truncated-stream"), (400, "interrupted-stream"), s_noDisk, (507, "no-space")]),
         new("DELETE", "volumes/{name}/import", "Gives an interrupted import up: a volume that was to be filled goes, an increment leaves nothing.", 204, null, null, [],

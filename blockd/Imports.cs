@@ -38,12 +38,18 @@ internal sealed class Imports(VolumeDirectory directory, StoreSet stores, Shared
                 warn($"volume '{volume.Name}' stays closed, its interrupted import cannot be put aside: {e.Message}");
             }
         }
+
+        // A copy that was finished by its store may be attached at once; others go on.
+        foreach (VolumeRecord volume in directory.List().Where(v => v.IsPopulating && stores.Find(v.StoreId) is not null))
+        {
+            if ((await directory.PopulateAsync(volume.Id)).Fault is { } fault) warn($"volume '{volume.Name}' stays closed, it cannot be populated: {fault.Detail}");
+        }
     }
 
     /// <summary>Brings a stream in; the volume when it is whole. <paramref name="keepsPart"/>: a stream that breaks off can be
     /// continued later, by <paramref name="goesOn"/>. Throws <see cref="ImportException"/> or <see cref="ApiException"/>.</summary>
     public async Task<VolumeRecord> RunAsync(
-        string name, Guid? storeId, Stream body, ICompressor? compressor, bool keepsPart, bool goesOn, CancellationToken cancel)
+        string name, Guid? storeId, Stream body, ICompressor? compressor, bool keepsPart, bool goesOn, bool isImage, CancellationToken cancel)
     {
         // A new volume has no number yet.
         if (!_names.TryAdd(name, 0)) throw Busy(name);
@@ -56,8 +62,8 @@ internal sealed class Imports(VolumeDirectory directory, StoreSet stores, Shared
             try
             {
                 begun = header.Base is null
-                    ? await BeginFullAsync(name, storeId, known, header, goesOn)
-                    : await BeginIncrementAsync(name, known, header, goesOn);
+                    ? await BeginFullAsync(name, storeId, known, header, goesOn, isImage)
+                    : await BeginIncrementAsync(name, known, header, goesOn, isImage);
                 _running.TryAdd(begun.Id, 0);
                 return await FillAsync(begun, header, body, compressor, keepsPart, cancel);
             }
@@ -85,7 +91,7 @@ internal sealed class Imports(VolumeDirectory directory, StoreSet stores, Shared
     public ImportException? FaultOf(string name) => _faults.LastOrDefault(f => f.Name == name).Fault;
 
     /// <summary>Looks at a stream's header, without any change. Throws as <see cref="RunAsync"/>.</summary>
-    public async Task CheckAsync(string name, Stream body, bool goesOn, CancellationToken cancel)
+    public async Task CheckAsync(string name, Stream body, bool goesOn, bool isImage, CancellationToken cancel)
     {
         StreamHeader header = await ReadHeaderAsync(body, cancel);
         if (_names.ContainsKey(name)) throw Busy(name);
@@ -96,7 +102,7 @@ internal sealed class Imports(VolumeDirectory directory, StoreSet stores, Shared
             return;
         }
 
-        ImportRecord import = CheckIncrement(name, known, header, goesOn);
+        ImportRecord import = CheckIncrement(name, known, header, goesOn, isImage);
         if (sessions.CountOf(known!.Id) is > 0 and int attached) throw InUse(attached);
         await CheckBaseAsync(known, HostOf(known), header, import);
     }
@@ -113,6 +119,35 @@ internal sealed class Imports(VolumeDirectory directory, StoreSet stores, Shared
         catch (ImportException e)
         {
             throw new ApiException(e.Status, e.Code, e.Message);
+        }
+        finally
+        {
+            _running.TryRemove(volume.Id, out _);
+        }
+    }
+
+    /// <summary>Makes a volume an image, while nobody is attached and nothing comes into it. Throws <see cref="ApiException"/>.</summary>
+    public async Task<VolumeRecord> MarkImageAsync(VolumeRecord volume, ChangeVolume change)
+    {
+        if (!_running.TryAdd(volume.Id, 0)) throw Busy(volume.Name);
+        try
+        {
+            // The closing would take the unit away from initiators.
+            if (sessions.CountOf(volume.Id) is > 0 and int there) throw InUse(there);
+            volumes.Close(volume.Id);
+            try
+            {
+                // As for an increment: whoever attaches from here on finds it closed, who was there before is seen now.
+                await renewTargets();
+                if (sessions.CountOf(volume.Id) is > 0 and int attached) throw InUse(attached);
+                VolumeRecord image = AdminRoutes.Must(await directory.ChangeAsync(volume.Name, change));
+                await volumes.SealAsync(image);
+                return image;
+            }
+            finally
+            {
+                await ReopenAsync(volume.Id);
+            }
         }
         finally
         {
@@ -144,19 +179,21 @@ internal sealed class Imports(VolumeDirectory directory, StoreSet stores, Shared
         if (known.SizeBytes != header.SizeBytes) throw OtherStream();
     }
 
-    private async Task<VolumeRecord> BeginFullAsync(string name, Guid? storeId, VolumeRecord? known, StreamHeader header, bool goesOn)
+    private async Task<VolumeRecord> BeginFullAsync(string name, Guid? storeId, VolumeRecord? known, StreamHeader header, bool goesOn, bool isImage)
     {
         CheckFull(name, known, header, goesOn);
         if (known is not null) return known;
-        var begun = new ImportRecord(header.StreamId, null, 0, header.Target, StreamCursor.AtStart(header).ToString(), true);
+        var begun = new ImportRecord(header.StreamId, null, 0, header.Target, StreamCursor.AtStart(header).ToString(), IsActive: true, isImage);
         return AdminRoutes.Must(await directory.CreateForImportAsync(new CreateVolume(name, header.SizeBytes, StoreId: storeId), begun));
     }
 
     /// <summary>What the record of the volume will say while the increment comes.</summary>
-    private static ImportRecord CheckIncrement(string name, VolumeRecord? known, StreamHeader header, bool goesOn)
+    private static ImportRecord CheckIncrement(string name, VolumeRecord? known, StreamHeader header, bool goesOn, bool isImage)
     {
+        if (isImage) throw new ApiException(400, "invalid-query", "only a full stream makes an image; bring the increment in, then pfcli create_image", "image");
         if (known is null)
             throw new ApiException(409, "wrong-base", $"the stream is an increment and there is no volume '{name}' with its base; import the full stream first");
+        if (VolumeDirectory.ImageFault(known) is { } fault) throw AdminRoutes.Refusal(fault);
         if (known.Import is { Base: null }) throw new ApiException(409, "import-unfinished", $"'{name}' is not whole itself yet");
         if (!goesOn)
         {
@@ -169,9 +206,9 @@ internal sealed class Imports(VolumeDirectory directory, StoreSet stores, Shared
         return import with { IsActive = true };
     }
 
-    private async Task<VolumeRecord> BeginIncrementAsync(string name, VolumeRecord? known, StreamHeader header, bool goesOn)
+    private async Task<VolumeRecord> BeginIncrementAsync(string name, VolumeRecord? known, StreamHeader header, bool goesOn, bool isImage)
     {
-        ImportRecord begun = CheckIncrement(name, known, header, goesOn);
+        ImportRecord begun = CheckIncrement(name, known, header, goesOn, isImage);
         StoreHost host = HostOf(known!);
         if (!goesOn && known!.Import is { } left) await DropAsync(known, host, left);
         known = directory.Find(name) ?? throw new ApiException(404, "no-such-volume", $"there is no volume '{name}'");

@@ -76,7 +76,7 @@ internal sealed class NbdFrontEnd(
             Description = record.Description ?? "",
             Device = opened.Device,
             SizeBytes = opened.Snapshot?.SizeBytes ?? record.SizeBytes,
-            IsReadOnly = snapshot is not null || record.Export.ReadOnly,
+            IsReadOnly = snapshot is not null || record.Export.ReadOnly || record.IsImage,
             Meter = snapshot is null ? meters.Of(record.Id) : null,
             Contexts = new SnapshotContexts(this, host, record.Id, opened.Snapshot?.Uuid),
             Tag = new ExportTag(record.Id, host, opened.Snapshot),

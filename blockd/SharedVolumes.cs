@@ -7,7 +7,7 @@ using BlockServer.Protocols.Iscsi.Scsi;
 namespace BlockServer.Blockd;
 
 /// <summary>What the front ends share of one volume. Lives on the volume's loop.</summary>
-internal sealed class SharedVolume(uint id, StoreHost host, IBlockDevice device)
+internal sealed class SharedVolume(uint id, StoreHost host, WatchedDevice device)
 {
     /// <summary>Number of the volume.</summary>
     public uint Id { get; } = id;
@@ -16,7 +16,7 @@ internal sealed class SharedVolume(uint id, StoreHost host, IBlockDevice device)
     public StoreHost Host { get; } = host;
 
     /// <summary>The volume itself.</summary>
-    public IBlockDevice Device { get; } = device;
+    public WatchedDevice Device { get; } = device;
 
     /// <summary>Passed by every change.</summary>
     public VolumeGate Gate { get; } = new();
@@ -186,6 +186,17 @@ internal sealed class SharedVolumes(IMetaStore meta, Settings settings, Action<s
         });
     }
 
+    /// <summary>As <see cref="OnChanged"/>; it holds when this has ended. Any thread but a loop's.</summary>
+    public async Task SealAsync(VolumeRecord record)
+    {
+        if (Find(record.Id) is not { } volume) return;
+        await volume.Host.Thread.InvokeAsync(() =>
+        {
+            Apply(volume, record);
+            return default;
+        });
+    }
+
     /// <summary>The volume is gone. Any thread.</summary>
     public void Forget(uint volumeId)
     {
@@ -264,8 +275,9 @@ internal sealed class SharedVolumes(IMetaStore meta, Settings settings, Action<s
 
     private static void Apply(SharedVolume volume, VolumeRecord record)
     {
+        volume.Device.IsSealed = record.IsImage;
         volume.Gate.IgnoresFence = record.Export.NbdIgnoresReservations;
-        if (volume.Unit is { } unit) unit.IsReadOnly = record.Export.ReadOnly;
+        if (volume.Unit is { } unit) unit.IsReadOnly = record.Export.ReadOnly || record.IsImage;
     }
 
     private Task LoadUnitAsync(SharedVolume volume, VolumeRecord record) => volume.Loading ??= LoadUnitOnceAsync(volume, record);
@@ -295,7 +307,7 @@ internal sealed class SharedVolumes(IMetaStore meta, Settings settings, Action<s
         var options = new LogicalUnitOptions
         {
             Uuid = record.Uuid,
-            IsReadOnly = record.Export.ReadOnly,
+            IsReadOnly = record.Export.ReadOnly || record.IsImage,
             IsRemovable = record.Export.Removable,
             IsThin = !record.Export.Thick,
             BlockBytes = record.Export.BlockBytes,

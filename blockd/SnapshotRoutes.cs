@@ -5,7 +5,8 @@ using BlockServer.Core.Api;
 namespace BlockServer.Blockd;
 
 /// <summary>The admin API's snapshots and clones.</summary>
-internal sealed class SnapshotRoutes(Daemon daemon, AdminTasks tasks, TargetRoutes targets, Func<VolumeRecord, Task<VolumeInfo>> describe, Func<Task> begin)
+internal sealed class SnapshotRoutes(
+    Daemon daemon, AdminTasks tasks, TargetRoutes targets, Populations populations, Func<VolumeRecord, Task<VolumeInfo>> describe, Func<Task> begin)
 {
     private const int RangesMax = 10_000;
 
@@ -34,7 +35,7 @@ internal sealed class SnapshotRoutes(Daemon daemon, AdminTasks tasks, TargetRout
     /// <summary>Follows what the stores go on with since the last run of the daemon.</summary>
     public async Task ResumeAsync()
     {
-        foreach (VolumeRecord volume in daemon.Directory.List())
+        foreach (VolumeRecord volume in daemon.Directory.List().Where(v => !v.IsPopulating))
         {
             if (await daemon.Directory.LayersAsync(volume) is { IsFlattening: true }) FollowFlattening(volume);
         }
@@ -185,6 +186,7 @@ internal sealed class SnapshotRoutes(Daemon daemon, AdminTasks tasks, TargetRout
     {
         VolumeRecord source = AdminRoutes.VolumeOf(daemon, call);
         VolumeRecord made = AdminRoutes.Must(await daemon.Directory.CloneAsync(source.Name, await call.ReadAsync(ApiJson.Default.CloneVolume)));
+        if (made.IsPopulating) populations.Follow(made);
         await begin();
         await call.AnswerAsync(await describe(made), ApiJson.Default.VolumeInfo, 201);
     }
@@ -194,7 +196,7 @@ internal sealed class SnapshotRoutes(Daemon daemon, AdminTasks tasks, TargetRout
         VolumeRecord volume = AdminRoutes.VolumeOf(daemon, call);
         _ = await call.ReadAsync(ApiJson.Default.FlattenVolume);
         AdminRoutes.Must(await daemon.Directory.FlattenAsync(volume.Name));
-        await call.AnswerAsync(FollowFlattening(volume), ApiJson.Default.TaskInfo, 202);
+        await call.AnswerAsync(volume.IsPopulating ? populations.Follow(volume) : FollowFlattening(volume), ApiJson.Default.TaskInfo, 202);
     }
 
     private TaskInfo FollowFlattening(VolumeRecord volume) => tasks.Follow("flatten", volume.Name, async progress =>

@@ -45,7 +45,10 @@ internal sealed class WatchedDevice(IBlockDevice device, SpaceWatch watch) : IBl
     public ulong SizeBytes => device.SizeBytes;
 
     /// <inheritdoc/>
-    public bool IsReadOnly => device.IsReadOnly;
+    public bool IsReadOnly => IsSealed || device.IsReadOnly;
+
+    /// <summary>It is an image: whoever was let in when it was none changes nothing either.</summary>
+    public bool IsSealed { get; set; }
 
     /// <inheritdoc/>
     public ValueTask<ReadResult> ReadAsync(ulong offsetBytes, Memory<byte> target) => device.ReadAsync(offsetBytes, target);
@@ -53,6 +56,7 @@ internal sealed class WatchedDevice(IBlockDevice device, SpaceWatch watch) : IBl
     /// <inheritdoc/>
     public ValueTask<IoStatus> WriteAsync(ulong offsetBytes, ReadOnlyMemory<byte> source, WriteFlags flags)
     {
+        if (IsSealed) return new(IoStatus.ReadOnly);
         watch.OnWriting((ulong)source.Length);
         return device.WriteAsync(offsetBytes, source, flags);
     }
@@ -61,11 +65,13 @@ internal sealed class WatchedDevice(IBlockDevice device, SpaceWatch watch) : IBl
     public ValueTask<IoStatus> FlushAsync() => device.FlushAsync();
 
     /// <inheritdoc/>
-    public ValueTask<IoStatus> TrimAsync(ulong offsetBytes, ulong lengthBytes, WriteFlags flags) => device.TrimAsync(offsetBytes, lengthBytes, flags);
+    public ValueTask<IoStatus> TrimAsync(ulong offsetBytes, ulong lengthBytes, WriteFlags flags) =>
+        IsSealed ? new(IoStatus.ReadOnly) : device.TrimAsync(offsetBytes, lengthBytes, flags);
 
     /// <inheritdoc/>
     public ValueTask<IoStatus> WriteZeroesAsync(ulong offsetBytes, ulong lengthBytes, WriteFlags flags)
     {
+        if (IsSealed) return new(IoStatus.ReadOnly);
         watch.OnWriting((flags & WriteFlags.NoHole) != 0 ? lengthBytes : 0); // of holes the ends only
         return device.WriteZeroesAsync(offsetBytes, lengthBytes, flags);
     }

@@ -80,18 +80,18 @@ internal sealed class StreamRoutes
         if (!VolumeName.IsValid(name, out string? reason)) throw new ApiException(400, "invalid-name", reason, "name");
         Guid? storeId = call.Query("storeId") is not { } text ? null
             : Guid.TryParse(text, out Guid id) ? id : throw new ApiException(400, "invalid-query", "storeId must be the id of a disk", "storeId");
-        bool keepsPart = call.QueryFlag("keep"), goesOn = call.QueryFlag("resume");
+        bool keepsPart = call.QueryFlag("keep"), goesOn = call.QueryFlag("resume"), isImage = call.QueryFlag("image");
         Stream body = call.LongBody();
         try
         {
             if (call.QueryFlag("check"))
             {
-                await _daemon.Imports.CheckAsync(name, body, goesOn, call.Aborted);
+                await _daemon.Imports.CheckAsync(name, body, goesOn, isImage, call.Aborted);
                 await call.AnswerNothingAsync();
                 return;
             }
 
-            VolumeRecord volume = await _daemon.Imports.RunAsync(name, storeId, body, Lz4.Instance, keepsPart, goesOn, call.Aborted);
+            VolumeRecord volume = await _daemon.Imports.RunAsync(name, storeId, body, Lz4.Instance, keepsPart, goesOn, isImage, call.Aborted);
             await call.AnswerAsync(await _describe(volume), ApiJson.Default.VolumeInfo, 201);
         }
         catch (ImportException e)

@@ -7,5 +7,6 @@ namespace BlockServer.Cluster;
 /// <param name="Target">The snapshot that is cut when it is whole, or null.</param>
 /// <param name="Cursor">How far it has come durably.</param>
 /// <param name="IsActive">The volume is neither what it was nor what it will be: nobody may attach it.</param>
+/// <param name="IsImage">The new volume becomes an image when the stream has come.</param>
 public sealed record ImportRecord(
-    Guid StreamId, Guid? Base, ulong BaseSizeBytes, Guid? Target, string Cursor, bool IsActive);
+    Guid StreamId, Guid? Base, ulong BaseSizeBytes, Guid? Target, string Cursor, bool IsActive, bool IsImage = false);

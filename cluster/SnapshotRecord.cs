@@ -14,7 +14,8 @@ namespace BlockServer.Cluster;
 /// <param name="Clean">Whoever asked for it had brought what uses the volume to rest.</param>
 /// <param name="Group">The cut of several volumes that it is part of, or null.</param>
 /// <param name="Policy">The policy that asked for it, or null.</param>
-public sealed record SnapshotRecord(uint VolumeId, Guid Uuid, bool Clean, Guid? Group, string? Policy)
+/// <param name="IsForCopy">It was cut for a copy and goes when nothing builds on it. Written before the cut, so that none stays.</param>
+public sealed record SnapshotRecord(uint VolumeId, Guid Uuid, bool Clean, Guid? Group, string? Policy, bool IsForCopy = false)
 {
     internal const string Prefix = "snap/";
 

@@ -29,11 +29,18 @@ public sealed partial class VolumeDirectory
             return new DirectoryFault(IoStatus.Invalid, "too-many-volumes", $"at most {GroupMax} volumes are cut at once", "volumes");
         Guid? group = members.Count > 1 ? random.NextGuid() : null;
         (VolumeRecord Volume, SnapshotRequest Request)[] cuts = [.. members.Select(v => (v, new SnapshotRequest(v.Id, random.NextGuid(), name, Seconds())))];
-        SnapshotRecord[] records = [.. cuts.Select(c => new SnapshotRecord(c.Volume.Id, c.Request.Uuid, label.Clean, group, label.Policy))];
+        SnapshotRecord[] records = [.. cuts.Select(c => new SnapshotRecord(c.Volume.Id, c.Request.Uuid, label.Clean, group, label.Policy, label.IsForCopy))];
         MetaChange[] labels = [.. records.Select(r => new MetaChange(r.Key, r.Encode()))];
         bool isOne = members.Count <= CutMax && members.DistinctBy(v => v.StoreId).Count() == 1;
         bool isLabelled = true;
-        if (isOne)
+        if (isOne && label.IsForCopy)
+        {
+            MetaResult said = await CommitAsync([], labels);
+            if (said.Outcome != MetaOutcome.Committed) return MetaCommit.FaultOf(said.Outcome);
+            IoStatus status = await _hosts[members[0].StoreId].CutAsync([.. cuts.Select(c => c.Request)]);
+            if (status != IoStatus.Ok) return SnapshotFault(status);
+        }
+        else if (isOne)
         {
             IoStatus status = await _hosts[members[0].StoreId].CutAsync([.. cuts.Select(c => c.Request)]);
             if (status != IoStatus.Ok) return SnapshotFault(status);

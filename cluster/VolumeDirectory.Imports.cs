@@ -16,7 +16,9 @@ public sealed partial class VolumeDirectory
     {
         if (_table.FindById(id) is not { } old) return new DirectoryFault(IoStatus.NotFound, "no-such-volume", "the volume was deleted meanwhile");
         if (old.Import != onlyFrom) return new DirectoryFault(IoStatus.Conflict, "changed-meanwhile", "another import of the volume has begun or ended");
+        if (import is { Base: not null } && ImageFault(old) is { } image) return image;
         VolumeRecord wanted = old with { Import = import };
+        if (import is null && onlyFrom is { Base: null, IsImage: true }) wanted = AsImage(wanted); // a full stream that is given up goes with its volume
         MetaResult written = await WriteAsync(wanted);
         return written.Outcome == MetaOutcome.Committed ? Show(wanted with { Revision = written.Revision }) : MetaCommit.FaultOf(written.Outcome);
     });
@@ -34,7 +36,7 @@ public sealed partial class VolumeDirectory
             : Task.FromResult<DirectoryResult>(new DirectoryFault(IoStatus.NotFound, "no-such-volume", "the volume was deleted meanwhile")));
 
     /// <summary>Why a volume cannot be changed or attached: something comes into it. Null when nothing does.</summary>
-    public static DirectoryFault? ImportFault(VolumeRecord volume) => volume.Import is not { IsActive: true } import ? null : new(
+    public static DirectoryFault? ImportFault(VolumeRecord volume) => volume.IsPopulating ? PopulationFault(volume) : volume.Import is not { IsActive: true } import ? null : new(
         IoStatus.Conflict, "volume-initializing",
         import.Base is null
             ? $"'{volume.Name}' is being filled and not whole yet; wait, go on with pfcli import_image --resume, or delete it"

@@ -66,6 +66,7 @@ public sealed partial class VolumeDirectory
         (VolumeSnapshot? found, DirectoryFault? fault) = await FindSnapshotAsync(volume, snapshot);
         if (found is null) return fault!;
         VolumeRecord old = found.Volume;
+        if (ImageFault(old) is { } image) return image;
         IVolumeHost host = _hosts[old.StoreId];
         string name = safetyName ?? await FreeNameAsync(old, "before-rollback-" + Now());
         if (!VolumeName.IsValid(name, out string? reason)) return new DirectoryFault(IoStatus.Invalid, "invalid-name", reason, "safetyName");
@@ -101,7 +102,8 @@ public sealed partial class VolumeDirectory
     public Task<DirectoryResult> FlattenAsync(string name) => ChangeAloneAsync(async () =>
     {
         if (Find(name) is not { } volume) return NoVolume(name);
-        if (ImportFault(volume) is { } coming) return coming;
+        // Of one that is being populated this goes on with a copying that could not.
+        if (!volume.IsPopulating && ImportFault(volume) is { } coming) return coming;
         if (await LayersAsync(volume) is not { } layers) return AwayFault();
         if (layers.Base is null) return new DirectoryFault(IoStatus.Conflict, "not-a-clone", $"'{name}' shares nothing with another volume");
         if (layers.Snapshots.Count > 0)
@@ -137,15 +139,15 @@ public sealed partial class VolumeDirectory
         if (isOurs)
         {
             // Short enough for a number behind it.
-            string name = await FreeNameAsync(from, "clone-" + request.Name[..Math.Min(request.Name.Length, VolumeName.LengthMax - 16)]);
+            string name = await FreeNameAsync(from, (request.Full ? "copy-" : "clone-") + request.Name[..Math.Min(request.Name.Length, VolumeName.LengthMax - 16)]);
             if (await CutFaultAsync(from, name) is { } inTheWay) return inTheWay;
-            SnapshotResult cut = await CutAloneAsync(name, [from], default);
+            SnapshotResult cut = await CutAloneAsync(name, [from], new SnapshotLabel(false, IsForCopy: request.Full));
             if (cut.Fault is { } fault) return fault;
             basis = cut.Snapshots[0];
         }
 
         IVolumeHost host = _hosts[from.StoreId];
-        DirectoryResult made = await CreateOnAsync(wanted, host, head => host.CloneAsync(head, from.Id, basis!.Info.Uuid));
+        DirectoryResult made = await CreateOnAsync(wanted, host, head => host.CloneAsync(head, from.Id, basis!.Info.Uuid), isPopulating: request.Full);
         // A snapshot that was cut for a clone that is not made is of no use.
         if (isOurs && made.Fault is not null) await host.DeleteSnapshotAsync(from.Id, basis!.Info.Uuid);
         return made;
@@ -180,16 +182,23 @@ public sealed partial class VolumeDirectory
             if (CloneFault(new VolumeSnapshot(volume, snapshot, null)) is { } fault) return fault;
         }
 
-        return withSnapshots ? null : new DirectoryFault(
+        if (withSnapshots) return null;
+        SnapshotResult known = await SnapshotsAsync(volume);
+        if (known.Fault is { } unknown) return unknown;
+        string[] kept = [.. known.Snapshots.Where(s => s.Record is not { IsForCopy: true }).Select(s => s.Info.Name)];
+        return kept.Length == 0 ? null : new DirectoryFault(
             IoStatus.Conflict, "volume-has-snapshots",
-            $"'{volume.Name}' has {layers.Snapshots.Count} snapshots ({Few(layers.Snapshots.Select(s => s.Name))}); delete them first, or say that they go too");
+            $"'{volume.Name}' has {kept.Length} snapshots ({Few(kept)}); delete them first, or say that they go too");
     }
 
     private DirectoryFault? CloneFault(VolumeSnapshot snapshot)
     {
         if (snapshot.Info.Clones.Count == 0) return null;
-        string[] names = [.. snapshot.Info.Clones.Select(id => _table.FindById(id)?.Name).OfType<string>()];
+        VolumeRecord[] clones = [.. snapshot.Info.Clones.Select(_table.FindById).OfType<VolumeRecord>()];
+        string[] names = [.. clones.Select(c => c.Name)];
         string what = $"'{snapshot.Volume.Name}@{snapshot.Info.Name}'";
+        if (clones.Length > 0 && clones.All(c => c.IsPopulating))
+            return new(IoStatus.Conflict, "snapshot-has-clones", $"{Few(names)} {(names.Length == 1 ? "is" : "are")} still being populated from {what}; wait until that has ended");
         return names.Length == 0
             ? new(IoStatus.Conflict, "clone-being-deleted", $"a deleted clone of {what} still gives its blocks back; try again in a moment")
             : new(IoStatus.Conflict, "snapshot-has-clones", $"{Few(names)} {(names.Length == 1 ? "is a clone" : "are clones")} of {what}; flatten or delete {(names.Length == 1 ? "it" : "them")} first");
@@ -258,4 +267,5 @@ public sealed partial class VolumeDirectory
 /// <summary>What is said of a snapshot by whoever asks for it.</summary>
 /// <param name="Clean">What uses the volumes was brought to rest.</param>
 /// <param name="Policy">The policy that asks, or null.</param>
-public readonly record struct SnapshotLabel(bool Clean, string? Policy = null);
+/// <param name="IsForCopy">It is to go when nothing builds on it.</param>
+public readonly record struct SnapshotLabel(bool Clean, string? Policy = null, bool IsForCopy = false);

@@ -116,12 +116,12 @@ public sealed partial class VolumeDirectory(IMetaStore meta, IWallClock clock, I
 
     /// <summary>Records a volume, lets <paramref name="make"/> make it on its store, and records that.</summary>
     private async Task<DirectoryResult> CreateOnAsync(
-        CreateVolume request, IVolumeHost host, Func<VolumeHead, Task<IoStatus>> make, ImportRecord? import = null)
+        CreateVolume request, IVolumeHost host, Func<VolumeHead, Task<IoStatus>> make, ImportRecord? import = null, bool isPopulating = false)
     {
         (uint id, MetaEntry? counter) = await NextIdAsync();
         var record = new VolumeRecord(
             id, random.NextGuid(), request.Name, request.SizeBytes, VolumeState.Creating, request.Export ?? new ExportOptions(),
-            request.Description, host.StoreId, clock.UtcNow, request.IdempotencyKey, import);
+            request.Description, host.StoreId, clock.UtcNow, request.IdempotencyKey, import, IsPopulating: isPopulating);
         _unsettled.Add(id); // until what follows is known to have happened, or not
         MetaResult written = await CommitAsync(
             [new(CounterKey, counter?.ModRevision ?? 0), new(NameKey(record.Name), 0), new(VolumeKey(id), 0)],
@@ -154,6 +154,7 @@ public sealed partial class VolumeDirectory(IMetaStore meta, IWallClock clock, I
     {
         if (Find(name) is not { } old) return NoVolume(name);
         if (!isImport && ImportFault(old) is { } coming) return coming;
+        if (ImageFault(old, change) is { } image) return image;
         if (change.Revision is { } revision && revision != old.Revision) return RevisionFault(old);
         string newName = change.Name ?? old.Name;
         ulong newSize = change.SizeBytes ?? old.SizeBytes;
@@ -167,6 +168,7 @@ public sealed partial class VolumeDirectory(IMetaStore meta, IWallClock clock, I
             Description = change.Description ?? old.Description,
             State = VolumeState.Ready,
         };
+        if (change.Image == true) wanted = AsImage(wanted);
         if (BlockFault(wanted.Export, newSize) is { } odd) return odd;
         if (!isRename && newSize == old.SizeBytes)
         {

@@ -36,9 +36,11 @@ public enum VolumeState
 /// <param name="CreatedAt">Wall clock at creation.</param>
 /// <param name="IdempotencyKey">Key of the request that created it.</param>
 /// <param name="Import">The stream that comes into it, or null.</param>
+/// <param name="IsImage">Its content never changes again; <see cref="ExportOptions.ReadOnly"/> is set and stays.</param>
+/// <param name="IsPopulating">It is a clone that becomes a copy: nobody may attach it before it shares nothing any more.</param>
 public sealed record VolumeRecord(
     uint Id, Guid Uuid, string Name, ulong SizeBytes, VolumeState State, ExportOptions Export, string? Description,
-    Guid StoreId, DateTimeOffset CreatedAt, string? IdempotencyKey, ImportRecord? Import = null)
+    Guid StoreId, DateTimeOffset CreatedAt, string? IdempotencyKey, ImportRecord? Import = null, bool IsImage = false, bool IsPopulating = false)
 {
     /// <summary>Revision of the transaction that wrote this record; what clients compare.</summary>
     [JsonIgnore]

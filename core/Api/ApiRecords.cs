@@ -74,15 +74,16 @@ public sealed record RegistrantInfo(string Initiator, int Port, string Key, bool
 public sealed record ReservationInfo(
     string Type, string? Holder, bool Persistent, long Generation, IReadOnlyList<RegistrantInfo> Registrants, string? Fault = null);
 
-/// <summary>A volume. Its status is <c>online</c>, <c>initializing</c> (a stream comes into it and nobody may attach it), or
+/// <summary>A volume. Its status is <c>online</c>, <c>initializing</c> (a stream comes into it or it is being populated, and nobody may attach it; a reason says why that does not go on), or
 /// <c>unavailable</c> with the reason. <paramref name="Reservation"/> is null while nobody has reserved it or registered with it.
 /// <paramref name="Base"/> is the snapshot that it was cloned from and still shares blocks with, as VOLUME@SNAPSHOT; while
-/// <paramref name="Flattening"/> it copies them. <paramref name="Import"/> is null unless a stream comes into it or was interrupted.</summary>
+/// <paramref name="Flattening"/> it copies them. <paramref name="Import"/> is null unless a stream comes into it or was interrupted.
+/// An <paramref name="Image"/> never changes its content.</summary>
 public sealed record VolumeInfo(
     uint Id, Guid Uuid, string Name, ulong SizeBytes, ulong UsedBytes, int RepCount, string Status,
     ExportOptions Export, string? Description, Guid StoreId, int Sessions, long Revision, DateTimeOffset CreatedAt,
     string? FailReason = null, ReservationInfo? Reservation = null, string? Base = null, bool Flattening = false, int Snapshots = 0,
-    ImportInfo? Import = null);
+    ImportInfo? Import = null, bool Image = false);
 
 /// <summary>All volumes, by name.</summary>
 public sealed record VolumeList(IReadOnlyList<VolumeInfo> Volumes);
@@ -100,9 +101,10 @@ public sealed record CreateVolume(
 /// <param name="Force">Confirms a shrink.</param>
 /// <param name="Export">New export options, all of them.</param>
 /// <param name="Description">New description.</param>
+/// <param name="Image">True makes the volume an image, read-only for ever: refused while clients are attached, and never taken back.</param>
 public sealed record ChangeVolume(
     long? Revision = null, string? Name = null, ulong? SizeBytes = null, bool Force = false,
-    ExportOptions? Export = null, string? Description = null);
+    ExportOptions? Export = null, string? Description = null, bool? Image = null);
 
 /// <summary>A disk, that is one store. Its status is <c>online</c>, <c>failed</c> (stopped by an error), <c>missing</c> (not where
 /// it was) or <c>refused</c> (there, and not fit to be served); all but the first come with a reason. The figures of a disk

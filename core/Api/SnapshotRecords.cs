@@ -53,9 +53,11 @@ public sealed record RollbackInfo(VolumeInfo Volume, SnapshotEntry Safety);
 /// <param name="Export">How it is offered; null: as the volume, but thin and writable.</param>
 /// <param name="Description">Free text.</param>
 /// <param name="IdempotencyKey">Repeating the same request with the same key answers the same volume instead of a conflict.</param>
+/// <param name="Full">A copy that builds on nothing: it is <c>initializing</c>, and cannot be attached, until everything is copied.
+/// What is cut for it is named <c>copy-NAME</c> and goes by itself.</param>
 public sealed record CloneVolume(
     string Name, string? Snapshot = null, ulong? SizeBytes = null, ExportOptions? Export = null, string? Description = null,
-    string? IdempotencyKey = null);
+    string? IdempotencyKey = null, bool Full = false);
 
 /// <summary>Asks for a clone to build on nothing; an empty object.</summary>
 public sealed record FlattenVolume;

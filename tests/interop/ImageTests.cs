@@ -156,6 +156,87 @@ public sealed class ImageTests : IDisposable
         Blockd.Run(Path.Combine(Path.GetDirectoryName(Blockd.Program)!, "pfinspect"), "verify", _blockd.Store);
     }
 
+    [Fact]
+    public void Two_volumes_are_made_from_a_qcow2_image_and_outlive_it()
+    {
+        string raw = Random(40 << 20), image = FileOf("a.qcow2");
+        Blockd.Run("qemu-img", "convert", "-c", "-f", "raw", "-O", "qcow2", raw, image);
+        _pfcli.Run("import_image", "-v", "gold", "-i", image, "--image");
+        Assert.True(_pfcli.Volume("gold").Image);
+        Assert.Equal(0, Blockd.Try("nbdinfo", "--is", "read-only", UriOf("gold")).Code);
+        Assert.NotEqual(0, Blockd.Try("qemu-io", "-f", "raw", "-c", "write 0 4k", UriOf("gold")).Code);
+        _pfcli.Refused("volume-is-image", "resize_volume", "-v", "gold", "-s", "64m");
+        _pfcli.Run("create_volume", "-v", "vm1", "--from", "gold");
+        _pfcli.Run("clone_volume", "-v", "gold", "-c", "vm2");
+        Same(UriOf("vm2"), raw); // at once
+        _pfcli.Refused("vm2 is a clone of 'gold@clone-vm2'", "delete_volume", "-v", "gold", "--snapshots", "--yes");
+        _pfcli.Run("flatten_volume", "-v", "vm2");
+        Populated("vm1");
+        Same(UriOf("gold"), raw);
+        _pfcli.Run("delete_volume", "-v", "gold", "--snapshots", "--yes");
+        foreach (string name in new[] { "vm1", "vm2" })
+        {
+            Same(UriOf(name), raw);
+            Blockd.Run("qemu-io", "-f", "raw", "-c", "write -P 7 1m 1m", "-c", "read -P 7 1m 1m", UriOf(name));
+        }
+
+        Assert.Equal(0, _blockd.Stop());
+        Blockd.Run(Path.Combine(Path.GetDirectoryName(Blockd.Program)!, "pfinspect"), "verify", _blockd.Store);
+    }
+
+    [Fact]
+    public void A_volume_whose_daemon_is_killed_while_it_is_populated_is_attached_only_when_it_is_whole()
+    {
+        var random = new Random();
+        string raw = Random(48 << 20);
+        _pfcli.Run("import_image", "-v", "gold", "-i", raw, "--image");
+        int half = 0;
+        for (int round = 0; round < 12 && (half < 3 || round < 6); round++)
+        {
+            _pfcli.Run("create_volume", "-v", "vm", "--from", "gold");
+            // The first refusals come from the run that populates, later ones from the one that goes on.
+            for (int kill = 0; kill < 2; kill++)
+            {
+                if (_pfcli.Volume("vm").Status == "initializing")
+                {
+                    half++;
+                    Refused("vm");
+                }
+
+                Thread.Sleep(random.Next(30));
+                _blockd.Kill();
+                _blockd.Restart();
+            }
+
+            Populated("vm");
+            Same(UriOf("vm"), raw);
+            Assert.Equal((null, false), (_pfcli.Volume("vm").Base, _pfcli.Volume("vm").Image));
+            _pfcli.Run("delete_volume", "-v", "vm", "--yes");
+        }
+
+        Assert.True(half > 0, "nothing was killed while it was populated");
+        Same(UriOf("gold"), raw);
+        _pfcli.Run("delete_volume", "-v", "gold", "--yes"); // nothing that was cut for the copies is in the way
+        Assert.Equal(0, _blockd.Stop());
+        Blockd.Run(Path.Combine(Path.GetDirectoryName(Blockd.Program)!, "pfinspect"), "verify", _blockd.Store);
+    }
+
+    /// <summary>Nobody may attach the volume, and both front ends say so; unless it has become whole meanwhile.</summary>
+    private void Refused(string name)
+    {
+        (int code, string output) = Blockd.Try("nbdinfo", UriOf(name));
+        (int scsi, _) = Blockd.Try("qemu-img", "info", $"iscsi://127.0.0.1:{_blockd.IscsiPort}/iqn.2026-11.org.blockserver:{name}/0");
+        if (_pfcli.Volume(name).Status != "initializing") return;
+        Assert.True(code != 0 && output.Contains("is being populated and not whole yet", StringComparison.Ordinal), output);
+        Assert.NotEqual(0, scsi);
+    }
+
+    private void Populated(string name)
+    {
+        while (_pfcli.Volume(name).Status == "initializing") Thread.Sleep(50);
+        Assert.Equal("online", _pfcli.Volume(name).Status);
+    }
+
     private string Random(int bytes)
     {
         string file = FileOf("random");

@@ -26,8 +26,9 @@ internal static class ImportImageCommand
         var disk = new Option<string?>("--disk") { Description = "Disk that a new volume must lie on", HelpName = "NAME|ID" };
         var keep = new Option<bool>("--keep") { Description = "When a pipe breaks off, keep what has come (a file always is)" };
         var resume = new Option<bool>("--resume") { Description = "Go on with an import that was interrupted" };
+        var isImage = new Option<bool>("--image") { Description = "The new volume becomes an image: read-only for ever, others are made from it" };
         commands.Add("import_image", "Makes a volume from a stream or an image, or brings it up to date by an increment",
-            [name, input, format, size, disk, keep, resume, sha256, scratch],
+            [name, input, isImage, format, size, disk, keep, resume, sha256, scratch],
             async (context, cancel) =>
             {
                 string volume = context.Get(name)!;
@@ -46,6 +47,7 @@ internal static class ImportImageCommand
                 await source.BeginAsync(wantedFormat == "qcow2" ? "raw" : wantedFormat, context.Get(size), from, cancel);
                 string query = $"?keep={(source.IsFile || context.Get(keep) || from is not null ? "true" : "false")}{(from is null ? "" : "&resume=true")}";
                 if (context.Get(disk) is { } wanted) query += $"&storeId={(await Inputs.DiskAsync(context, wanted, cancel)).Id}";
+                if (context.Get(isImage)) query += "&image=true";
                 string path = Inputs.PathOf(volume) + "/stream";
                 // A refusal by the header alone comes before everything is sent.
                 await TryAsync(() => context.Client.SendAsync(
@@ -79,6 +81,7 @@ internal static class ImportImageCommand
             "pfcli import_image -v vm1 -i vm1-tuesday.stream --resume",
             "pfcli import_image -v vm2 -i debian-12.raw",
             "pfcli import_image -v vm3 -i https://images.example/debian-12.qcow2 --sha256 0f3a...",
+            "pfcli import_image -v debian-12 -i debian-12.qcow2 --image",
             "ssh backup 'cat vm1-monday.stream' | pfcli import_image -v vm1 -i -");
     }
 

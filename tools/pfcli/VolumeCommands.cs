@@ -30,13 +30,17 @@ internal static class VolumeCommands
     private static string[] Row(VolumeInfo v) =>
     [
         v.Id.ToString(CultureInfo.InvariantCulture), v.Name, SizeText.Format(v.SizeBytes),
-        v.RepCount.ToString(CultureInfo.InvariantCulture), v.Status,
+        v.RepCount.ToString(CultureInfo.InvariantCulture), v.Image ? v.Status + ", image" : v.Status,
     ];
 
     private static void AddCreate(CommandSet commands)
     {
         Option<string> name = Inputs.Volume();
-        Option<ulong> size = Inputs.Size("--size", "-s", "Size, for instance 128g", required: true);
+        Option<ulong> size = Inputs.Size("--size", "-s", "Size, for instance 128g (default: that of --from)", required: false);
+        var from = new Option<string?>("--from")
+        {
+            Description = "Copy this image, volume or snapshot; nobody may attach the new one until it is populated", HelpName = "NAME[@SNAPSHOT]",
+        };
         var copies = new Option<int>("--rep_num", "-r") { Description = "How many replicas", HelpName = "N", DefaultValueFactory = _ => 1 };
         copies.Validators.Add(result =>
         {
@@ -51,16 +55,37 @@ internal static class VolumeCommands
         {
             Description = "Repeating the same request with the same key answers the same volume", HelpName = "KEY",
         };
-        commands.Add("create_volume", "Makes a volume", [name, size, copies, host, disk, description, .. looks.Options, key], async (context, cancel) =>
+        commands.Add("create_volume", "Makes a volume", [name, size, from, copies, host, disk, description, .. looks.Options, key], async (context, cancel) =>
         {
             if (context.Get(host) is { } node) await CheckHostAsync(context, node, cancel);
+            if (context.Get(from) is { } source)
+            {
+                if (context.IsGiven(disk)) throw new CliException("a copy lies on the disk of what it is made from; leave --disk out", ExitCode.Usage);
+                return Show(context, await CopyAsync(context, source, context.Get(name)!, context.IsGiven(size) ? context.Get(size) : null, looks, context.Get(description), context.Get(key), cancel));
+            }
+
+            if (!context.IsGiven(size)) throw new CliException("--size is missing, or --from", ExitCode.Usage);
             Guid? store = context.Get(disk) is { } wanted ? (await Inputs.DiskAsync(context, wanted, cancel)).Id : null;
             var request = new CreateVolume(
                 context.Get(name)!, context.Get(size), context.Get(copies), looks.Of(context, new ExportOptions()),
                 context.Get(description), store, context.Get(key) ?? Guid.NewGuid().ToString("N"));
             return Show(context, await context.Client.ChangeAsync(
                 HttpMethod.Post, "v1/volumes", request, ApiJson.Default.CreateVolume, ApiJson.Default.VolumeInfo, cancel));
-        });
+        },
+        "pfcli create_volume -v db -s 128g",
+        "pfcli create_volume -v vm1 --from debian-12             # a copy; status initializing until it is populated",
+        "pfcli create_volume -v vm1 --from debian-12 -s 40g      # and larger");
+    }
+
+    private static async Task<VolumeInfo> CopyAsync(
+        CommandContext context, string source, string name, ulong? size, ExportCommands.Looks looks, string? description, string? key, CancellationToken cancel)
+    {
+        string[] parts = source.Split('@', 2);
+        VolumeInfo from = await Inputs.VolumeAsync(context, parts[0], cancel);
+        ExportOptions export = looks.Of(context, from.Export with { ReadOnly = false, Thick = false });
+        var request = new CloneVolume(name, parts.Length > 1 ? parts[1] : null, size, export, description, key ?? Guid.NewGuid().ToString("N"), Full: true);
+        return await context.Client.ChangeAsync(
+            HttpMethod.Post, Inputs.PathOf(parts[0]) + "/clone", request, ApiJson.Default.CloneVolume, ApiJson.Default.VolumeInfo, cancel);
     }
 
     private static async Task CheckHostAsync(CommandContext context, string node, CancellationToken cancel)
@@ -143,6 +168,7 @@ internal static class VolumeCommands
                 ("Used", SizeText.Format(v.UsedBytes)),
                 ("RepCount", v.RepCount.ToString(CultureInfo.InvariantCulture)),
                 ("Status", v.FailReason is null ? v.Status : $"{v.Status}: {v.FailReason}"),
+                ("Image", v.Image ? "yes, it never changes" : "no"),
                 ("Exports", ExportCommands.Describe(v.Export)),
                 ("Reservation", ReservationCommands.Describe(v.Reservation)),
                 ("Sessions", v.Sessions.ToString(CultureInfo.InvariantCulture)),

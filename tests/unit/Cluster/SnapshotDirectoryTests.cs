@@ -18,6 +18,7 @@ public sealed class SnapshotDirectoryTests
         ["roll back"] = async d => (await d.RollBackAsync("old", "small", "safe")).Fault,
         ["clone snapshot"] = async d => (await d.CloneAsync("old", new CloneVolume("twin", "small"))).Fault,
         ["clone volume"] = async d => (await d.CloneAsync("old", new CloneVolume("twin"))).Fault,
+        ["copy volume"] = async d => (await d.CloneAsync("old", new CloneVolume("twin", Full: true))).Fault,
         ["delete volume"] = async d => (await d.DeleteAsync("old", null, null, withSnapshots: true)).Fault,
     };
 
@@ -72,6 +73,7 @@ public sealed class SnapshotDirectoryTests
 
             using VolumeDirectory again = world.Begin();
             await again.ReconcileAsync(world.Hosts());
+            Assert.True(await again.SweepCopiesAsync());
             await CheckAsync(world, again, because);
             string after = await DescribeAsync(again);
             // A snapshot that was cut for a clone may be left when the process died, or nothing answered any more.
@@ -157,6 +159,92 @@ public sealed class SnapshotDirectoryTests
         Assert.Null((await d.DeleteAsync("old", null, null, withSnapshots: true)).Fault);
         Assert.Empty(await world.Meta.RangeAsync("snap/"));
         await CheckAsync(world, d, "deleted");
+    }
+
+    [Theory]
+    [InlineData(Mishap.DeathBefore)]
+    [InlineData(Mishap.DeathAfter)]
+    [InlineData(Mishap.FailsUndone)]
+    [InlineData(Mishap.FailsDone)]
+    [InlineData(Mishap.FailsFromHereOn)]
+    public async Task A_copy_is_attached_only_when_it_shares_nothing_whatever_goes_wrong(Mishap mishap)
+    {
+        for (int step = 0; ; step++)
+        {
+            var world = new DirectoryWorld();
+            using VolumeDirectory directory = await StartedAsync(world);
+            VolumeRecord twin = (await directory.CloneAsync("old", new CloneVolume("twin", Full: true))).Volume!;
+            Assert.Equal("volume-initializing", VolumeDirectory.ImportFault(twin)!.Code);
+            Assert.Equal("volume-initializing", (await directory.CloneAsync("twin", new CloneVolume("third"))).Fault!.Code);
+            DirectoryFault held = (await directory.DeleteAsync("old", null, null, withSnapshots: true)).Fault!;
+            Assert.Equal(("snapshot-has-clones", "twin is still being populated from 'old@copy-twin'; wait until that has ended"), (held.Code, held.Detail));
+            world.Arm(step, mishap);
+            try
+            {
+                for (int i = 0; i < 2; i++) await directory.PopulateAsync(twin.Id);
+                await directory.SweepCopiesAsync();
+            }
+            catch (DeathException)
+            {
+            }
+
+            bool isReached = world.IsReached;
+            world.Disarm();
+            Assert.True(directory.Find("twin")!.IsPopulating || world.Bases.Count == 0, $"{mishap} at {step}: it shares blocks and may be attached");
+            using VolumeDirectory again = world.Begin();
+            await again.ReconcileAsync(world.Hosts());
+            Assert.True(again.Find("twin")!.IsPopulating || world.Bases.Count == 0, $"{mishap} at {step}: it shares blocks and may be attached after a start");
+            for (int i = 0; i < 2; i++) Assert.Null((await again.PopulateAsync(twin.Id)).Fault);
+            Assert.False(again.Find("twin")!.IsPopulating);
+            Assert.Null(VolumeDirectory.ImportFault(again.Find("twin")!));
+            Assert.True(await again.SweepCopiesAsync());
+            Assert.Equal(["small"], world.Snapshots[1].Select(s => s.Name));
+            await CheckAsync(world, again, $"{mishap} at {step}");
+            if (!isReached) break;
+        }
+    }
+
+    [Fact]
+    public async Task What_was_cut_for_a_copy_is_in_nobodys_way()
+    {
+        var world = new DirectoryWorld();
+        using VolumeDirectory d = await StartedAsync(world);
+        uint twin = (await d.CloneAsync("other", new CloneVolume("twin", Full: true))).Volume!.Id;
+        Assert.Null((await d.DeleteAsync("twin", null, null)).Fault);
+        world.Bases[twin] = (3, world.Snapshots[3][0].Uuid); // it still gives its pages back
+        Assert.False(await d.SweepCopiesAsync());
+        Assert.Equal("clone-being-deleted", (await d.DeleteAsync("other", null, null)).Fault!.Code);
+        world.Bases.Clear();
+        Assert.Null((await d.DeleteAsync("other", null, null)).Fault);
+        Assert.Null((await d.CloneAsync("beside", new CloneVolume("second", Full: true))).Fault);
+        Assert.Null((await d.DeleteAsync("second", null, null)).Fault);
+        Assert.True(await d.SweepCopiesAsync());
+        Assert.Empty(world.Snapshots[2]);
+    }
+
+    [Fact]
+    public async Task An_image_is_never_changed_again()
+    {
+        var world = new DirectoryWorld();
+        using VolumeDirectory d = await StartedAsync(world);
+        Assert.Null((await d.ChangeAsync("old", new ChangeVolume(Image: true))).Fault);
+        using VolumeDirectory again = world.Begin();
+        await again.ReconcileAsync(world.Hosts());
+        Assert.True(again.Find("old") is { IsImage: true, Export.ReadOnly: true });
+        foreach (ChangeVolume change in new[]
+        {
+            new ChangeVolume(SizeBytes: 6 * Units.MiB), new ChangeVolume(SizeBytes: 4 * Units.MiB, Force: true), new ChangeVolume(Image: false),
+            new ChangeVolume(Export: new ExportOptions()), new ChangeVolume(Export: new ExportOptions(ReadOnly: true, Thick: true)),
+        })
+        {
+            Assert.Equal("volume-is-image", (await again.ChangeAsync("old", change)).Fault!.Code);
+        }
+
+        Assert.Equal("volume-is-image", (await again.RollBackAsync("old", "small", null)).Fault!.Code);
+        var increment = new ImportRecord(Guid.NewGuid(), Guid.NewGuid(), Units.MiB, null, "", true);
+        Assert.Equal("volume-is-image", (await again.SetImportAsync(1, null, increment)).Fault!.Code);
+        Assert.Null((await again.ChangeAsync("old", new ChangeVolume(Name: "gold", Export: new ExportOptions(Iscsi: false, ReadOnly: true)))).Fault);
+        Assert.Equal((false, false), ((await again.CloneAsync("gold", new CloneVolume("vm", "small"))).Volume!.IsImage, again.Find("vm")!.Export.ReadOnly));
     }
 
     [Fact]

@@ -38,7 +38,9 @@ public sealed class ApiServer : IAsyncDisposable
     private async Task ListenAsync(ApiLimits? limits, TimeProvider? time)
     {
         ListenAddress address = new(new IPEndPoint(IPAddress.Loopback, 0), null);
-        _api = await AdminApi.StartAsync(new AdminRoutes(_test.Daemon), _test.Daemon.TokenHash, [address], limits, time);
+        var routes = new AdminRoutes(_test.Daemon);
+        _api = await AdminApi.StartAsync(routes, _test.Daemon.TokenHash, [address], limits, time);
+        await routes.ResumeAsync(); // as the daemon does
         Port = new Uri(_api.Addresses[0]).Port;
         Token = (await File.ReadAllTextAsync(_test.Daemon.TokenPath)).Trim();
     }
