@@ -1,7 +1,5 @@
-using System.Globalization;
 using System.Text.Json;
 using BlockServer.Core.Api;
-using BlockServer.Pfcli;
 using Xunit;
 
 namespace BlockServer.Tests.Unit.Daemon;
@@ -120,29 +118,7 @@ public sealed class IscsiSnapshotTests : IAsyncLifetime
     private async Task<IReadOnlyList<string>> SessionsAsync() =>
         [.. JsonSerializer.Deserialize((await _server.SendAsync("GET", "/v1/sessions")).Body, ApiJson.Default.SessionList)!.Sessions.Select(s => s.Volume)];
 
-    private async Task<string> DoneAsync(params string[] arguments)
-    {
-        (int exit, string said, string error) = await RunAsync(arguments);
-        Assert.True(exit == 0, $"{string.Join(' ', arguments)}: {exit} {error}");
-        return said;
-    }
+    private Task<string> DoneAsync(params string[] arguments) => _server.DoneAsync(arguments);
 
-    private async Task RefusedAsync(string code, params string[] arguments)
-    {
-        (int exit, _, string error) = await RunAsync(arguments);
-        Assert.True(exit == 1 && error.Contains($"[{code}]", StringComparison.Ordinal), $"{string.Join(' ', arguments)}: {exit} {error}");
-    }
-
-    private async Task<(int Exit, string Said, string Error)> RunAsync(params string[] arguments)
-    {
-        using var output = new StringWriter();
-        using var error = new StringWriter();
-        int exit = await CommandLine.RunAsync(
-            ["--server", "http://127.0.0.1:" + _server.Port.ToString(CultureInfo.InvariantCulture), "--token-file", _server.Test.Daemon.TokenPath, .. arguments],
-            new CliHost
-            {
-                Out = output, Error = error, In = new StringReader(""), Environment = _ => null, Transport = () => new SocketsHttpHandler(), Delay = Task.Delay,
-            });
-        return (exit, output.ToString(), error.ToString());
-    }
+    private Task RefusedAsync(string code, params string[] arguments) => _server.RefusedAsync(code, arguments);
 }

@@ -1,7 +1,5 @@
-using System.Globalization;
 using System.Text.Json;
 using BlockServer.Core.Api;
-using BlockServer.Pfcli;
 using Xunit;
 
 namespace BlockServer.Tests.Unit.Daemon;
@@ -312,7 +310,7 @@ public sealed class IscsiTargetTests : IAsyncLifetime
     [InlineData(1, "clear_reservation", "-v", "none")]
     public async Task A_wrong_command_line_is_one_line_of_complaint(int code, params string[] arguments)
     {
-        (int exit, string said, string error) = await RunAsync(arguments);
+        (int exit, string said, string error) = await _server.RunAsync(arguments);
         Assert.Equal((code, ""), (exit, said));
         Assert.StartsWith("pfcli: ", Assert.Single(error.TrimEnd('\n').Split('\n')), StringComparison.Ordinal);
     }
@@ -349,29 +347,7 @@ public sealed class IscsiTargetTests : IAsyncLifetime
         await DoneAsync(["allow_initiator", "-t", Disks, .. rule.Length > 0 ? rule : ["-i", "*"]]);
     }
 
-    private async Task<string> DoneAsync(params string[] arguments)
-    {
-        (int exit, string said, string error) = await RunAsync(arguments);
-        Assert.True(exit == 0, $"{string.Join(' ', arguments)}: {exit} {error}");
-        return said;
-    }
+    private Task<string> DoneAsync(params string[] arguments) => _server.DoneAsync(arguments);
 
-    private async Task RefusedAsync(string code, params string[] arguments)
-    {
-        (int exit, _, string error) = await RunAsync(arguments);
-        Assert.True(exit == 1 && error.Contains($"[{code}]", StringComparison.Ordinal), $"{string.Join(' ', arguments)}: {exit} {error}");
-    }
-
-    private async Task<(int Exit, string Said, string Error)> RunAsync(params string[] arguments)
-    {
-        using var output = new StringWriter();
-        using var error = new StringWriter();
-        int exit = await CommandLine.RunAsync(
-            ["--server", "http://127.0.0.1:" + _server.Port.ToString(CultureInfo.InvariantCulture), "--token-file", _server.Test.Daemon.TokenPath, .. arguments],
-            new CliHost
-            {
-                Out = output, Error = error, In = new StringReader(""), Environment = _ => null, Transport = () => new SocketsHttpHandler(), Delay = Task.Delay,
-            });
-        return (exit, output.ToString(), error.ToString());
-    }
+    private Task RefusedAsync(string code, params string[] arguments) => _server.RefusedAsync(code, arguments);
 }
