@@ -1,6 +1,10 @@
 """blockd alone, as the benches without a peer run it."""
 
+import json
 import os
+import shutil
+import sys
+import tempfile
 import time
 
 import machine
@@ -10,6 +14,26 @@ from servers import Blockd, free_port
 
 def verdict(is_met):
     return "met" if is_met else "MISSED"
+
+
+def run_bench(name, bench, options, parent, more=None):
+    """Runs a bench in a folder of its own below `parent`, prints what it says and writes its figures where --json wants them;
+    the exit code. `more` is what the file says besides machine and figures."""
+    about = machine.describe(options.blockd)
+    folder = tempfile.mkdtemp(prefix=f"blockd-{name}-", dir=parent)
+    try:
+        figures, text = bench(options, folder)
+    except BenchError as e:
+        print(f"bench/load/{name}.sh: {e}", file=sys.stderr)
+        return 1
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    print(text)
+    if options.json:
+        with open(options.json, "w", encoding="utf-8") as file:
+            json.dump({**about, "bench": name, **(more or {}), **figures}, file, indent=1)
+            file.write("\n")
+    return 0
 
 
 class Daemon(Blockd):

@@ -5,20 +5,17 @@ Each prints one line, and with --json FILE writes it with the machine and every 
 """
 
 import argparse
-import json
 import os
-import shutil
 import signal
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 
 import fio
 import machine
 import snapshots
-from daemon import Daemon, verdict
+from daemon import Daemon, run_bench, verdict
 from machine import BenchError
 
 
@@ -177,21 +174,7 @@ def main():
     if name == "snapshots":
         parser.add_argument("--snapshots", type=int, default=1000, help="of the volume that has many (1000)")
     options = parser.parse_args(sys.argv[2:])
-    about = machine.describe(options.blockd)
-    folder = tempfile.mkdtemp(prefix=f"blockd-{name}-", dir="/dev/shm" if options.backing == "shm" else options.scratch)
-    try:
-        figures, line = bench(options, folder)
-    except BenchError as e:
-        print(f"bench/load/{name}.sh: {e}", file=sys.stderr)
-        return 1
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    print(line)
-    if options.json:
-        with open(options.json, "w", encoding="utf-8") as file:
-            json.dump({**about, "bench": name, "backing": options.backing, **figures}, file, indent=1)
-            file.write("\n")
-    return 0
+    return run_bench(name, bench, options, "/dev/shm" if options.backing == "shm" else options.scratch, {"backing": options.backing})
 
 
 if __name__ == "__main__":

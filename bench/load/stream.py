@@ -6,19 +6,16 @@ Then --changes shares of the volume are written in pieces of 4 KiB, and each inc
 """
 
 import argparse
-import json
 import os
 import random
-import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 
 import machine
+from daemon import Daemon, run_bench
 from machine import BenchError
-from singles import Daemon
 
 
 def timed(*command):
@@ -177,21 +174,7 @@ def main():
     parser.add_argument("--folder", default="/dev/shm", help="where store and images lie (/dev/shm)")
     parser.add_argument("--json", metavar="FILE")
     options = parser.parse_args()
-    about = machine.describe(options.blockd)
-    folder = tempfile.mkdtemp(prefix="blockd-stream-", dir=options.folder)
-    try:
-        figures, text = run(options, folder)
-    except BenchError as e:
-        print(f"bench/load/stream.sh: {e}", file=sys.stderr)
-        return 1
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    print(text)
-    if options.json:
-        with open(options.json, "w", encoding="utf-8") as file:
-            json.dump({**about, "bench": "stream", **figures}, file, indent=1)
-            file.write("\n")
-    return 0
+    return run_bench("stream", run, options, options.folder)
 
 
 if __name__ == "__main__":
