@@ -23,16 +23,22 @@ internal static class ApiPfcli
     }
 
     /// <summary>Runs a command.</summary>
-    public static async Task<(int Exit, string Said, string Error)> RunAsync(this ApiServer server, params string[] arguments)
+    public static Task<(int Exit, string Said, string Error)> RunAsync(this ApiServer server, params string[] arguments) =>
+        RunAsync("http://127.0.0.1:" + server.Port.ToString(CultureInfo.InvariantCulture), server.Test.Daemon.TokenPath, arguments);
+
+    /// <summary>Runs a command against the daemon at that address.</summary>
+    public static async Task<(int Exit, string Said, string Error)> RunAsync(
+        string url, string tokenPath, IReadOnlyList<string> arguments, CancellationToken cancel = default)
     {
         using var output = new StringWriter();
         using var error = new StringWriter();
         int exit = await CommandLine.RunAsync(
-            ["--server", "http://127.0.0.1:" + server.Port.ToString(CultureInfo.InvariantCulture), "--token-file", server.Test.Daemon.TokenPath, .. arguments],
+            ["--server", url, "--token-file", tokenPath, .. arguments],
             new CliHost
             {
                 Out = output, Error = error, In = new StringReader(""), Environment = _ => null, Transport = () => new SocketsHttpHandler(), Delay = Task.Delay,
-            });
+            },
+            cancel);
         return (exit, output.ToString(), error.ToString());
     }
 }

@@ -1,7 +1,6 @@
 using BlockServer.Cluster;
 using BlockServer.Core;
 using BlockServer.Core.Api;
-using BlockServer.Pfcli;
 using Xunit;
 
 namespace BlockServer.Tests.Unit.Daemon;
@@ -207,15 +206,8 @@ public sealed class ImmutableImageTests : IAsyncLifetime
         while (_world.Daemon.Sessions.CountOf(_world.Volume(name).Id) > 0) await Task.Delay(10, Cancel);
     }
 
-    private async Task<(int Code, string Out, string Error)> RunAsync(string[] args)
-    {
-        using StringWriter text = new(), error = new();
-        int code = await CommandLine.RunAsync(["--server", _world.Url, "--token-file", _world.Daemon.TokenPath, "--yes", .. args], new CliHost
-        {
-            Out = text, Error = error, In = TextReader.Null, Environment = _ => null, Transport = () => new SocketsHttpHandler(), Delay = Task.Delay,
-        }, Cancel);
-        return (code, text.ToString(), error.ToString());
-    }
+    private Task<(int Code, string Out, string Error)> RunAsync(string[] args) =>
+        ApiPfcli.RunAsync(_world.Url, _world.Daemon.TokenPath, ["--yes", .. args], Cancel);
 
     private async Task<string> DoneAsync(params string[] args)
     {
