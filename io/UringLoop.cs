@@ -135,6 +135,7 @@ public sealed unsafe class UringLoop : KernelLoop
     private protected override void SubmitAndReap(ulong waitNanos)
     {
         if (Volatile.Read(ref *_cqTail) != *_cqHead) waitNanos = 0;
+        if (_diskInFlight > 0) _polling.OnDiskAsked();
         bool isNoted = _polling.LimitNanos > 0 && waitNanos > 0 && _diskInFlight == 0;
         ulong waitsSince = isNoted ? MonotonicClock.ReadNanos() : 0;
         if (isNoted && _polling.IsWorthwhile)
