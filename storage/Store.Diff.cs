@@ -60,9 +60,26 @@ public sealed partial class Store
                 return (IoStatus.Ok, differs, start + ((ulong)next << Units.BlockShift));
             }
 
-            IoStatus status = isOld && isNow ? await BringSlotsAsync(one, two) : await BringSlotAsync(isOld ? one : two);
+            IoStatus status = isOld && isNow ? await BringBothAsync(volume, extent, before, after) : await BringSlotAsync(isOld ? one : two);
             if (status != IoStatus.Ok) return (status, false, 0);
         }
+    }
+
+    /// <summary>What both lines show of an extent is in RAM at this moment, unless one of them has changed or closed meanwhile:
+    /// a layer may go while its page waits for the turn, and its slot is another's then.</summary>
+    private async ValueTask<IoStatus> BringBothAsync(Volume volume, uint extent, Line? before, Line? after)
+    {
+        await TakePairAsync();
+        IoStatus status = await ReadyAsync(volume, extent, before);
+        if (status == IoStatus.Ok && (before ?? volume.Line).TryGetSlot(extent, out uint first))
+        {
+            _slots.Pin(first);
+            status = await ReadyAsync(volume, extent, after);
+            _slots.Unpin(first);
+        }
+
+        GivePair();
+        return status;
     }
 
     /// <summary>Equal versions mean equal content, and holes are equal whoever made them.</summary>
@@ -94,19 +111,8 @@ public sealed partial class Store
             if (!IsPageOf(layer, slot)) continue;
             _slots.Entries(slot).CopyTo(entries);
             ulong shared = SharedUpTo(slot);
-            uint[] above = [.. layer.Children.Select(child => PageAbove(child, _slots[slot].Extent, slot))];
-            if (above.Contains(0u)) continue; // it goes over as it is
-            foreach (uint page in above)
-            {
-                status = await BringSlotAsync(page - 1);
-                if (status != IoStatus.Ok) return (status, default);
-                for (int i = 0; i < Units.BlocksPerExtent; i++)
-                {
-                    if (MetadataPage.Entry(_slots.Entries(page - 1), i).Block == MetadataPage.Entry(entries, i).Block)
-                        MetadataPage.SetEntry(entries, i, default);
-                }
-            }
-
+            status = await LeaveAloneAsync(layer, slot, entries);
+            if (status != IoStatus.Ok) return (status, default);
             for (int i = 0; i < Units.BlocksPerExtent; i++)
             {
                 BlockEntry entry = MetadataPage.Entry(entries, i);
@@ -115,6 +121,37 @@ public sealed partial class Store
         }
 
         return (IoStatus.Ok, new SnapshotUsage(used << Units.BlockShift, alone << Units.BlockShift));
+    }
+
+    /// <summary>Takes out of a page's entries what the layers above show too: everything when one of them has no page of its own.</summary>
+    private async ValueTask<IoStatus> LeaveAloneAsync(Layer layer, uint slot, byte[] entries)
+    {
+        for (int child = 0; child < layer.Children.Count && IsPageOf(layer, slot);)
+        {
+            uint page = PageAbove(layer.Children[child], _slots[slot].Extent, slot);
+            if (page == 0)
+            {
+                entries.AsSpan().Clear();
+                return IoStatus.Ok;
+            }
+
+            if (!_slots.IsResident(page - 1))
+            {
+                IoStatus status = await BringSlotAsync(page - 1);
+                if (status != IoStatus.Ok) return status;
+                continue; // the layer above may have gone meanwhile, and its page is another's
+            }
+
+            ReadOnlySpan<byte> above = _slots.Entries(page - 1);
+            for (int i = 0; i < Units.BlocksPerExtent; i++)
+            {
+                if (MetadataPage.Entry(above, i).Block == MetadataPage.Entry(entries, i).Block) MetadataPage.SetEntry(entries, i, default);
+            }
+
+            child++;
+        }
+
+        return IoStatus.Ok;
     }
 
     private bool IsPageOf(Layer layer, uint slot) => State != StoreState.Closed
