@@ -17,15 +17,29 @@ public sealed partial class Store
         Line? before = one is null ? null : new Line(_slots, one), after = two is null ? null : new Line(_slots, two);
         ulong size = Math.Max(one?.Head.SizeBytes ?? volume.Head.SizeBytes, two?.Head.SizeBytes ?? volume.Head.SizeBytes);
         if (offsetBytes > size || lengthBytes > size - offsetBytes) return IoStatus.OutOfRange;
-        ulong end = offsetBytes + lengthBytes;
+        return await GatherAsync(
+            offsetBytes, lengthBytes, runsMax, runs, at => CompareAsync(volume, before, after, at), static (length, isChanged) => new DiffRun(length, isChanged));
+    }
+
+    /// <summary>Looks from place to place, and joins pieces with the same answer into runs; the first error ends it.</summary>
+    private static async ValueTask<IoStatus> GatherAsync<TAnswer, TRun>(
+        ulong offsetBytes, ulong lengthBytes, int runsMax, List<TRun> runs,
+        Func<ulong, ValueTask<(IoStatus Status, TAnswer Answer, ulong End)>> look, Func<ulong, TAnswer, TRun> runOf)
+        where TAnswer : struct, IEquatable<TAnswer>
+    {
+        ulong end = offsetBytes + lengthBytes, gathered = 0;
+        TAnswer last = default;
         for (ulong at = offsetBytes; at < end;)
         {
-            (IoStatus status, bool isChanged, ulong pieceEnd) = await CompareAsync(volume, before, after, at);
+            (IoStatus status, TAnswer answer, ulong pieceEnd) = await look(at);
             if (status != IoStatus.Ok) return status;
             ulong length = Math.Min(end, pieceEnd) - at;
-            if (runs.Count > 0 && runs[^1].IsChanged == isChanged) runs[^1] = new DiffRun(runs[^1].LengthBytes + length, isChanged);
-            else if (runs.Count == runsMax) break;
-            else runs.Add(new DiffRun(length, isChanged));
+            bool isSame = runs.Count > 0 && answer.Equals(last);
+            if (!isSame && runs.Count == runsMax) break;
+            gathered = isSame ? gathered + length : length;
+            if (isSame) runs[^1] = runOf(gathered, answer);
+            else runs.Add(runOf(gathered, answer));
+            last = answer;
             at += length;
         }
 
