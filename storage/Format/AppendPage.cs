@@ -131,6 +131,9 @@ public sealed class AppendPage
         set => _clients[place] = value;
     }
 
+    /// <summary>The clients whose appends are remembered, in the order of their places.</summary>
+    public IEnumerable<AppendClient> Clients => _clients.OfType<AppendClient>().Where(client => !client.IsNew);
+
     /// <summary>Takes an append over. Taking it again changes nothing.</summary>
     public void Take(in AppendEntry entry)
     {
