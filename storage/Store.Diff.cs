@@ -15,7 +15,7 @@ public sealed partial class Store
         if ((one is null && older is not null) || (two is null && newer is not null)) return IoStatus.NotFound;
         if (!_volumes.TryGetValue(volumeId, out Volume? volume) || volume.IsDeleting) return IoStatus.NotFound;
         Line? before = one is null ? null : new Line(_slots, one), after = two is null ? null : new Line(_slots, two);
-        ulong size = Math.Max(one?.Head.SizeBytes ?? volume.Head.SizeBytes, two?.Head.SizeBytes ?? volume.Head.SizeBytes);
+        ulong size = Math.Max(one?.Head.SizeBytes ?? EndOf(volume), two?.Head.SizeBytes ?? EndOf(volume));
         if (offsetBytes > size || lengthBytes > size - offsetBytes) return IoStatus.OutOfRange;
         return await GatherAsync(
             offsetBytes, lengthBytes, runsMax, runs, at => CompareAsync(volume, before, after, at), static (length, isChanged) => new DiffRun(length, isChanged));
