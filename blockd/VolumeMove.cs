@@ -45,6 +45,25 @@ internal sealed class MoveException(bool canGoOn, string message) : IOException(
     public bool CanGoOn { get; } = canGoOn;
 }
 
+/// <summary>Rules of a move that a test breaks, to see that it is noticed.</summary>
+[Flags]
+internal enum BrokenMoves
+{
+    None = 0,
+
+    /// <summary>The new home is entered before it is durable.</summary>
+    SkipCopyFlush = 1,
+
+    /// <summary>What is not durable in the old home is copied.</summary>
+    SkipHomeFlush = 2,
+
+    /// <summary>Changes are not held back for the last difference.</summary>
+    SkipHold = 4,
+
+    /// <summary>A move that was interrupted goes on behind the place that it had reached.</summary>
+    SkipAhead = 8,
+}
+
 /// <summary>What a move may cost those who use its volumes.</summary>
 internal sealed record MoveLimits
 {
@@ -64,6 +83,12 @@ internal sealed record MoveLimits
     /// before they get an error.</summary>
     public ulong FreeBytesMin { get; init; } = 64 * Units.MiB;
 
+    /// <summary>Bytes that are read and written in one go.</summary>
+    public int BatchBytes { get; init; } = 2 << 20;
+
+    /// <summary>Tests only.</summary>
+    public BrokenMoves Broken { get; init; }
+
     /// <summary>Copied bytes a second, 0: as fast as the disks allow.</summary>
     public ulong BytesPerSecond { get; init; }
 }
@@ -77,11 +102,10 @@ internal sealed class VolumeMove(
     VolumeDirectory directory, IMoveSide from, IMoveSide to, IMoveGate gate, MoveSeams seams, MoveLimits limits,
     Action<double> progress, CancellationToken cancel)
 {
-    private const int BatchBytes = 2 << 20;
     private const int MakeTriesMax = 3000; // a minute of moments
     private static readonly TimeSpan s_moment = TimeSpan.FromMilliseconds(20);
 
-    private readonly StreamBatch _batch = new(BatchBytes);
+    private readonly StreamBatch _batch = new(limits.BatchBytes);
     private readonly Pacer _pacer = new(limits.BytesPerSecond);
     private MoveRecord _move = null!;
     private ulong _copied, _expected, _freeAtStart;
@@ -188,6 +212,7 @@ internal sealed class VolumeMove(
     {
         MoveMember member = _move.Members[index];
         ulong offset = member.Point == point.Uuid ? member.OffsetBytes : 0;
+        if (limits.Broken.HasFlag(BrokenMoves.SkipAhead) && offset > 0) offset = Math.Min(point.SizeBytes, offset + Units.MiB / 2);
         if (member.Point != point.Uuid) await KeepMemberAsync(index, member with { Point = point.Uuid, OffsetBytes = 0 });
         if (member.Base is null && offset == 0) await MakeAsync(index, point.SizeBytes);
         await SizeAsync(member.Id, point.SizeBytes);
@@ -273,6 +298,7 @@ internal sealed class VolumeMove(
         ulong Near() => _batch.Pieces.Count > 0 ? _batch.Pieces[0].OffsetBytes : reader.OffsetBytes;
         async Task FlushAsync()
         {
+            if (limits.Broken.HasFlag(BrokenMoves.SkipCopyFlush)) return;
             IoStatus flushed = await to.RunAsync(store => store.FlushAsync());
             if (flushed != IoStatus.Ok) throw Failed(flushed, "the disk that it goes to");
         }
@@ -338,7 +364,7 @@ internal sealed class VolumeMove(
             if (hold is null) return new DirectoryFault(IoStatus.Unavailable, Again, "the volume did not come to rest in time");
             Task deadline = isStill ? new TaskCompletionSource().Task : seams.Delay(limits.PauseMax);
             // Durable first: what a power cut would take from the old home must not be in the new one.
-            IoStatus flushed = isStill ? IoStatus.Ok : await from.RunAsync(store => store.FlushAsync());
+            IoStatus flushed = isStill || limits.Broken.HasFlag(BrokenMoves.SkipHomeFlush) ? IoStatus.Ok : await from.RunAsync(store => store.FlushAsync());
             if (flushed != IoStatus.Ok) throw Failed(flushed, "the disk that it lies on");
             for (int i = 0; i < members.Count; i++)
             {
