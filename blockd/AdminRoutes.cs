@@ -167,9 +167,9 @@ internal sealed class AdminRoutes : IAdminRoutes
     private async Task ClearReservationsAsync(ApiCall call)
     {
         VolumeRecord volume = Volume(call);
-        StoreHost host = _daemon.Stores.Find(volume.StoreId)
+        LoopThread thread = _daemon.Volumes.ThreadOf(volume)
             ?? throw new ApiException(503, "disk-unavailable", "the volume's disk is not in service");
-        IoStatus status = await host.Thread.InvokeAsync(() => _daemon.Volumes.ClearReservationsAsync(volume, host));
+        IoStatus status = await thread.InvokeAsync(() => _daemon.Volumes.ClearReservationsAsync(volume, thread));
         if (status == IoStatus.Unavailable) throw new ApiException(503, "disk-unavailable", "the volume's disk does not serve it; see pfcli list_disk");
         if (status != IoStatus.Ok) throw new ApiException(503, "metadata-unavailable", "the metadata database failed and nothing was changed; see the daemon's log");
         await call.AnswerNothingAsync();
@@ -193,7 +193,7 @@ internal sealed class AdminRoutes : IAdminRoutes
         {
             StoreHost host = await _daemon.Disks.AddAsync(request);
             await _daemon.Imports.RecoverAsync();
-            await _daemon.Volumes.OpenReservedAsync(_daemon.Directory, _daemon.Stores);
+            await _daemon.Volumes.OpenReservedAsync();
             await _thick.BeginAsync();
             await _populations.ResumeAsync();
             await _daemon.ServedTargets.ApplyAllAsync();
@@ -247,16 +247,16 @@ internal sealed class AdminRoutes : IAdminRoutes
         return call.AnswerNothingAsync();
     }
 
-    // As in SessionsAsync: a volume's meter is written on the loop of its store, and read there.
+    // As in SessionsAsync: a volume's meter is written on the volume's loop, and read there.
     private async Task StatsAsync(ApiCall call)
     {
         var volumes = new List<VolumeStats>();
-        foreach (IGrouping<Guid, VolumeRecord> there in _daemon.Directory.List().GroupBy(v => v.StoreId))
+        foreach (IGrouping<LoopThread?, VolumeRecord> there in _daemon.Directory.List().Where(v => _daemon.Meters.Find(v.Id) is not null).GroupBy(_daemon.Volumes.ThreadOf))
         {
-            if (_daemon.Stores.Find(there.Key) is not { } host) continue;
+            if (there.Key is not { } thread) continue;
             (string Name, VolumeMeter Meter)[] used = [.. there.Select(v => (v.Name, Meter: _daemon.Meters.Find(v.Id)!)).Where(v => v.Meter is not null)];
             if (used.Length > 0)
-                volumes.AddRange(await host.Thread.InvokeAsync(() => new ValueTask<VolumeStats[]>([.. used.Select(u => u.Meter.ToStats(u.Name))])));
+                volumes.AddRange(await thread.InvokeAsync(() => new ValueTask<VolumeStats[]>([.. used.Select(u => u.Meter.ToStats(u.Name))])));
         }
 
         DateTimeOffset now = SystemClock.Instance.UtcNow;
@@ -294,9 +294,12 @@ internal sealed class AdminRoutes : IAdminRoutes
             foreach ((uint id, ulong bytes) in await host.UsedBytesAsync([.. there.Select(v => v.Id)])) used[id] = bytes;
 
             foreach ((uint id, VolumeLayers shown) in await host.LayersAsync([.. there.Select(v => v.Id)])) layers[id] = shown;
+        }
 
-            // What is reserved belongs to the loop of the volume.
-            (uint Id, ReservationInfo? Info)[] reserved = await host.Thread.InvokeAsync(
+        // What is reserved belongs to the loop of the volume.
+        foreach (IGrouping<LoopThread, SharedVolume> there in volumes.Select(v => _daemon.Volumes.Find(v.Id)).OfType<SharedVolume>().GroupBy(v => v.Thread))
+        {
+            (uint Id, ReservationInfo? Info)[] reserved = await there.Key.InvokeAsync(
                 () => new ValueTask<(uint, ReservationInfo?)[]>([.. there.Select(v => (v.Id, _daemon.Volumes.Describe(v.Id)))]));
             foreach ((uint id, ReservationInfo? info) in reserved)
             {

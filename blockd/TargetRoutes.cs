@@ -238,7 +238,7 @@ internal sealed class TargetRoutes(Daemon daemon)
     /// <summary>The units of a target live on one loop.</summary>
     private void CheckLoop(TargetView target, VolumeRecord volume)
     {
-        if (daemon.Stores.Find(volume.StoreId) is not { } host || daemon.Catalog.ThreadOf(target) is not { } thread || thread == host.Thread) return;
+        if (daemon.Volumes.ThreadOf(volume) is not { } own || daemon.Stores.Find(volume.StoreId) is not { } host || daemon.Catalog.ThreadOf(target) is not { } thread || thread == own) return;
         throw new ApiException(
             409, "lun-on-other-loop", $"the volume's disk {host.Name} is served by another loop than the target's other volumes; make another target for it, or start blockd with --loops 1", "volume");
     }

@@ -170,7 +170,9 @@ public sealed partial class VolumeDirectory(IMetaStore meta, IWallClock clock, I
         };
         if (change.Image == true) wanted = AsImage(wanted);
         if (BlockFault(wanted.Export, newSize) is { } odd) return odd;
-        if (!isRename && newSize == old.SizeBytes)
+        bool isHeadSame = !isRename && newSize == old.SizeBytes;
+        if (!isHeadSame && MoveFault(old) is { } moving) return moving;
+        if (isHeadSame)
         {
             MetaResult only = await WriteAsync(wanted);
             return only.Outcome == MetaOutcome.Committed ? Show(wanted with { Revision = only.Revision }) : MetaCommit.FaultOf(only.Outcome);
@@ -220,6 +222,7 @@ public sealed partial class VolumeDirectory(IMetaStore meta, IWallClock clock, I
                 "the volume's disk is not in service; bring it back, or force the deletion: then the data goes when the disk is back");
         }
 
+        if (MoveFault(old) is { } moving) return moving;
         if (await LayerFaultAsync(old, withSnapshots) is { } inTheWay) return inTheWay;
         _unsettled.Add(old.Id);
         MetaResult written = await CommitAsync(
@@ -252,7 +255,7 @@ public sealed partial class VolumeDirectory(IMetaStore meta, IWallClock clock, I
         return record;
     }
 
-    private static VolumeHead HeadOf(VolumeRecord record) => new(record.Id, record.Uuid, record.Name, record.SizeBytes, 1);
+    private static VolumeHead HeadOf(VolumeRecord record) => new(record.Id, record.Uuid, record.Name, record.SizeBytes, record.Epoch);
 
     private static DirectoryFault? SizeFault(ulong bytes)
     {
