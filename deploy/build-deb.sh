@@ -115,6 +115,7 @@ blockd ($version) unstable; urgency=medium
 
  -- $(sed -n 's/^Maintainer: //p' "$source/deploy/deb/control")  $(date -u -R -d "@$SOURCE_DATE_EPOCH")
 EOF
+install -D -m 0644 "$source/deploy/deb/lintian-overrides" "$stage/usr/share/lintian/overrides/blockd"
 manual() { # PROGRAM SECTION "what it is"
     "$source/deploy/deb/manual.sh" "$library/$1" "$2" "$3" "$upstream" >"$work/$1.$2" || fail "$1 --help makes no manual page"
     gzip -9nc "$work/$1.$2" >"$stage/usr/share/man/man$2/$1.$2.gz"
