@@ -58,7 +58,7 @@ public sealed partial class PackageTests(BuiltPackage package) : IClassFixture<B
     // What drives the disk when no service manager forbids anything.
     private const string PlainEngine = """
         blockd --data-dir /tmp/plain --store-size 80m --nbd none --iscsi none --api none >/tmp/said & pid=$!
-        until grep -q '^ready' /tmp/said || ! kill -0 $pid; do sleep 0.1; done
+        until grep -qs '^ready' /tmp/said || ! kill -0 $pid; do sleep 0.1; done
         kill $pid; wait $pid; sed -n 's/^blockd .*, \(engine [a-z_]*\),.*/\1/p' /tmp/said
         """;
 
