@@ -70,8 +70,8 @@ internal sealed partial class CleanDebian : IDisposable
     /// <summary>Installs a package file; what it depends on comes from what tree.sh has fetched.</summary>
     public string Install(string package)
     {
-        Bring(package, "/tmp/" + Path.GetFileName(package));
-        return Apt("install", "/tmp/" + Path.GetFileName(package));
+        Bring(package, "/var/tmp/" + Path.GetFileName(package));
+        return Apt("install", "/var/tmp/" + Path.GetFileName(package));
     }
 
     /// <summary>Runs apt-get without questions; tree.sh has fetched what it asks for.</summary>
