@@ -74,7 +74,7 @@ internal static partial class ApiRouteTable
     /// <summary>Every route. Each topic has a file of its own.</summary>
     public static readonly ApiRoute[] All =
     [
-        .. NodeRoutes, .. VolumeRoutes, .. SnapshotRoutes, .. StreamRoutes, .. PolicyRoutes, .. DiskRoutes, .. TargetRoutes, .. TaskRoutes,
+        .. NodeRoutes, .. VolumeRoutes, .. SnapshotRoutes, .. StreamRoutes, .. PolicyRoutes, .. DiskRoutes, .. TargetRoutes, .. TaskRoutes, .. AofRoutes,
     ];
 
     /// <summary>The route of a call; throws 404 or, with the methods that would do, 405.</summary>
