@@ -1,3 +1,4 @@
+using System.Diagnostics;
 using System.Threading.Channels;
 using BlockServer.Core;
 using BlockServer.Core.Api;
@@ -34,6 +35,9 @@ public sealed class AofWriter : IAsyncDisposable
     // Appends that wait; who asks for one more waits too.
     private const int WaitingMax = 1024;
 
+    // Much less than a flush takes.
+    private static readonly TimeSpan s_gather = TimeSpan.FromMicroseconds(150);
+
     private readonly BlockdClient _blockd;
     private readonly string _name;
     private readonly AofWriterOptions _options;
@@ -41,6 +45,7 @@ public sealed class AofWriter : IAsyncDisposable
     private readonly CancellationTokenSource _end = new();
     private readonly Task _sending;
     private Append? _kept;
+    private int _together;
     private BlockdException? _failure;
 
     private sealed record Append(ReadOnlyMemory<byte> Bytes)
@@ -120,6 +125,10 @@ public sealed class AofWriter : IAsyncDisposable
     private async Task<bool> GatherAsync(List<Append> batch)
     {
         if (_kept is null && !await _waiting.Reader.WaitToReadAsync()) return false;
+        // Whoever was answered together asks again together, in a moment: without this the first of them would go alone, and all
+        // others would wait for two flushes instead of one.
+        long since = Stopwatch.GetTimestamp();
+        while (_waiting.Reader.Count < _together && Stopwatch.GetElapsedTime(since) < s_gather && !_waiting.Reader.Completion.IsCompleted) await Task.Yield();
         int bytes = 0;
         while (batch.Count < AppendMedia.AppendsMax && (_kept is not null || _waiting.Reader.TryRead(out _kept)))
         {
@@ -129,6 +138,7 @@ public sealed class AofWriter : IAsyncDisposable
             _kept = null;
         }
 
+        _together = batch.Count;
         return true;
     }
 
