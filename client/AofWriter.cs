@@ -14,6 +14,11 @@ public sealed record AofWriterOptions
     /// <summary>Number of the first append: 1 for an identity that was never used.</summary>
     public ulong NextSequence { get; init; } = 1;
 
+    /// <summary>Appends that go together are one append for the store, with one number: up to 256 of them and 1 MiB, whole or not at all
+    /// together. Faster when very many are on their way; an identity and its number cannot be taken up again by another writer, which would
+    /// have to know what went together.</summary>
+    public bool Joins { get; init; }
+
     /// <summary>How long an append is repeated while the daemon is away, before it fails.</summary>
     public TimeSpan RetryFor { get; init; } = TimeSpan.FromMinutes(2);
 
@@ -24,13 +29,16 @@ public sealed record AofWriterOptions
 /// <summary>
 /// Appends to one append-only volume, exactly once each: every append has a number, and when a connection breaks or the daemon is
 /// restarted it is sent again with the same number, which the store recognises. Appends that are asked for while others are on their way go
-/// together, at most 16 and 1 MiB a request, and lie in the order in which they were asked for. Thread-safe. After an append failed the writer
+/// together, at most 16 (joined: 256) and 1 MiB a request, and lie in the order in which they were asked for. Thread-safe. After an append failed the writer
 /// takes no other one, since what became of it is not known to those behind it.
 /// </summary>
 public sealed class AofWriter : IAsyncDisposable
 {
     // Together so many bytes at most; a single one may have more.
     private const int BytesAtOnce = 1 << 20;
+
+    // Of one request when they are joined.
+    private const int JoinedMax = 256;
 
     // Appends that wait; who asks for one more waits too.
     private const int WaitingMax = 1024;
@@ -130,7 +138,7 @@ public sealed class AofWriter : IAsyncDisposable
         long since = Stopwatch.GetTimestamp();
         while (_waiting.Reader.Count < _together && Stopwatch.GetElapsedTime(since) < s_gather && !_waiting.Reader.Completion.IsCompleted) await Task.Yield();
         int bytes = 0;
-        while (batch.Count < AppendMedia.AppendsMax && (_kept is not null || _waiting.Reader.TryRead(out _kept)))
+        while (batch.Count < (_options.Joins ? JoinedMax : AppendMedia.AppendsMax) && (_kept is not null || _waiting.Reader.TryRead(out _kept)))
         {
             if (batch.Count > 0 && bytes + _kept.Bytes.Length > BytesAtOnce) break;
             bytes += _kept.Bytes.Length;
@@ -151,10 +159,9 @@ public sealed class AofWriter : IAsyncDisposable
         {
             try
             {
-                AppendAnswerInfo answer = await _blockd.AppendAsync(_name, Client, NextSequence, [.. batch.Select(append => append.Bytes)]);
+                AppendAnswerInfo answer = await _blockd.AppendAsync(_name, Client, NextSequence, [.. batch.Select(append => append.Bytes)], _options.Joins);
                 NextSequence += (ulong)answer.Appends.Count;
-                for (int i = 0; i < answer.Appends.Count; i++) batch[i].Done.TrySetResult(answer.Appends[i].OffsetBytes);
-                batch.RemoveRange(0, answer.Appends.Count);
+                Settle(batch, answer.Appends);
                 if (answer.Code is { } code) throw new BlockdException(code, 0, answer.Detail ?? code);
             }
             catch (BlockdException e) when (e.IsTransient && Environment.TickCount64 - start < _options.RetryFor.TotalMilliseconds)
@@ -163,6 +170,25 @@ public sealed class AofWriter : IAsyncDisposable
                 pause = pause < TimeSpan.FromMilliseconds(500) ? 2 * pause : TimeSpan.FromSeconds(1);
             }
         }
+    }
+
+    private void Settle(List<Append> batch, IReadOnlyList<AppendedInfo> landed)
+    {
+        if (_options.Joins && landed.Count == 1)
+        {
+            ulong offset = landed[0].OffsetBytes;
+            foreach (Append append in batch)
+            {
+                append.Done.TrySetResult(offset);
+                offset += (ulong)append.Bytes.Length;
+            }
+
+            batch.Clear();
+            return;
+        }
+
+        for (int i = 0; i < landed.Count; i++) batch[i].Done.TrySetResult(landed[i].OffsetBytes);
+        batch.RemoveRange(0, landed.Count);
     }
 
     private static BlockdException Failed(BlockdException e) => new(e.Code, e.Status, "an append in front of it failed: " + e.Message, e);

@@ -122,9 +122,10 @@ public sealed class BlockdClient : IDisposable
     /// <param name="client">Identity of the client; empty: a repeat is not recognised.</param>
     /// <param name="sequence">Number of the first one; 1 for the client's first append.</param>
     /// <param name="appends">The bytes, borrowed until the answer.</param>
+    /// <param name="joined">They are one append, of any number of pieces.</param>
     /// <param name="cancel">Gives up waiting; the appends may land all the same.</param>
     public async Task<AppendAnswerInfo> AppendAsync(
-        string name, Guid client, ulong sequence, IReadOnlyList<ReadOnlyMemory<byte>> appends, CancellationToken cancel = default)
+        string name, Guid client, ulong sequence, IReadOnlyList<ReadOnlyMemory<byte>> appends, bool joined = false, CancellationToken cancel = default)
     {
         string path = PathOf(name) + "/append";
         string mark = "?";
@@ -134,7 +135,7 @@ public sealed class BlockdClient : IDisposable
             mark = "&";
         }
 
-        if (appends.Count > 1) path += mark + "lengths=" + string.Join(',', appends.Select(a => a.Length));
+        if (appends.Count > 1 && !joined) path += mark + "lengths=" + string.Join(',', appends.Select(a => a.Length));
         return await SendAsync(HttpMethod.Post, path, new PiecesContent(appends), ApiJson.Default.AppendAnswerInfo, cancel);
     }
 

@@ -1,7 +1,8 @@
 """Durable appends: an append-only volume of blockd beside a file with O_APPEND + fdatasync on the same disk. Run it by aof.sh.
 
 Rounds are interleaved: file, volume, file, volume. Writers of the file are processes; those of the volume are tasks of one
-program, through one connection ("shared") and with a connection each ("own").
+program, through one connection ("shared") and with a connection each ("own"); the number behind is how many appends each of
+them has on its way at a time.
 """
 
 import argparse
@@ -53,7 +54,7 @@ def run_file(path, writers, size, seconds):
 
 
 def run_volume(options, daemon, writers, size, seconds, mode, number):
-    command = [options.client, f"http://127.0.0.1:{daemon.api}", os.path.join(daemon.data, "admin.token"), f"aof-{number}", str(writers), str(size), str(seconds), mode]
+    command = [options.client, f"http://127.0.0.1:{daemon.api}", os.path.join(daemon.data, "admin.token"), f"aof-{number}", str(writers), str(size), str(seconds), mode.split("-")[0], mode.split("-")[1]]
     done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 60, check=False)
     if done.returncode:
         raise BenchError(f"the client ended with {done.returncode}: {done.stderr}\n{daemon.said()}")
@@ -69,7 +70,7 @@ def append(options, folder):
         daemon.start_ready()
         number = 0
         for name, writers, size, target in CASES:
-            kinds = ["file", "shared", "own"] if writers > 1 else ["file", "own"]
+            kinds = ["file", "shared-1", "shared-4", "own-1"] if writers > 1 else ["file", "own-1", "own-2"]
             runs = {kind: [] for kind in kinds}
             for _ in range(options.rounds):
                 for kind in kinds:

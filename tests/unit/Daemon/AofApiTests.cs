@@ -128,7 +128,7 @@ public sealed class AofApiTests : IAsyncLifetime
         using BlockdClient reader = Connect();
         // The last of them again: it had landed.
         ulong last = offsets.Keys.Max();
-        AppendAnswerInfo repeated = await reader.AppendAsync("log", clients[3].Client, clients[3].Next - 1, [offsets.First(o => IsLastOf(o.Value)).Value], Cancel);
+        AppendAnswerInfo repeated = await reader.AppendAsync("log", clients[3].Client, clients[3].Next - 1, [offsets.First(o => IsLastOf(o.Value)).Value], cancel: Cancel);
         Assert.True(repeated.Appends[0].Repeated);
         AofInfo info = await reader.StatAofAsync("log", Cancel);
         Assert.Equal(last + (ulong)offsets[last].Length, info.LengthBytes);
@@ -143,6 +143,30 @@ public sealed class AofApiTests : IAsyncLifetime
         }
 
         static bool IsLastOf(byte[] bytes) => Encoding.ASCII.GetString(bytes).StartsWith("round 1 append 199 ", StringComparison.Ordinal);
+    }
+
+    [Fact]
+    public async Task Joined_appends_lie_where_they_were_answered_to_lie()
+    {
+        using BlockdClient blockd = Connect();
+        await blockd.OpenAofAsync("joined", cancel: Cancel);
+        var writer = new AofWriter(blockd, "joined", new AofWriterOptions { Joins = true });
+        (byte[] Bytes, Task<ulong> Task)[] appends = [.. Enumerable.Range(0, 700).Select(i =>
+        {
+            byte[] bytes = Encoding.ASCII.GetBytes($"append {i} {new string('y', i * 5)}\n");
+            return (bytes, writer.AppendAsync(bytes, Cancel));
+        })];
+        ulong at = 0;
+        foreach ((byte[] bytes, Task<ulong> task) in appends)
+        {
+            Assert.Equal(at, await task);
+            at += (ulong)bytes.Length;
+        }
+
+        await writer.DisposeAsync();
+        Assert.True(writer.NextSequence < 350, $"{writer.NextSequence} requests");
+        byte[] all = await ReadAllAsync(blockd, "joined");
+        Assert.Equal(appends.SelectMany(a => a.Bytes), all);
     }
 
     [Fact]
@@ -191,8 +215,8 @@ public sealed class AofApiTests : IAsyncLifetime
     {
         using BlockdClient blockd = Connect();
         AofInfo old = await blockd.OpenAofAsync("events", cancel: Cancel), fresh = await blockd.OpenAofAsync("events.new", cancel: Cancel);
-        await blockd.AppendAsync("events", default, 0, ["old"u8.ToArray()], Cancel);
-        await blockd.AppendAsync("events.new", default, 0, ["fresh"u8.ToArray()], Cancel);
+        await blockd.AppendAsync("events", default, 0, ["old"u8.ToArray()], cancel: Cancel);
+        await blockd.AppendAsync("events.new", default, 0, ["fresh"u8.ToArray()], cancel: Cancel);
         BlockdException taken = await Assert.ThrowsAsync<BlockdException>(() => blockd.RenameAofAsync("events.new", "events", cancel: Cancel));
         Assert.Equal("name-taken", taken.Code);
         AofInfo renamed = await blockd.RenameAofAsync("events.new", "events", replace: true, Cancel);
@@ -244,11 +268,11 @@ public sealed class AofApiTests : IAsyncLifetime
     {
         using BlockdClient blockd = Connect();
         await blockd.OpenAofAsync("log", cancel: Cancel);
-        await blockd.AppendAsync("log", default, 0, ["first"u8.ToArray()], Cancel);
+        await blockd.AppendAsync("log", default, 0, ["first"u8.ToArray()], cancel: Cancel);
         await _server.DoneAsync("create_snapshot", "-v", "log", "-n", "cut");
-        await blockd.AppendAsync("log", default, 0, ["second"u8.ToArray()], Cancel);
+        await blockd.AppendAsync("log", default, 0, ["second"u8.ToArray()], cancel: Cancel);
         await _server.DoneAsync("clone_volume", "-v", "log", "-n", "cut", "-c", "copy");
-        await blockd.AppendAsync("copy", default, 0, ["other"u8.ToArray()], Cancel);
+        await blockd.AppendAsync("copy", default, 0, ["other"u8.ToArray()], cancel: Cancel);
         Assert.Equal("firstother"u8.ToArray(), await ReadAllAsync(blockd, "copy"));
         Assert.Equal("firstsecond"u8.ToArray(), await ReadAllAsync(blockd, "log"));
         await _server.DoneAsync("rollback_snapshot", "-v", "log", "-n", "cut", "--yes");
