@@ -244,6 +244,13 @@ internal sealed class AdminApi : IAsyncDisposable
             throw new ApiException(415, "wrong-content-type", "send " + StreamMedia.Type);
         }
 
+        if (HttpMethods.IsPost(request.Method) && parts is ["", "v1", "volumes", _, "append"])
+        {
+            if (type != AppendMedia.Type) throw new ApiException(415, "wrong-content-type", "send " + AppendMedia.Type);
+            if (request.ContentLength > Units.RequestBytesMax) throw new ApiException(413, "body-too-large", "one append has at most 32 MiB");
+            return;
+        }
+
         if (request.ContentLength > _limits.BodyBytesMax) throw new ApiException(413, "body-too-large", "a body has at most 1 MiB");
         bool hasBody = request.ContentLength is > 0 || request.Headers.TransferEncoding.Count > 0;
         bool needsBody = !HttpMethods.IsDelete(request.Method);
@@ -380,6 +387,39 @@ internal sealed class ApiCall(HttpContext context, string[] parts, ApiCaller cal
     {
         context.Response.StatusCode = 204;
         return Task.CompletedTask;
+    }
+
+    /// <summary>The body of an append, which must say its length: at most <see cref="Units.RequestBytesMax"/>. The array is the
+    /// pool's and goes back to it.</summary>
+    public async Task<byte[]> BytesAsync()
+    {
+        if (context.Request.ContentLength is not { } length) throw new ApiException(411, "length-needed", "say how long the bytes are (Content-Length)");
+        if (context.Features.Get<Microsoft.AspNetCore.Http.Features.IHttpMaxRequestBodySizeFeature>() is { } size) size.MaxRequestBodySize = Units.RequestBytesMax;
+        byte[] bytes = System.Buffers.ArrayPool<byte>.Shared.Rent((int)length);
+        try
+        {
+            await context.Request.Body.ReadExactlyAsync(bytes.AsMemory(0, (int)length), context.RequestAborted);
+            return bytes;
+        }
+        catch
+        {
+            System.Buffers.ArrayPool<byte>.Shared.Return(bytes);
+            throw;
+        }
+    }
+
+    /// <summary>Length of the body, or null.</summary>
+    public long? BodyLength => context.Request.ContentLength;
+
+    /// <summary>Sets a header of the answer.</summary>
+    public void Say(string header, string value) => context.Response.Headers[header] = value;
+
+    /// <summary>Answers with bytes.</summary>
+    public Task AnswerAsync(string type, ReadOnlyMemory<byte> bytes)
+    {
+        context.Response.ContentType = type;
+        context.Response.ContentLength = bytes.Length;
+        return context.Response.Body.WriteAsync(bytes, context.RequestAborted).AsTask();
     }
 
     /// <summary>The body, however long it is and however slowly it comes: for what is taken in pieces.</summary>

@@ -79,7 +79,7 @@ internal static partial class ApiRouteTable
     public static readonly ApiRoute[] All =
     [
         .. NodeRoutes, .. VolumeRoutes, .. SnapshotRoutes, .. StreamRoutes, .. PolicyRoutes, .. DiskRoutes, .. TargetRoutes, .. TaskRoutes,
-        .. AccessRoutes,
+        .. AofRoutes, .. AccessRoutes,
     ];
 
     /// <summary>The route of a call; throws 404 or, with the methods that would do, 405.</summary>

@@ -75,7 +75,7 @@ internal sealed class NbdFrontEnd(
             Name = snapshot is null ? record.Name : $"{record.Name}@{snapshot}",
             Description = record.Description ?? "",
             Device = opened.Device,
-            SizeBytes = opened.Snapshot?.SizeBytes ?? record.SizeBytes,
+            SizeBytes = opened.Device.SizeBytes,
             IsReadOnly = snapshot is not null || record.Export.ReadOnly || record.IsImage,
             Meter = snapshot is null ? meters.Of(record.Id) : null,
             Contexts = new SnapshotContexts(this, opened.Volume, opened.Snapshot?.Uuid),

@@ -67,6 +67,7 @@ public static class CommandLine
         VolumeCommands.AddTo(commands);
         SnapshotCommands.AddTo(commands);
         CloneCommands.AddTo(commands);
+        AofCommands.AddTo(commands);
         ImageCommands.AddTo(commands);
         PolicyCommands.AddTo(commands);
         ExportImageCommand.AddTo(commands);

@@ -1,4 +1,5 @@
 using System.CommandLine;
+using BlockServer.Client;
 
 namespace BlockServer.Pfcli;
 
@@ -30,13 +31,16 @@ public sealed class GeneralOptions
 }
 
 /// <summary>What a running command works with.</summary>
-public sealed class CommandContext(CliHost host, ParseResult parsed, AdminClient client, Printer printer, bool yes)
+public sealed class CommandContext(CliHost host, ParseResult parsed, AdminClient client, BlockdClient blockd, Printer printer, bool yes)
 {
     /// <summary>The world around.</summary>
     public CliHost Host => host;
 
     /// <summary>The daemon.</summary>
     public AdminClient Client => client;
+
+    /// <summary>The daemon's append-only volumes.</summary>
+    public BlockdClient Blockd => blockd;
 
     /// <summary>The output.</summary>
     public Printer Printer => printer;
@@ -95,7 +99,8 @@ public sealed class CommandSet(RootCommand root, CliHost host, GeneralOptions ge
         string token = AccessToken.Read(parsed.GetValue(general.TokenFile) ?? AccessToken.DefaultPath(host.Environment));
         var printer = new Printer(host, parsed.GetValue(general.Json));
         using var client = new AdminClient(server, token, host.Transport());
-        return await run(new CommandContext(host, parsed, client, printer, parsed.GetValue(general.Yes)), cancel);
+        using var blockd = new BlockdClient(server, token, host.Transport());
+        return await run(new CommandContext(host, parsed, client, blockd, printer, parsed.GetValue(general.Yes)), cancel);
     }
 
     private static Uri ServerOf(string text)
