@@ -119,8 +119,8 @@ def under_load(options, folder):
 
 def many(options, folder):
     """Makes many volumes, lists them, starts with them, and watches the daemon rest."""
-    machine.need_space(folder, 4 << 30)
-    daemon = Daemon(folder, 1 << 20, 3 << 30, options.blockd, options.blockd_options.split(), with_api=True)
+    machine.need_space(folder, 6 << 30)
+    daemon = Daemon(folder, 1 << 20, 5 << 30, options.blockd, options.blockd_options.split(), with_api=True)
     try:
         daemon.start_ready()
         began = time.monotonic()
