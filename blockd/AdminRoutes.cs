@@ -46,6 +46,7 @@ internal sealed class AdminRoutes : IAdminRoutes
             ["GET disks"] = DisksAsync,
             ["POST disks"] = AddDiskAsync,
             ["DELETE disks/{id}"] = RemoveDiskAsync,
+            ["GET audit"] = AuditAsync,
             ["GET sessions"] = SessionsAsync,
             ["DELETE sessions/{id}"] = CutAsync,
             ["GET stats"] = StatsAsync,
@@ -55,7 +56,8 @@ internal sealed class AdminRoutes : IAdminRoutes
             ["GET openapi.json"] = c => c.AnswerAsync(s_openApi),
         };
         foreach ((string key, Func<ApiCall, Task> handler) in _targets.Handlers.Concat(_snapshots.Handlers).Concat(_streams.Handlers).Concat(new PolicyRoutes(daemon).Handlers)
-            .Concat(new TokenRoutes(daemon).Handlers).Concat(new TenantRoutes(daemon).Handlers).Concat(new AofRoutes(daemon, _targets).Handlers)) _handlers.Add(key, handler);
+            .Concat(new DenyRoutes(daemon).Handlers).Concat(new TokenRoutes(daemon).Handlers).Concat(new TenantRoutes(daemon).Handlers)
+            .Concat(new AofRoutes(daemon, _targets).Handlers)) _handlers.Add(key, handler);
         Check.That(_handlers.Keys.ToHashSet().SetEquals(ApiRouteTable.All.Select(r => r.Key)));
     }
 
@@ -71,7 +73,16 @@ internal sealed class AdminRoutes : IAdminRoutes
     public Task HandleAsync(ApiCall call)
     {
         ApiRoute route = ApiRouteTable.Find(call);
-        _access.Check(route, call);
+        try
+        {
+            _access.Check(route, call);
+        }
+        catch (ApiException)
+        {
+            call.WasRefused = true;
+            throw;
+        }
+
         return _handlers[route.Key](call);
     }
 
@@ -213,6 +224,7 @@ internal sealed class AdminRoutes : IAdminRoutes
     private async Task AddDiskAsync(ApiCall call)
     {
         AddDisk request = await call.ReadAsync(ApiJson.Default.AddDisk);
+        call.About(request.Path);
         if (!Path.IsPathRooted(request.Path) || request.Path.Contains('\0'))
             throw new ApiException(400, "invalid-path", "the path must be absolute", "path");
         if (request.Name is not null && !VolumeName.IsValid(request.Name, out string? reason)) throw new ApiException(400, "invalid-name", reason, "name");
@@ -251,6 +263,15 @@ internal sealed class AdminRoutes : IAdminRoutes
 
     private DiskInfo Describe(AbsentDisk disk) => new(
         disk.Id, disk.Name, disk.Path, "absent", disk.State, 0, 0, 0, 0, 0, 0, 0, _daemon.Directory.CountOn(disk.Id), 0, 0, 0, 0, disk.Reason);
+
+    private Task AuditAsync(ApiCall call)
+    {
+        long limit = call.QueryNumber("limit") ?? 100, before = call.QueryNumber("before") ?? long.MaxValue;
+        if (limit is < 1 or > AuditLog.ListMax) throw new ApiException(400, "invalid-query", $"limit is 1 to {AuditLog.ListMax}", "limit");
+        string kind = call.Query("kind") ?? "all";
+        if (kind is not ("all" or "changes" or "refused")) throw new ApiException(400, "invalid-query", "kind is changes, refused or all", "kind");
+        return call.AnswerAsync(new AuditList(_daemon.Audit.List((int)limit, before, kind != "refused", kind != "changes")), ApiJson.Default.AuditList);
+    }
 
     // The counters of a session belong to its loop: they are read there, in one visit to each loop.
     private async Task SessionsAsync(ApiCall call)

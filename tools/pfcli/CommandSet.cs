@@ -23,6 +23,14 @@ public sealed class GeneralOptions
         Recursive = true,
     };
 
+    /// <summary>--ca-file FILE.</summary>
+    public Option<string?> CaFile { get; } = new("--ca-file")
+    {
+        Description = "Authority (PEM) that signed the certificate of an https server (default: $BLOCKD_CA_FILE, else the system's authorities)",
+        HelpName = "FILE",
+        Recursive = true,
+    };
+
     /// <summary>--json.</summary>
     public Option<bool> Json { get; } = new("--json") { Description = "Write JSON with stable names, for scripts", Recursive = true };
 
@@ -98,8 +106,10 @@ public sealed class CommandSet(RootCommand root, CliHost host, GeneralOptions ge
         Uri server = ServerOf(parsed.GetValue(general.Server)!);
         string token = AccessToken.Read(parsed.GetValue(general.TokenFile) ?? AccessToken.DefaultPath(host.Environment));
         var printer = new Printer(host, parsed.GetValue(general.Json));
-        using var client = new AdminClient(server, token, host.Transport());
-        using var blockd = new BlockdClient(server, token, host.Transport());
+        string? authority = parsed.GetValue(general.CaFile) ?? host.Environment("BLOCKD_CA_FILE");
+        HttpMessageHandler Transport() => Authority.Trust(host.Transport(), string.IsNullOrEmpty(authority) ? null : authority);
+        using var client = new AdminClient(server, token, Transport());
+        using var blockd = new BlockdClient(server, token, Transport());
         return await run(new CommandContext(host, parsed, client, blockd, printer, parsed.GetValue(general.Yes)), cancel);
     }
 

@@ -40,7 +40,7 @@ public sealed class ApiServer : IAsyncDisposable
         ListenAddress address = new(new IPEndPoint(IPAddress.Loopback, 0), null);
         if (time is not null) _test.Daemon.Clock = time;
         var routes = new AdminRoutes(_test.Daemon);
-        _api = await AdminApi.StartAsync(routes, _test.Daemon.ApiTokens, [address], limits, time, _test.Daemon.Calls);
+        _api = await AdminApi.StartAsync(routes, _test.Daemon.ApiTokens, [address], limits, time, _test.Daemon);
         await routes.ResumeAsync(); // as the daemon does
         Port = new Uri(_api.Addresses[0]).Port;
         Token = (await File.ReadAllTextAsync(_test.Daemon.TokenPath)).Trim();
