@@ -11,6 +11,7 @@ namespace BlockServer.Blockd;
 internal sealed class StoreHost : IMoveSide
 {
     private readonly DiskFile _file;
+    private readonly TaskCompletionSource<IoStatus> _givenUp = new(TaskCreationOptions.RunContinuationsAsynchronously);
 
     private StoreHost(LoopThread thread, DiskFile file, ILayeredStore store, string name)
     {
@@ -89,6 +90,16 @@ internal sealed class StoreHost : IMoveSide
     /// <inheritdoc/>
     public Task<T> RunAsync<T>(Func<ILayeredStore, ValueTask<T>> work) => Thread.InvokeAsync(() => work(Store));
 
+    /// <summary>The disk answers nothing and is not waited for any more: whoever has asked it for something is answered
+    /// Unavailable.</summary>
+    public void GiveUp() => _givenUp.TrySetResult(IoStatus.Unavailable);
+
+    private async Task<IoStatus> AskAsync(Func<ValueTask<IoStatus>> work)
+    {
+        Task<IoStatus> asked = Thread.InvokeAsync(work);
+        return await await Task.WhenAny(asked, _givenUp.Task);
+    }
+
     /// <inheritdoc/>
     public Task<ulong?> FreeBytesAsync() => Thread.InvokeAsync(
         () => new ValueTask<ulong?>(Store.State == StoreState.Online ? FreeBytes(Store.GetStats()) : null));
@@ -98,13 +109,13 @@ internal sealed class StoreHost : IMoveSide
         Thread.InvokeAsync(() => new ValueTask<IReadOnlyList<VolumeHead>>([.. Store.Volumes]));
 
     /// <inheritdoc/>
-    public Task<IoStatus> CreateAsync(VolumeHead head) => Thread.InvokeAsync(() => Store.CreateVolumeAsync(head));
+    public Task<IoStatus> CreateAsync(VolumeHead head) => AskAsync(() => Store.CreateVolumeAsync(head));
 
     /// <inheritdoc/>
-    public Task<IoStatus> UpdateAsync(VolumeHead head) => Thread.InvokeAsync(() => Store.UpdateVolumeAsync(head));
+    public Task<IoStatus> UpdateAsync(VolumeHead head) => AskAsync(() => Store.UpdateVolumeAsync(head));
 
     /// <inheritdoc/>
-    public Task<IoStatus> DeleteAsync(uint volumeId) => Thread.InvokeAsync(() => Store.DeleteVolumeAsync(volumeId));
+    public Task<IoStatus> DeleteAsync(uint volumeId) => AskAsync(() => Store.DeleteVolumeAsync(volumeId));
 
     /// <inheritdoc/>
     public Task<ulong> HighestUsedByteAsync(uint volumeId) => Thread.InvokeAsync(() => Store.HighestUsedByteAsync(volumeId));
@@ -128,21 +139,21 @@ internal sealed class StoreHost : IMoveSide
     });
 
     /// <inheritdoc/>
-    public Task<IoStatus> CutAsync(IReadOnlyList<SnapshotRequest> requests) => Thread.InvokeAsync(() => Store.CreateSnapshotsAsync(requests));
+    public Task<IoStatus> CutAsync(IReadOnlyList<SnapshotRequest> requests) => AskAsync(() => Store.CreateSnapshotsAsync(requests));
 
     /// <inheritdoc/>
     public Task<IoStatus> DeleteSnapshotAsync(uint volumeId, Guid snapshot) =>
-        Thread.InvokeAsync(() => Store.DeleteSnapshotAsync(volumeId, snapshot));
+        AskAsync(() => Store.DeleteSnapshotAsync(volumeId, snapshot));
 
     /// <inheritdoc/>
-    public Task<IoStatus> RollBackAsync(Guid snapshot, SnapshotRequest safety) => Thread.InvokeAsync(() => Store.RollBackAsync(snapshot, safety));
+    public Task<IoStatus> RollBackAsync(Guid snapshot, SnapshotRequest safety) => AskAsync(() => Store.RollBackAsync(snapshot, safety));
 
     /// <inheritdoc/>
     public Task<IoStatus> CloneAsync(VolumeHead head, uint volumeId, Guid snapshot) =>
-        Thread.InvokeAsync(() => Store.CreateCloneAsync(head, volumeId, snapshot));
+        AskAsync(() => Store.CreateCloneAsync(head, volumeId, snapshot));
 
     /// <inheritdoc/>
-    public Task<IoStatus> FlattenAsync(uint volumeId) => Thread.InvokeAsync(() => Store.FlattenAsync(volumeId));
+    public Task<IoStatus> FlattenAsync(uint volumeId) => AskAsync(() => Store.FlattenAsync(volumeId));
 
     /// <summary>Allocated bytes of each of <paramref name="volumeIds"/> that is served, in one visit to the loop; empty when the
     /// store has failed.</summary>

@@ -14,6 +14,7 @@ public sealed partial class VolumeDirectory
 
     private readonly ConcurrentDictionary<uint, MoveRecord> _moves = []; // by the number of the first volume
     private readonly ConcurrentDictionary<uint, uint> _movedWith = []; // volume to move
+    private readonly ConcurrentDictionary<Guid, bool> _draining = [];
     private readonly ConcurrentDictionary<Guid, bool> _cutForMove = []; // nobody is shown these
     private readonly ConcurrentDictionary<(Guid Store, uint Volume), bool> _leaving = []; // homes that somebody still reads from
 
@@ -22,6 +23,16 @@ public sealed partial class VolumeDirectory
 
     /// <summary>The move that a volume takes part in, or null.</summary>
     public MoveRecord? MoveOf(uint volumeId) => _movedWith.TryGetValue(volumeId, out uint move) ? _moves.GetValueOrDefault(move) : null;
+
+    /// <summary>Nothing new is placed on a store, or again.</summary>
+    public void SetDraining(Guid storeId, bool isDraining)
+    {
+        if (isDraining) _draining[storeId] = true;
+        else _draining.TryRemove(storeId, out _);
+    }
+
+    /// <summary>The store is being emptied.</summary>
+    public bool IsDraining(Guid storeId) => _draining.ContainsKey(storeId);
 
     /// <summary>A snapshot that a move has cut for itself: it is nobody's business.</summary>
     public bool IsCutForMove(Guid snapshot) => _cutForMove.ContainsKey(snapshot);

@@ -73,6 +73,7 @@ public static class CommandLine
         ImportImageCommand.AddTo(commands);
         ExportCommands.AddTo(commands);
         DiskCommands.AddTo(commands);
+        MoveCommands.AddTo(commands);
         SessionCommands.AddTo(commands);
         TargetCommands.AddTo(commands);
         ReservationCommands.AddTo(commands);
