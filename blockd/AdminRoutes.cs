@@ -65,6 +65,7 @@ internal sealed class AdminRoutes : IAdminRoutes
         await _populations.ResumeAsync();
         await _snapshots.ResumeAsync();
         await _disks.ResumeAsync();
+        _disks.Start();
     }
 
     /// <inheritdoc/>

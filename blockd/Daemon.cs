@@ -303,5 +303,6 @@ internal sealed class Daemon
             Warn($"{listener.Protocol} at {listener.Address} is open to everybody who reaches it (--insecure)");
     }
 
-    private void Warn(string warning) => _warnings.Enqueue(warning);
+    /// <summary>Tells the operator.</summary>
+    public void Warn(string warning) => _warnings.Enqueue(warning);
 }

@@ -9,12 +9,14 @@ internal sealed class DiskRoutes
     private readonly Daemon _daemon;
     private readonly Moves _moves;
     private readonly Drains _drains;
+    private readonly DiskWatch _watch;
 
     public DiskRoutes(Daemon daemon, AdminTasks tasks)
     {
         _daemon = daemon;
         _moves = new Moves(daemon, tasks);
         _drains = new Drains(daemon, tasks, _moves);
+        _watch = new DiskWatch(daemon, _drains, daemon.Warn);
         Handlers = new Dictionary<string, Func<ApiCall, Task>>(StringComparer.Ordinal)
         {
             ["POST volumes/{name}/move"] = MoveAsync,
@@ -33,6 +35,9 @@ internal sealed class DiskRoutes
         await _moves.ResumeAsync();
         _drains.Resume();
     }
+
+    /// <summary>Begins to look after the disks.</summary>
+    public void Start() => _watch.Start();
 
     private async Task MoveAsync(ApiCall call)
     {

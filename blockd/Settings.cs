@@ -60,6 +60,9 @@ internal sealed record Settings
     /// <summary>Bytes a second that a volume on its way to another disk is copied with; 0: as fast as the disks allow.</summary>
     public required ulong MoveBytesPerSecond { get; init; }
 
+    /// <summary>A disk that takes no more changes is emptied onto the others by itself.</summary>
+    public required bool DrainsFailed { get; init; }
+
     public required int Loops { get; init; }
 
     /// <summary>How long a loop looks for the next request before it sleeps, in microseconds; 0: never.</summary>
@@ -153,6 +156,7 @@ internal static class SettingsReader
         ("engine", "ENGINE", false, "How the disk is driven: auto (default: io_uring, else aio), io_uring or aio."),
         ("metadata-ram", "SIZE", false, "RAM for metadata pages. Default: an eighth of the RAM."),
         ("relayout", "MODE", false, "on (default): what was overwritten at random is laid out in order again while the disk has nothing else to do. off: never."),
+        ("drain-failed", "MODE", false, "on (default): a disk that failed and can still be read is emptied onto the others by itself, so that its volumes can be written again. off: only when you say drain_disk."),
         ("move-rate", "SIZE", false, "Most that a volume on its way to another disk is copied with in a second. Default: no limit."),
         ("relayout-rate", "SIZE", false, "Most that --relayout writes to a disk in a second. Default: 64m."),
         ("loops", "COUNT", false, "Threads that serve, 1 to 64. Default: 1. Stores are spread over them."),
@@ -244,6 +248,7 @@ internal static class SettingsReader
             MetadataRamBytes = Size("metadata-ram", Units.MiB, Units.VolumeBytesMax) ?? Math.Max(ramBytes / 8, 16 * Units.MiB),
             RelayoutBytesPerSecond = RelayoutRate(),
             MoveBytesPerSecond = Size("move-rate", Units.MiB, Units.TiB) ?? 0,
+            DrainsFailed = Choice("drain-failed", "on", "off") == "on",
             Loops = loops,
             BusyPollMicros = Number("busy-poll", loops < Environment.ProcessorCount ? 50 : 0, 0, 1000),
             Connections = Number("connections", 256, 1, 65536),

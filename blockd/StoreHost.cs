@@ -10,7 +10,12 @@ namespace BlockServer.Blockd;
 /// except where "on the loop" is said.</summary>
 internal sealed class StoreHost : IMoveSide
 {
+    /// <summary>A disk that has answered nothing for so long hangs: some take this long to find an error.</summary>
+    private const long HungMillis = 10_000;
+
     private readonly DiskFile _file;
+    private ulong _answeredSeen;
+    private long _answeredAt = Environment.TickCount64;
     private readonly TaskCompletionSource<IoStatus> _givenUp = new(TaskCreationOptions.RunContinuationsAsynchronously);
 
     private StoreHost(LoopThread thread, DiskFile file, ILayeredStore store, string name)
@@ -129,7 +134,8 @@ internal sealed class StoreHost : IMoveSide
         var layers = new Dictionary<uint, VolumeLayers>();
         foreach (uint id in volumeIds)
         {
-            if (Store.State != StoreState.Online || Store.OpenVolume(id) is null) continue;
+            // Of a failed store too: what it holds can be read, and moved.
+            if (Store.State == StoreState.Closed || Store.OpenVolume(id) is null) continue;
             (uint VolumeId, Guid Snapshot)? basis = Store.BaseOf(id);
             string? name = basis is { } b ? Store.Snapshots(b.VolumeId).FirstOrDefault(s => s.Uuid == b.Snapshot)?.Name : null;
             layers.Add(id, new VolumeLayers(Store.Snapshots(id), basis, Store.IsFlattening(id), name));
@@ -179,7 +185,23 @@ internal sealed class StoreHost : IMoveSide
             StoreId, Name, DiskPath, _file.IsBlockDevice ? "device" : "file", StateWord(state), _file.SizeBytes,
             stats.BlocksTotal * Units.BlockBytes, stats.BlocksUsed * Units.BlockBytes, FreeBytes(stats), stats.SlotsTotal,
             stats.SlotsUsed, stats.MetadataResidentBytes, volumes, stats.ChecksumErrors, stats.IoErrors, stats.BlocksBad, stats.RingOccupancy,
-            stats.FailReason, stats.ExtentsScattered, stats.BlocksRelaid * Units.BlockBytes);
+            stats.FailReason, stats.ExtentsScattered, stats.BlocksRelaid * Units.BlockBytes,
+            Health: state == StoreState.Failed ? "failed" : IsHung ? "hung" : stats.ChecksumErrors + stats.IoErrors + stats.BlocksBad > 0 ? "failing" : "good");
+    }
+
+    /// <summary>Requests are under way, and none has been answered for some seconds. Any thread.</summary>
+    public bool IsHung
+    {
+        get
+        {
+            long now = Environment.TickCount64;
+            lock (_givenUp)
+            {
+                ulong answered = _file.Answered;
+                if (answered != _answeredSeen || !_file.IsBusy) (_answeredSeen, _answeredAt) = (answered, now);
+                return now - _answeredAt >= HungMillis;
+            }
+        }
     }
 
     /// <summary>Closes store and file; the sentence that went wrong, or null.</summary>

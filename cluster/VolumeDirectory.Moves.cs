@@ -156,8 +156,8 @@ public sealed partial class VolumeDirectory
         foreach (MoveMember member in move.Members) _leaving.TryRemove((move.From, member.Id), out _);
     }
 
-    /// <summary>Deletes what moves have left on the stores that serve. False while something is still there: a clone that goes
-    /// holds its base, and a store that is away keeps what it has.</summary>
+    /// <summary>Deletes what moves have left on the stores that serve. False while something is still to go there: a clone
+    /// that goes holds its base. A store that is away keeps what it has until it is back.</summary>
     public Task<bool> SweepMovesAsync() => AloneAsync(SweepMovesAloneAsync, _ => false);
 
     /// <summary>Why a volume cannot be changed: it is on its way to another disk. Null when it is not.</summary>
@@ -173,7 +173,7 @@ public sealed partial class VolumeDirectory
             (Guid store, uint id) = LeftOf(entry);
             if (_leaving.ContainsKey((store, id)) || !_hosts.TryGetValue(store, out IVolumeHost? host) || await host.FreeBytesAsync() is null)
             {
-                isDone = false;
+                isDone &= !_leaving.ContainsKey((store, id)); // for a disk that does not serve nobody waits
                 continue;
             }
 
