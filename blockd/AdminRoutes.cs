@@ -161,6 +161,7 @@ internal sealed class AdminRoutes : IAdminRoutes
             ScrubReport report = await host.Thread.InvokeAsync(() => host.Store.ScrubAsync(
                 volume.Id, request.BytesPerSecond, r => progress(r.BlocksTotal == 0 ? 1 : (double)r.BlocksRead / r.BlocksTotal), cancel));
             cancel.ThrowIfCancellationRequested();
+            if (report.Finished) await _disks.NoteAsync(volume, report);
             if (report.Bad.Count == 0) return $"{report.BlocksRead} blocks read, all good";
             BadBlock first = report.Bad[0];
             throw new IOException($"{report.Bad.Count} bad blocks, the first at byte {first.OffsetBytes} ({first.Reason})");

@@ -10,6 +10,7 @@ internal sealed class DiskRoutes
     private readonly Moves _moves;
     private readonly Drains _drains;
     private readonly DiskWatch _watch;
+    private readonly Scrubs _scrubs;
 
     public DiskRoutes(Daemon daemon, AdminTasks tasks)
     {
@@ -17,12 +18,15 @@ internal sealed class DiskRoutes
         _moves = new Moves(daemon, tasks);
         _drains = new Drains(daemon, tasks, _moves);
         _watch = new DiskWatch(daemon, _drains, daemon.Warn);
+        _scrubs = new Scrubs(daemon, tasks, Io.SystemClock.Instance);
         Handlers = new Dictionary<string, Func<ApiCall, Task>>(StringComparer.Ordinal)
         {
             ["POST volumes/{name}/move"] = MoveAsync,
             ["POST disks/{id}/drain"] = DrainAsync,
             ["POST disks/{id}/replace"] = ReplaceAsync,
             ["POST rebalance"] = RebalanceAsync,
+            ["POST disks/{id}/scrub"] = ScrubAsync,
+            ["GET bad-blocks"] = BadBlocksAsync,
         };
     }
 
@@ -37,7 +41,14 @@ internal sealed class DiskRoutes
     }
 
     /// <summary>Begins to look after the disks.</summary>
-    public void Start() => _watch.Start();
+    public void Start()
+    {
+        _watch.Start();
+        _scrubs.Start();
+    }
+
+    /// <summary>Takes down what a scrub of a volume has found.</summary>
+    public Task NoteAsync(VolumeRecord volume, Core.ScrubReport report) => _scrubs.NoteAsync(volume.StoreId, volume.Id, report.Bad);
 
     private async Task MoveAsync(ApiCall call)
     {
@@ -57,6 +68,22 @@ internal sealed class DiskRoutes
         AddDisk request = await call.ReadAsync(ApiJson.Default.AddDisk);
         AdminRoutes.Check(request);
         await AnswerAsync(call, () => _drains.ReplaceAsync(IdOf(call), request));
+    }
+
+    private async Task ScrubAsync(ApiCall call)
+    {
+        ScrubRequest request = await call.ReadAsync(ApiJson.Default.ScrubRequest);
+        StoreHost host = _daemon.Stores.Find(IdOf(call)) ?? throw new ApiException(404, "no-such-disk", $"there is no disk '{call.Parts[1]}' in service");
+        await call.AnswerAsync(_scrubs.Begin(host, request.BytesPerSecond), ApiJson.Default.TaskInfo, 202);
+    }
+
+    private Task BadBlocksAsync(ApiCall call)
+    {
+        Dictionary<uint, string> names = _daemon.Directory.List().ToDictionary(v => v.Id, v => v.Name);
+        return call.AnswerAsync(
+            new BadBlockList([.. _daemon.ScrubRecords.Bad().Where(b => names.ContainsKey(b.VolumeId)).Select(b => new BadBlockInfo(
+                names[b.VolumeId], b.OffsetBytes, b.Reason == Core.IoStatus.Corrupt ? "corrupt" : "io-error", b.Snapshot, b.FoundAt))]),
+            ApiJson.Default.BadBlockList);
     }
 
     private async Task RebalanceAsync(ApiCall call)

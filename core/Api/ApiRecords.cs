@@ -208,6 +208,7 @@ public sealed record TaskList(IReadOnlyList<TaskInfo> Tasks);
 [JsonSerializable(typeof(MoveVolume))]
 [JsonSerializable(typeof(DrainDisk))]
 [JsonSerializable(typeof(Rebalance))]
+[JsonSerializable(typeof(BadBlockList))]
 [JsonSerializable(typeof(SessionList))]
 [JsonSerializable(typeof(StatsInfo))]
 [JsonSerializable(typeof(ScrubRequest))]

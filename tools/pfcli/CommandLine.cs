@@ -74,6 +74,7 @@ public static class CommandLine
         ExportCommands.AddTo(commands);
         DiskCommands.AddTo(commands);
         MoveCommands.AddTo(commands);
+        ScrubCommands.AddTo(commands);
         SessionCommands.AddTo(commands);
         TargetCommands.AddTo(commands);
         ReservationCommands.AddTo(commands);

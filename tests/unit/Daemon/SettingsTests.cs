@@ -116,6 +116,8 @@ public sealed class SettingsTests
     [InlineData("engine=spdk", "allowed: auto, io_uring, aio")]
     [InlineData("metadata-ram=1k", "1 MiB to")]
     [InlineData("relayout=maybe", "allowed: on, off")]
+    [InlineData("scrub-period=never", "allowed: 0 to 3650")]
+    [InlineData("scrub-rate=1k", "1 MiB to")]
     [InlineData("drain-failed=maybe", "allowed: on, off")]
     [InlineData("move-rate=1k", "1 MiB to")]
     [InlineData("relayout-rate=1k", "1 MiB to")]
