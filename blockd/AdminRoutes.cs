@@ -20,6 +20,7 @@ internal sealed class AdminRoutes : IAdminRoutes
     private readonly SnapshotRoutes _snapshots;
     private readonly StreamRoutes _streams;
     private readonly ApiAccess _access;
+    private readonly DiskRoutes _disks;
     private readonly Dictionary<string, Func<ApiCall, Task>> _handlers;
 
     /// <summary>Routes to <paramref name="daemon"/>.</summary>
@@ -32,6 +33,7 @@ internal sealed class AdminRoutes : IAdminRoutes
         _populations = new Populations(daemon, _tasks);
         _snapshots = new SnapshotRoutes(daemon, _tasks, _targets, _populations, DescribeAsync, _thick.BeginAsync);
         _streams = new StreamRoutes(daemon, DescribeAsync);
+        _disks = new DiskRoutes(daemon, _tasks);
         _handlers = new(StringComparer.Ordinal)
         {
             ["GET version"] = VersionAsync,
@@ -55,10 +57,10 @@ internal sealed class AdminRoutes : IAdminRoutes
             ["DELETE tasks/{id}"] = CancelAsync,
             ["GET openapi.json"] = c => c.AnswerAsync(s_openApi),
         };
-        foreach ((string key, Func<ApiCall, Task> handler) in _targets.Handlers.Concat(_snapshots.Handlers).Concat(_streams.Handlers).Concat(new PolicyRoutes(daemon).Handlers)
-            .Concat(new DenyRoutes(daemon).Handlers).Concat(new TokenRoutes(daemon).Handlers).Concat(new TenantRoutes(daemon).Handlers)
-            .Concat(new AofRoutes(daemon, _targets).Handlers)) _handlers.Add(key, handler);
-        Check.That(_handlers.Keys.ToHashSet().SetEquals(ApiRouteTable.All.Select(r => r.Key)));
+        foreach ((string key, Func<ApiCall, Task> handler) in _targets.Handlers.Concat(_snapshots.Handlers).Concat(_streams.Handlers).Concat(_disks.Handlers)
+            .Concat(new PolicyRoutes(daemon).Handlers).Concat(new DenyRoutes(daemon).Handlers).Concat(new TokenRoutes(daemon).Handlers)
+            .Concat(new TenantRoutes(daemon).Handlers).Concat(new AofRoutes(daemon, _targets).Handlers)) _handlers.Add(key, handler);
+        Core.Check.That(_handlers.Keys.ToHashSet().SetEquals(ApiRouteTable.All.Select(r => r.Key)));
     }
 
     /// <summary>Takes up what the last run of the daemon left unfinished.</summary>
@@ -67,6 +69,8 @@ internal sealed class AdminRoutes : IAdminRoutes
         await _thick.BeginAsync();
         await _populations.ResumeAsync();
         await _snapshots.ResumeAsync();
+        await _disks.ResumeAsync();
+        _disks.Start();
     }
 
     /// <inheritdoc/>
@@ -195,6 +199,7 @@ internal sealed class AdminRoutes : IAdminRoutes
             ScrubReport report = await host.Thread.InvokeAsync(() => host.Store.ScrubAsync(
                 volume.Id, request.BytesPerSecond, r => progress(r.BlocksTotal == 0 ? 1 : (double)r.BlocksRead / r.BlocksTotal), cancel));
             cancel.ThrowIfCancellationRequested();
+            if (report.Finished) await _disks.NoteAsync(volume, report);
             if (report.Bad.Count == 0) return $"{report.BlocksRead} blocks read, all good";
             BadBlock first = report.Bad[0];
             throw new IOException($"{report.Bad.Count} bad blocks, the first at byte {first.OffsetBytes} ({first.Reason})");
@@ -216,7 +221,7 @@ internal sealed class AdminRoutes : IAdminRoutes
     private async Task DisksAsync(ApiCall call)
     {
         var disks = new List<DiskInfo>();
-        foreach (StoreHost host in _daemon.Stores.All) disks.Add(await host.DescribeAsync());
+        foreach (StoreHost host in _daemon.Stores.All) disks.Add(await host.DescribeAsync() with { Draining = _daemon.Directory.IsDraining(host.StoreId) });
         foreach (AbsentDisk absent in _daemon.Disks.Absent) disks.Add(Describe(absent));
         await call.AnswerAsync(new DiskList(disks), ApiJson.Default.DiskList);
     }
@@ -225,9 +230,7 @@ internal sealed class AdminRoutes : IAdminRoutes
     {
         AddDisk request = await call.ReadAsync(ApiJson.Default.AddDisk);
         call.About(request.Path);
-        if (!Path.IsPathRooted(request.Path) || request.Path.Contains('\0'))
-            throw new ApiException(400, "invalid-path", "the path must be absolute", "path");
-        if (request.Name is not null && !VolumeName.IsValid(request.Name, out string? reason)) throw new ApiException(400, "invalid-name", reason, "name");
+        Check(request);
         try
         {
             StoreHost host = await _daemon.Disks.AddAsync(request);
@@ -236,12 +239,21 @@ internal sealed class AdminRoutes : IAdminRoutes
             await _thick.BeginAsync();
             await _populations.ResumeAsync();
             await _daemon.ServedTargets.ApplyAllAsync();
+            await _disks.ResumeAsync();
             await call.AnswerAsync(await host.DescribeAsync(), ApiJson.Default.DiskInfo, 201);
         }
         catch (DiskException e)
         {
             throw new ApiException(e.Status, e.Code, e.Message, e.Field);
         }
+    }
+
+    /// <summary>Throws 400 when the request is malformed.</summary>
+    public static void Check(AddDisk request)
+    {
+        if (!Path.IsPathRooted(request.Path) || request.Path.Contains('\0'))
+            throw new ApiException(400, "invalid-path", "the path must be absolute", "path");
+        if (request.Name is not null && !VolumeName.IsValid(request.Name, out string? reason)) throw new ApiException(400, "invalid-name", reason, "name");
     }
 
     private async Task RemoveDiskAsync(ApiCall call)

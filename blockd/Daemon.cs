@@ -41,6 +41,7 @@ internal sealed class Daemon
         _threads = threads;
         Directory = new VolumeDirectory(meta, SystemClock.Instance, new SystemRandom());
         Targets = new TargetDirectory(meta);
+        ScrubRecords = new ScrubDirectory(meta);
         Disks = new Disks(settings, data, meta, Directory, threads, Warn, watch, layer);
         Volumes = new SharedVolumes(meta, Directory, Stores, settings, Warn) { Seat = SeatOf };
         Directory.CutGate = new CutGate(Volumes, s_cutPauseMax);
@@ -114,6 +115,9 @@ internal sealed class Daemon
     public PolicyRunner PolicyRunner { get; }
 
     public Disks Disks { get; }
+
+    /// <summary>How far scrubs are and what they have found.</summary>
+    public ScrubDirectory ScrubRecords { get; }
 
     /// <summary>The disks in service.</summary>
     public StoreSet Stores => Disks.Stores;
@@ -299,6 +303,7 @@ internal sealed class Daemon
         await Tokens.LoadAsync();
         await Tenants.LoadAsync();
         await Denied.LoadAsync();
+        await ScrubRecords.LoadAsync();
         await Volumes.LoadAsync();
         await Disks.OpenAllAsync();
         foreach (string note in await Directory.ReconcileAsync(Stores.All)) Warn(note);

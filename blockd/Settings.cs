@@ -60,8 +60,17 @@ internal sealed record Settings
     /// <summary>Bytes a second that each store may write anew to lay scattered extents out in order; 0: never.</summary>
     public required ulong RelayoutBytesPerSecond { get; init; }
 
-    /// <summary>Bytes a second that a volume on its way to another disk is copied with; 0: as fast as the disks allow.</summary>
+    /// <summary>Bytes a second that a volume on its way to another disk is copied with at most.</summary>
     public required ulong MoveBytesPerSecond { get; init; }
+
+    /// <summary>A disk that takes no more changes is emptied onto the others by itself.</summary>
+    public required bool DrainsFailed { get; init; }
+
+    /// <summary>Every disk is read and verified once in this time; zero: only when somebody says so.</summary>
+    public required TimeSpan ScrubPeriod { get; init; }
+
+    /// <summary>Bytes a second that this reads at most.</summary>
+    public required ulong ScrubBytesPerSecond { get; init; }
 
     public required int Loops { get; init; }
 
@@ -157,7 +166,10 @@ internal static class SettingsReader
         ("engine", "ENGINE", false, "How the disk is driven: auto (default: io_uring, else aio), io_uring or aio."),
         ("metadata-ram", "SIZE", false, "RAM for metadata pages. Default: an eighth of the RAM."),
         ("relayout", "MODE", false, "on (default): what was overwritten at random is laid out in order again while the disk has nothing else to do. off: never."),
-        ("move-rate", "SIZE", false, "Most that a volume on its way to another disk is copied with in a second. Default: no limit."),
+        ("drain-failed", "MODE", false, "on (default): a disk that failed and can still be read is emptied onto the others by itself, so that its volumes can be written again. off: only when you say drain_disk."),
+        ("scrub-period", "DAYS", false, "Every disk is read and its checksums are verified once in so many days. 0: only by scrub_disk and scrub_volume. Default: 14."),
+        ("scrub-rate", "SIZE", false, "Most that this reads in a second. Default: 20m."),
+        ("move-rate", "SIZE", false, "Most that a volume on its way to another disk is copied with in a second. Default: 1t, as fast as the disks allow."),
         ("relayout-rate", "SIZE", false, "Most that --relayout writes to a disk in a second. Default: 64m."),
         ("loops", "COUNT", false, "Threads that serve, 1 to 64. Default: 1. Stores are spread over them."),
         ("busy-poll", "MICROSECONDS", false, "How long a thread that serves looks for the next request before it sleeps, while requests come faster than that; 0 to 1000. Default: 50, and 0 unless there is a processor more than --loops. 0 saves processor time, a sleep costs a client that waits for each answer some latency. io_uring only."),
@@ -250,7 +262,10 @@ internal static class SettingsReader
             Engine = Choice("engine", "auto", "io_uring", "aio"),
             MetadataRamBytes = Size("metadata-ram", Units.MiB, Units.VolumeBytesMax) ?? Math.Max(ramBytes / 8, 16 * Units.MiB),
             RelayoutBytesPerSecond = RelayoutRate(),
-            MoveBytesPerSecond = Size("move-rate", Units.MiB, Units.TiB) ?? 0,
+            MoveBytesPerSecond = Size("move-rate", Units.MiB, Units.TiB) ?? Units.TiB,
+            DrainsFailed = Choice("drain-failed", "on", "off") == "on",
+            ScrubPeriod = TimeSpan.FromDays(Number("scrub-period", 14, 0, 3650)),
+            ScrubBytesPerSecond = Size("scrub-rate", Units.MiB, Units.TiB) ?? 20 * Units.MiB,
             Loops = loops,
             BusyPollMicros = Number("busy-poll", loops < Environment.ProcessorCount ? 50 : 0, 0, 1000),
             Connections = Number("connections", 256, 1, 65536),

@@ -326,6 +326,7 @@ public sealed partial class VolumeDirectory(IMetaStore meta, IWallClock clock, I
         double bestRoom = 0;
         foreach (IVolumeHost host in _hosts.Values.OrderBy(h => h.StoreId))
         {
+            if (IsDraining(host.StoreId)) continue;
             if (await host.FreeBytesAsync() is not { } free) continue;
             // Thin volumes use nothing at first: what is promised counts, or every new one would go to the same disk.
             double room = (double)free - _table.PromisedBytes(host.StoreId);

@@ -75,6 +75,8 @@ public static class CommandLine
         ImportImageCommand.AddTo(commands);
         ExportCommands.AddTo(commands);
         DiskCommands.AddTo(commands);
+        MoveCommands.AddTo(commands);
+        ScrubCommands.AddTo(commands);
         SessionCommands.AddTo(commands);
         TargetCommands.AddTo(commands);
         ReservationCommands.AddTo(commands);
