@@ -16,6 +16,9 @@ public sealed class ApiServer : IAsyncDisposable
 
     public int Port { get; private set; }
 
+    /// <summary>The API's unix socket.</summary>
+    public string UnixPath { get; private set; } = "";
+
     public string Token { get; private set; } = "";
 
     internal TestDaemon Test => _test;
@@ -39,7 +42,8 @@ public sealed class ApiServer : IAsyncDisposable
     {
         ListenAddress address = new(new IPEndPoint(IPAddress.Loopback, 0), null);
         var routes = new AdminRoutes(_test.Daemon);
-        _api = await AdminApi.StartAsync(routes, _test.Daemon.TokenHash, [address], limits, time);
+        UnixPath = Path.Combine(Path.GetTempPath(), Path.GetRandomFileName());
+        _api = await AdminApi.StartAsync(routes, _test.Daemon.TokenHash, [address, new(null, UnixPath)], limits, time);
         await routes.ResumeAsync(); // as the daemon does
         Port = new Uri(_api.Addresses[0]).Port;
         Token = (await File.ReadAllTextAsync(_test.Daemon.TokenPath)).Trim();

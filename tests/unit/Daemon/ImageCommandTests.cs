@@ -58,6 +58,19 @@ public sealed class ImageCommandTests
     }
 
     [Fact]
+    public async Task A_daemon_is_reached_by_its_unix_socket()
+    {
+        await using ApiServer server = await ApiServer.StartAsync();
+        await server.Test.CreateAsync("vm1", Size);
+        (int code, string text, string error) = await ApiPfcli.RunAsync("unix:" + server.UnixPath, server.Test.Daemon.TokenPath, ["list_volume"], TestContext.Current.CancellationToken);
+        Assert.True(code == 0, error);
+        Assert.Contains("vm1", text, StringComparison.Ordinal);
+        (code, _, error) = await ApiPfcli.RunAsync("unix:/nowhere", server.Test.Daemon.TokenPath, ["list_volume"], TestContext.Current.CancellationToken);
+        Assert.Equal(1, code);
+        Assert.Contains("no connection to blockd at unix:/nowhere", error, StringComparison.Ordinal);
+    }
+
+    [Fact]
     public async Task A_raw_image_leaves_and_comes_back_sparse()
     {
         await using StreamWorld world = await FilledAsync();
