@@ -15,7 +15,7 @@ public sealed partial class Store
         if (layer is null && snapshot is not null) return IoStatus.NotFound;
         if (!_volumes.TryGetValue(volumeId, out Volume? volume) || volume.IsDeleting) return IoStatus.NotFound;
         Line? view = layer is null ? null : new Line(_slots, layer);
-        ulong size = layer?.Head.SizeBytes ?? volume.Head.SizeBytes;
+        ulong size = layer?.Head.SizeBytes ?? EndOf(volume);
         if (offsetBytes > size || lengthBytes > size - offsetBytes) return IoStatus.OutOfRange;
         List<ulong> cuts = [];
         for (Layer? below = (layer ?? volume.Top).Parent; below is not null; below = below.Parent)

@@ -10,12 +10,13 @@ public sealed partial class Store
         uint volumeId, Guid? older, Guid? newer, ulong offsetBytes, ulong lengthBytes, int runsMax, List<DiffRun> runs)
     {
         runs.Clear();
-        if (Refusal is { } refusal) return refusal;
-        Layer? one = older is { } first ? Find(volumeId, first) : null, two = newer is { } second ? Find(volumeId, second) : null;
+        // As a read: a store that failed still knows what it mapped, and may be emptied.
+        if (State == StoreState.Closed || _isClosing) return State == StoreState.Closed ? IoStatus.Unavailable : IoStatus.ShuttingDown;
+        Layer? one = older is { } first ? Find(volumeId, first) ?? BaseLayer(volumeId, first) : null, two = newer is { } second ? Find(volumeId, second) : null;
         if ((one is null && older is not null) || (two is null && newer is not null)) return IoStatus.NotFound;
         if (!_volumes.TryGetValue(volumeId, out Volume? volume) || volume.IsDeleting) return IoStatus.NotFound;
         Line? before = one is null ? null : new Line(_slots, one), after = two is null ? null : new Line(_slots, two);
-        ulong size = Math.Max(one?.Head.SizeBytes ?? volume.Head.SizeBytes, two?.Head.SizeBytes ?? volume.Head.SizeBytes);
+        ulong size = Math.Max(one?.Head.SizeBytes ?? EndOf(volume), two?.Head.SizeBytes ?? EndOf(volume));
         if (offsetBytes > size || lengthBytes > size - offsetBytes) return IoStatus.OutOfRange;
         return await GatherAsync(
             offsetBytes, lengthBytes, runsMax, runs, at => CompareAsync(volume, before, after, at), static (length, isChanged) => new DiffRun(length, isChanged));
@@ -45,6 +46,10 @@ public sealed partial class Store
 
         return IoStatus.Ok;
     }
+
+    /// <summary>The layer that a clone was made from, if it is that snapshot.</summary>
+    private Layer? BaseLayer(uint volumeId, Guid snapshot) =>
+        _volumes.TryGetValue(volumeId, out Volume? volume) && BaseOf(volume) is { } basis && basis.Head.Uuid == snapshot ? basis : null;
 
     private async ValueTask<(IoStatus Status, bool IsChanged, ulong End)> CompareAsync(
         Volume volume, Line? before, Line? after, ulong offset)
