@@ -44,6 +44,9 @@ internal sealed class Daemon
         Directory.CutGate = new CutGate(Volumes, s_cutPauseMax);
         Imports = new Imports(Directory, Stores, Volumes, Sessions, () => _iscsi?.Targets.ApplyAllAsync() ?? Task.CompletedTask, Warn);
         Policies = new PolicyDirectory(meta);
+        Tokens = new TokenDirectory(meta);
+        Tenants = new TenantDirectory(meta);
+        Directory.Quota = Tenants;
         var stop = new CancellationTokenSource();
         PolicyEngine = new PolicyEngine(
             Directory, Policies, new PolicyHooks(Path.Combine(settings.DataDir, "hooks"), stop.Token), SystemClock.Instance,
@@ -61,6 +64,21 @@ internal sealed class Daemon
 
     /// <summary>The snapshots that are cut by themselves.</summary>
     public PolicyDirectory Policies { get; }
+
+    /// <summary>Tokens of the admin API besides the administrator's.</summary>
+    public TokenDirectory Tokens { get; }
+
+    /// <summary>Who shares the node.</summary>
+    public TenantDirectory Tenants { get; }
+
+    /// <summary>Who a token of the admin API stands for.</summary>
+    public ApiTokens ApiTokens => new(TokenHash, Tokens, Tenants, Directory, Clock);
+
+    /// <summary>The calls of the admin API that are being answered.</summary>
+    public ApiCalls Calls { get; } = new();
+
+    /// <summary>Tells which tokens have expired. Set before the API is served.</summary>
+    public TimeProvider Clock { get; set; } = TimeProvider.System;
 
     /// <summary>What cuts them.</summary>
     public PolicyEngine PolicyEngine { get; }
@@ -175,6 +193,8 @@ internal sealed class Daemon
         Directory.Dispose();
         Targets.Dispose();
         Policies.Dispose();
+        Tokens.Dispose();
+        Tenants.Dispose();
         PolicyRunner.Dispose();
         Disks.Dispose();
         await _meta.DisposeAsync();
@@ -250,6 +270,8 @@ internal sealed class Daemon
         await Targets.LoadAsync();
         await Policies.LoadAsync();
         await ScrubRecords.LoadAsync();
+        await Tokens.LoadAsync();
+        await Tenants.LoadAsync();
         await Volumes.LoadAsync();
         await Disks.OpenAllAsync();
         foreach (string note in await Directory.ReconcileAsync(Stores.All)) Warn(note);

@@ -54,6 +54,9 @@ public sealed partial class VolumeDirectory
         if (volume.StoreId == to) return (null, new DirectoryFault(IoStatus.Conflict, "already-there", $"'{name}' lies on that disk already", "storeId"));
         (List<VolumeRecord> family, DirectoryFault? fault) = await FamilyAsync(volume, from);
         if (fault is not null) return (null, fault);
+        // What a client has appended, and which of his appends they were, is more than a device shows.
+        if ((await from.ListAsync()).Any(h => h.IsAppendOnly && family.Any(v => v.Id == h.Id)))
+            return (null, new DirectoryFault(IoStatus.Conflict, "append-only", $"'{name}' is append-only, and such volumes stay on their disk"));
         foreach (VolumeRecord member in family)
         {
             if (await meta.GetAsync(LeftKey(to, member.Id)) is not null)

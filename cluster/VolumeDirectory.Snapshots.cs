@@ -69,6 +69,7 @@ public sealed partial class VolumeDirectory
         VolumeRecord old = found.Volume;
         if (ImageFault(old) is { } image) return image;
         if (MoveFault(old) is { } moving) return moving;
+        if (Quota?.FaultOf(old.Name, found.Info.SizeBytes, old, List()) is { } tooMuch) return tooMuch;
         IVolumeHost host = _hosts[old.StoreId];
         string name = safetyName ?? await FreeNameAsync(old, "before-rollback-" + Now());
         if (!VolumeName.IsValid(name, out string? reason)) return new DirectoryFault(IoStatus.Invalid, "invalid-name", reason, "safetyName");
@@ -137,6 +138,7 @@ public sealed partial class VolumeDirectory
         var wanted = new CreateVolume(request.Name, size, 1, export, request.Description, from.StoreId, request.IdempotencyKey);
         if (Repeated(wanted) is { } repeated) return repeated;
         if (BlockFault(export, size) is { } odd) return odd;
+        if (Quota?.FaultOf(request.Name, size, null, List()) is { } tooMuch) return tooMuch;
         if (size < (basis?.Info.SizeBytes ?? from.SizeBytes))
             return new DirectoryFault(IoStatus.Invalid, "invalid-size", "a clone is at least as large as what it is cloned from", "sizeBytes");
         bool isOurs = request.Snapshot is null;

@@ -32,12 +32,18 @@ public sealed partial class VolumeDirectory(IMetaStore meta, IWallClock clock, I
     private readonly ConcurrentDictionary<Guid, IVolumeHost> _hosts = [];
     private readonly VolumeTable _table = new();
 
+    /// <summary>Asked before a volume is made, grows or gets another name; null: nobody is.</summary>
+    public IVolumeQuota? Quota { get; set; }
+
     /// <summary>Every volume that was created and is not being deleted, by name in ordinal order; also those whose store is
     /// not in service.</summary>
     public IReadOnlyList<VolumeRecord> List() => _table.List();
 
     /// <summary>A volume, or null.</summary>
     public VolumeRecord? Find(string name) => _table.Find(name);
+
+    /// <summary>A volume by its number, or null.</summary>
+    public VolumeRecord? Find(uint id) => _table.FindById(id);
 
     /// <inheritdoc/>
     public void Dispose() => _change.Dispose();
@@ -99,6 +105,7 @@ public sealed partial class VolumeDirectory(IMetaStore meta, IWallClock clock, I
     private async Task<DirectoryResult> CreateAloneAsync(CreateVolume request, ImportRecord? import)
     {
         if (Repeated(request) is { } repeated) return repeated;
+        if (Quota?.FaultOf(request.Name, request.SizeBytes, null, List()) is { } tooMuch) return tooMuch;
         IVolumeHost? host = await PlaceAsync(request.StoreId);
         return host is null
             ? new DirectoryFault(IoStatus.NotFound, "no-disk", "no such disk is in service", "storeId")
@@ -172,6 +179,8 @@ public sealed partial class VolumeDirectory(IMetaStore meta, IWallClock clock, I
         if (BlockFault(wanted.Export, newSize) is { } odd) return odd;
         bool isHeadSame = !isRename && newSize == old.SizeBytes;
         if (!isHeadSame && MoveFault(old) is { } moving) return moving;
+        bool isUndone = isImport && newSize == old.Import?.BaseSizeBytes; // what it had before is its own
+        if (!isUndone && Quota?.FaultOf(newName, newSize, old, List()) is { } tooMuch) return tooMuch;
         if (isHeadSame)
         {
             MetaResult only = await WriteAsync(wanted);

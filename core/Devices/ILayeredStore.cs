@@ -16,7 +16,11 @@ public sealed record SnapshotRequest(uint VolumeId, Guid Uuid, string Name, ulon
 /// <param name="CutVersion">The last version that it contains.</param>
 /// <param name="Clones">Volumes that build on it and are in the way of its deletion.</param>
 public sealed record SnapshotInfo(
-    uint VolumeId, Guid Uuid, string Name, ulong SizeBytes, ulong UnixSeconds, ulong CutVersion, IReadOnlyList<uint> Clones);
+    uint VolumeId, Guid Uuid, string Name, ulong SizeBytes, ulong UnixSeconds, ulong CutVersion, IReadOnlyList<uint> Clones)
+{
+    /// <summary>Length at the cut, of an append-only volume; what is behind it up to the size reads as zeros.</summary>
+    public ulong? LengthBytes { get; init; }
+}
 
 /// <summary>What a snapshot takes.</summary>
 /// <param name="UsedBytes">What it shows that is not a hole; shared or not.</param>

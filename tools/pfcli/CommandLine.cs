@@ -79,6 +79,8 @@ public static class CommandLine
         TargetCommands.AddTo(commands);
         ReservationCommands.AddTo(commands);
         TaskCommands.AddTo(commands);
+        TokenCommands.AddTo(commands);
+        TenantCommands.AddTo(commands);
         TopCommand.AddTo(commands);
         foreach (HelpOption option in root.Options.OfType<HelpOption>())
             option.Action = new HelpWithExamples((SynchronousCommandLineAction)option.Action!, commands, host);

@@ -185,6 +185,17 @@ public sealed class MovesTests
     }
 
     [Fact]
+    public async Task An_append_only_volume_stays_on_its_disk()
+    {
+        await using TestDaemon test = await TestDaemon.StartAsync("store-size=160m");
+        (Guid first, Guid second) = await DisksAsync(test);
+        StoreHost host = test.Daemon.Stores.Find(first)!;
+        Assert.Equal(IoStatus.Ok, await host.CreateAsync(new VolumeHead(77, Guid.NewGuid(), "log", Units.MiB, 1) { IsAppendOnly = true }));
+        await test.Daemon.Directory.ReconcileAsync([host]);
+        Assert.Equal("append-only", (await test.Daemon.Directory.BeginMoveAsync("log", second)).Fault!.Code);
+    }
+
+    [Fact]
     public async Task A_move_without_room_is_given_up_and_leaves_nothing()
     {
         await using TestDaemon test = await TestDaemon.StartAsync("store-size=320m");
