@@ -20,14 +20,21 @@ internal sealed class Scrubs(Daemon daemon, AdminTasks tasks, IWallClock clock)
     /// <summary>Begins to look whether a disk is due, until the daemon ends.</summary>
     public void Start() => _ = RunAsync();
 
-    /// <summary>Begins what is due: passes that a restart interrupted, and disks that were not read for a period.</summary>
+    /// <summary>Begins what is due: passes that a restart interrupted, and disks that were not read for a period. The first look at a
+    /// disk begins its period.</summary>
     public void BeginDue()
     {
         if (daemon.Settings.ScrubPeriod == TimeSpan.Zero) return;
         foreach (StoreHost host in daemon.Stores.All)
         {
             ScrubRecord known = daemon.ScrubRecords.Find(host.StoreId);
-            bool isDue = known.BeganAt is null || known.EndedAt is null || clock.UtcNow - known.EndedAt >= daemon.Settings.ScrubPeriod;
+            if (known.BeganAt is null)
+            {
+                _ = NoteAsync(host.StoreId, 0, [], r => r with { BeganAt = clock.UtcNow, EndedAt = clock.UtcNow });
+                continue;
+            }
+
+            bool isDue = known.EndedAt is null || clock.UtcNow - known.EndedAt >= daemon.Settings.ScrubPeriod;
             if (isDue) Begin(host, daemon.Settings.ScrubBytesPerSecond);
         }
     }

@@ -201,7 +201,7 @@ public sealed partial class VolumeDirectory
             if (MoveFault(member) is { } moving) return ([], moving);
             if (member.IsAppendOnly)
             {
-                // A move copies blocks; the length and what is remembered of the clients would stay behind.
+                // What clients have appended, and which of their appends they were, is more than the device shows that a move copies.
                 return ([], new DirectoryFault(IoStatus.Conflict, "volume-is-append-only", $"'{member.Name}' is append-only and stays on its disk; "
                     + $"to have its bytes elsewhere: pfcli aof_read -v {member.Name} into a file there"));
             }
