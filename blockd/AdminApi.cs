@@ -1,11 +1,11 @@
-using System.Security.Cryptography;
-using System.Text;
 using System.Text.Json;
 using System.Text.Json.Serialization.Metadata;
+using BlockServer.Cluster;
 using BlockServer.Core;
 using BlockServer.Core.Api;
 using Microsoft.AspNetCore.Connections;
 using Microsoft.AspNetCore.Server.Kestrel.Core;
+using Microsoft.AspNetCore.Server.Kestrel.Https;
 
 namespace BlockServer.Blockd;
 
@@ -27,17 +27,26 @@ internal sealed class AdminApi : IAsyncDisposable
 {
     private readonly WebApplication _app;
     private readonly IAdminRoutes _routes;
-    private readonly byte[] _tokenHash;
+    private readonly ApiTokens _tokens;
+    private readonly ApiCalls _calls;
+    private readonly Denied? _denied;
+    private readonly AuditLog? _audit;
+    private readonly TlsFiles? _tls;
+    private readonly IdempotencyKeys _keys = new();
     private readonly ApiLimits _limits;
     private readonly AuthThrottle _throttle;
 
-    private AdminApi(WebApplication app, IAdminRoutes routes, string tokenHash, ApiLimits limits, TimeProvider time)
+    private AdminApi(WebApplication app, IAdminRoutes routes, ApiTokens tokens, Daemon? daemon, ApiLimits limits, TimeProvider time)
     {
         _app = app;
         _limits = limits;
         _throttle = new AuthThrottle(time);
         _routes = routes;
-        _tokenHash = Convert.FromHexString(tokenHash);
+        _tokens = tokens;
+        _calls = daemon?.Calls ?? new ApiCalls();
+        _denied = daemon?.Denied;
+        _audit = daemon?.Audit;
+        _tls = daemon?.Tls;
     }
 
     /// <summary>Where it listens, as URLs.</summary>
@@ -47,23 +56,28 @@ internal sealed class AdminApi : IAsyncDisposable
     public static async Task<AdminApi> StartAsync(Daemon daemon, IReadOnlyList<ListenAddress> addresses)
     {
         var routes = new AdminRoutes(daemon);
-        AdminApi api = await StartAsync(routes, daemon.TokenHash, addresses);
+        AdminApi api = await StartAsync(routes, daemon.ApiTokens, addresses, daemon: daemon);
         await routes.ResumeAsync();
         for (int i = 0; i < addresses.Count; i++)
         {
             string address = addresses[i].Tcp is null ? addresses[i].ToString() : api.Addresses.ElementAtOrDefault(i) ?? "http://" + addresses[i];
-            daemon.AddListener(new ListenerInfo("api", address, false, !addresses[i].IsLocal));
+            bool isTls = IsTls(addresses[i], daemon);
+            daemon.AddListener(new ListenerInfo("api", address, isTls, !isTls && !addresses[i].IsLocal));
+            if (!isTls && !addresses[i].IsLocal) daemon.Warn($"the admin API at {address} is not encrypted: whoever listens on the way reads its tokens (--insecure)");
         }
 
         return api;
     }
 
-    /// <summary>Serves <paramref name="routes"/>; a token is right when its SHA-256 is <paramref name="tokenHash"/>.</summary>
+    /// <summary>Serves <paramref name="routes"/> to those whose tokens <paramref name="tokens"/> knows. What <paramref name="daemon"/> keeps
+    /// of calls is kept there: the audit log, who is denied, what is being answered.</summary>
     public static async Task<AdminApi> StartAsync(
-        IAdminRoutes routes, string tokenHash, IReadOnlyList<ListenAddress> addresses, ApiLimits? wanted = null, TimeProvider? time = null)
+        IAdminRoutes routes, ApiTokens tokens, IReadOnlyList<ListenAddress> addresses, ApiLimits? wanted = null, TimeProvider? time = null,
+        Daemon? daemon = null)
     {
         ApiLimits limits = wanted ?? new ApiLimits();
-        var perAddress = new AddressLimit(limits.ConnectionsPerAddressMax);
+        var perAddress = new AddressLimit(limits.ConnectionsPerAddressMax, daemon?.Denied);
+        if (daemon is not null) daemon.CutDeniedApi = perAddress.CutDenied;
         // No arguments and an empty root: the daemon's settings are the only ones.
         WebApplicationBuilder builder = WebApplication.CreateEmptyBuilder(new WebApplicationOptions { Args = [] });
         builder.WebHost.UseKestrelCore().ConfigureKestrel(kestrel =>
@@ -85,6 +99,14 @@ internal sealed class AdminApi : IAsyncDisposable
                     {
                         o.Protocols = HttpProtocols.Http1;
                         o.Use(perAddress.Guard);
+                        if (IsTls(address, daemon))
+                        {
+                            o.UseHttps(new TlsHandshakeCallbackOptions
+                            {
+                                HandshakeTimeout = limits.HeadersTimeout,
+                                OnConnection = _ => ValueTask.FromResult(daemon!.Tls!.Current.OptionsWithoutClients()),
+                            });
+                        }
                     });
                 }
                 else
@@ -96,11 +118,15 @@ internal sealed class AdminApi : IAsyncDisposable
         });
         builder.Services.AddSingleton<IMemoryPoolFactory<byte>>(new ApiMemory());
         WebApplication app = builder.Build();
-        var api = new AdminApi(app, routes, tokenHash, limits, time ?? TimeProvider.System);
+        var api = new AdminApi(app, routes, tokens, daemon, limits, time ?? TimeProvider.System);
         app.Run(api.HandleAsync);
         await app.StartAsync();
         return api;
     }
+
+    /// <summary>HTTPS is spoken there: beyond loopback wherever there is a certificate, and on this machine if that is asked for.</summary>
+    private static bool IsTls(ListenAddress address, Daemon? daemon) =>
+        daemon?.Tls is not null && address.Tcp is not null && (!address.IsLocal || daemon.Settings.IsApiAlwaysTls);
 
     /// <inheritdoc/>
     public async ValueTask DisposeAsync()
@@ -114,9 +140,10 @@ internal sealed class AdminApi : IAsyncDisposable
     {
         context.Response.Headers.CacheControl = "no-store";
         context.Response.Headers.XContentTypeOptions = "nosniff";
+        var trail = new AuditTrail(_audit, context);
         try
         {
-            await RouteAsync(context);
+            await RouteAsync(context, trail);
         }
         catch (ApiException e)
         {
@@ -141,12 +168,18 @@ internal sealed class AdminApi : IAsyncDisposable
             await Console.Error.WriteLineAsync($"api {context.Request.Method} {context.Request.Path}: {e}");
             await WriteProblemAsync(context, new ApiException(500, "internal-error", "the daemon failed; its log says more"));
         }
+        finally
+        {
+            trail.End();
+        }
     }
 
-    private async Task RouteAsync(HttpContext context)
+    private async Task RouteAsync(HttpContext context, AuditTrail trail)
     {
         HttpRequest request = context.Request;
-        if (!IsOurHost(request.Host.Host, context.Connection.LocalIpAddress))
+        // Over TLS the certificate's names are ours as well: no page of another name gets here by DNS.
+        bool isNamed = request.IsHttps && _tls?.Current.IsNamed(request.Host.Host) == true;
+        if (!isNamed && !IsOurHost(request.Host.Host, context.Connection.LocalIpAddress))
             throw new ApiException(421, "wrong-host", "the Host header does not name this daemon");
         string path = request.Path.Value ?? "";
         if (path == "/healthz" && HttpMethods.IsGet(request.Method))
@@ -155,7 +188,9 @@ internal sealed class AdminApi : IAsyncDisposable
             return;
         }
 
-        CheckToken(context);
+        (ApiCaller caller, TokenRecord? token) = CheckToken(context);
+        trail.CallerId = caller.Id;
+        if (token is not null && _denied?.IsToken(token.Id) == true) throw TokenDenied();
         if (request.Method is not ("GET" or "POST" or "PATCH" or "DELETE" or "HEAD"))
         {
             context.Response.Headers.Allow = "GET, POST, PATCH, DELETE";
@@ -167,10 +202,29 @@ internal sealed class AdminApi : IAsyncDisposable
         string[] parts = path.Split('/');
         if (parts.Length < 3 || parts[0].Length > 0 || parts[1] != "v1" || IsTrickyPath(context))
             throw new ApiException(404, "no-such-resource", "there is no such resource");
-        await _routes.HandleAsync(new ApiCall(context, parts[2..]));
+        trail.Call = new ApiCall(context, parts[2..], caller);
+        await ServeAsync(context, trail.Call, token);
     }
 
-    private void CheckToken(HttpContext context)
+    /// <summary>Answers a call that may be made; a token that is revoked or expires meanwhile ends it.</summary>
+    private async Task ServeAsync(HttpContext context, ApiCall call, TokenRecord? token)
+    {
+        _calls.Enter(context, call.Caller.Id);
+        try
+        {
+            // Looked at again: who revokes a token looks for its calls afterwards.
+            if (token is not null && _tokens.IsRevoked(token)) throw WrongToken(context);
+            if (token is not null && _denied?.IsToken(token.Id) == true) throw TokenDenied();
+            using ITimer? end = token?.ExpiresAt is { } until ? _tokens.At(until, context.Abort) : null;
+            await _keys.ServeAsync(context, call, () => _routes.HandleAsync(call));
+        }
+        finally
+        {
+            _calls.Leave(context);
+        }
+    }
+
+    private (ApiCaller Caller, TokenRecord? Token) CheckToken(HttpContext context)
     {
         const string Scheme = "Bearer ";
         HttpRequest request = context.Request;
@@ -178,8 +232,7 @@ internal sealed class AdminApi : IAsyncDisposable
         bool isGiven = header.StartsWith(Scheme, StringComparison.OrdinalIgnoreCase);
         if (isGiven)
         {
-            byte[] hash = SHA256.HashData(Encoding.UTF8.GetBytes(header[Scheme.Length..].Trim()));
-            if (CryptographicOperations.FixedTimeEquals(hash, _tokenHash)) return;
+            if (_tokens.Find(header[Scheme.Length..].Trim()) is { } known) return known;
         }
 
         string? address = context.Connection.RemoteIpAddress?.ToString();
@@ -190,10 +243,17 @@ internal sealed class AdminApi : IAsyncDisposable
         }
 
         if (address is not null && isGiven) _throttle.OnFailure(address);
+        if (isGiven) throw WrongToken(context);
         context.Response.Headers.WWWAuthenticate = "Bearer";
-        throw isGiven
-            ? new ApiException(401, "wrong-token", "this is not the token of DIR/admin.token")
-            : new ApiException(401, "no-token", "send the token of DIR/admin.token as Authorization: Bearer TOKEN");
+        throw new ApiException(401, "no-token", "send a token as Authorization: Bearer TOKEN; DIR/admin.token holds the administrator's");
+    }
+
+    private static ApiException TokenDenied() => new(403, "denied", "this token is denied; ask the node's administrator");
+
+    private static ApiException WrongToken(HttpContext context)
+    {
+        context.Response.Headers.WWWAuthenticate = "Bearer";
+        return new ApiException(401, "wrong-token", "the token is unknown, has expired or was revoked");
     }
 
     // A browser that was lured to a name that resolves here sends that name: only this connection's own address and
@@ -249,6 +309,7 @@ internal sealed class AdminApi : IAsyncDisposable
     private static async Task WriteProblemAsync(HttpContext context, ApiException problem)
     {
         if (context.Response.HasStarted) return;
+        context.Items[AuditTrail.CodeKey] = problem.Code;
         context.Response.StatusCode = problem.Status;
         context.Response.ContentType = "application/problem+json";
         var body = new ApiProblem(
@@ -266,18 +327,42 @@ internal interface IAdminRoutes
 }
 
 /// <summary>One call that passed the guard.</summary>
-internal sealed class ApiCall(HttpContext context, string[] parts)
+internal sealed class ApiCall(HttpContext context, string[] parts, ApiCaller caller)
 {
     /// <summary>The path behind /v1, by its slashes.</summary>
     public IReadOnlyList<string> Parts { get; } = parts;
 
     public string Method => context.Request.Method;
 
-    /// <summary>The token sees this volume: it is of nobody else. What is not seen is answered as what does not exist.</summary>
+    /// <summary>Who calls.</summary>
+    public ApiCaller Caller { get; } = caller;
+
+    /// <summary>The address that he calls from; null for a unix socket.</summary>
+    public System.Net.IPAddress? Address => context.Connection.RemoteIpAddress;
+
+    /// <summary>What the body names, for the audit log; never a secret.</summary>
+    public string? Subject { get; private set; }
+
+    /// <summary>The caller may not do it: that goes to the audit log, whatever he is answered.</summary>
+    public bool WasRefused { get; set; }
+
+    /// <summary>Says what the body names, for the audit log.</summary>
+    public void About(string name) => Subject = name;
+
+    /// <summary>The caller sees this volume: it is of nobody else. What is not seen is answered as what does not exist.</summary>
     public bool Sees(string volume) => Caller.Sees(volume);
 
-    /// <summary>Who calls.</summary>
-    public ApiCaller Caller { get; init; } = ApiCaller.Everything;
+    /// <summary>Throws unless a new volume or policy of this name would be the caller's.</summary>
+    public void MustOwn(string name, string field = "name")
+    {
+        About(name);
+        if (!Caller.Owns(name)) throw NotYours(field);
+    }
+
+    /// <summary>403: a new object of that name would not be the caller's.</summary>
+    public ApiException NotYours(string field) => Caller.Tenant is { } tenant
+        ? new ApiException(403, "not-yours", $"the names of what you have begin with '{tenant}.'; choose such a name", field)
+        : new ApiException(403, "not-yours", "a token of single volumes makes nothing new and renames nothing", field);
 
     public CancellationToken Aborted => context.RequestAborted;
 

@@ -20,7 +20,7 @@ internal static partial class ApiRouteTable
             [s_badName, s_noVolume, s_noSnapshot, s_badQuery, (409, "snapshot-in-use"), (409, "snapshot-is-lun"), (409, "snapshot-has-clones"), (409, "clone-being-deleted"), s_meanwhile, s_coming, (412, "uuid-differs"), s_noDisk]),
         new("POST", "volumes/{name}/snapshots/{snapshot}/rollback", "Makes the volume what the snapshot is; what it was is kept as another snapshot.", 200,
             typeof(RollbackInfo), typeof(RollbackSnapshot), [],
-            [s_badName, s_noVolume, s_noSnapshot, (409, "volume-in-use"), (409, "snapshot-exists"), s_coming, s_image, (409, "volume-flattening"), s_meanwhile, s_noDisk, (507, "no-space")]),
+            [s_badName, s_noVolume, s_noSnapshot, (409, "volume-in-use"), (409, "snapshot-exists"), s_coming, s_image, (409, "volume-flattening"), s_meanwhile, (412, "revision-differs"), (412, "uuid-differs"), s_quotaBytes, s_noDisk, (507, "no-space")]),
         new("GET", "volumes/{name}/diff", "What differs between a snapshot and a later one, or what is written now.", 200, typeof(DiffInfo), null,
             [new("from", "string", "Name of the snapshot."), new("to", "string", "Name of the other one; default: what is written now."),
                 new("offset", "integer", "Where to begin, in bytes."), new("ranges", "integer", "At most so many ranges, 1 to 10,000 (default).")],
@@ -28,7 +28,7 @@ internal static partial class ApiRouteTable
         new("POST", "volumes/{name}/clone", "Makes a volume with the content of a snapshot, writable at once; or, full, a copy that is initializing until it is populated. Repeating the request with its idempotencyKey answers the same volume.",
             201, typeof(VolumeInfo), typeof(CloneVolume), [],
             [s_badName, s_noVolume, s_noSnapshot, (400, "invalid-size"), (400, "invalid-block-size"), (400, "invalid-idempotency-key"), (400, "invalid-description"),
-                (409, "name-taken"), s_coming, (409, "volume-flattening"), s_meanwhile, s_noDisk, (507, "no-space")]),
+                (409, "name-taken"), s_quotaBytes, s_quotaVolumes, s_notYours, s_coming, (409, "volume-flattening"), s_meanwhile, s_noDisk, (507, "no-space")]),
         new("POST", "volumes/{name}/flatten", "Begins to copy what a clone shares with its base; then it builds on nothing.", 202, typeof(TaskInfo), typeof(FlattenVolume), [],
             [s_badName, s_noVolume, s_coming, (409, "not-a-clone"), (409, "volume-has-snapshots"), s_meanwhile, s_noDisk]),
     ];

@@ -32,17 +32,24 @@ internal sealed class Daemon
         Settings settings, DataDirectory data, SqliteMetaStore meta, List<LoopThread> threads, StartWatch watch, Func<IFile, IFile>? layer)
     {
         Settings = settings;
-        Sessions = new Sessions(settings.Limits.OfConnections(settings.Connections, settings.ConnectionsPerAddress));
+        DenyList = new DenyDirectory(meta);
+        Denied = new Denied(DenyList);
+        Sessions = new Sessions(settings.Limits.OfConnections(settings.Connections, settings.ConnectionsPerAddress)) { Denied = Denied };
+        Audit = AuditLog.Open(data.AuditPath, Warn);
         _data = data;
         _meta = meta;
         _threads = threads;
         Directory = new VolumeDirectory(meta, SystemClock.Instance, new SystemRandom());
         Targets = new TargetDirectory(meta);
-        Volumes = new SharedVolumes(meta, settings, Warn);
+        ScrubRecords = new ScrubDirectory(meta);
         Disks = new Disks(settings, data, meta, Directory, threads, Warn, watch, layer);
-        Directory.CutGate = new CutGate(Stores, Volumes, s_cutPauseMax);
+        Volumes = new SharedVolumes(meta, Directory, Stores, settings, Warn) { Seat = SeatOf };
+        Directory.CutGate = new CutGate(Volumes, s_cutPauseMax);
         Imports = new Imports(Directory, Stores, Volumes, Sessions, () => _iscsi?.Targets.ApplyAllAsync() ?? Task.CompletedTask, Warn);
         Policies = new PolicyDirectory(meta);
+        Tokens = new TokenDirectory(meta);
+        Tenants = new TenantDirectory(meta);
+        Directory.Quota = Tenants;
         var stop = new CancellationTokenSource();
         PolicyEngine = new PolicyEngine(
             Directory, Policies, new PolicyHooks(Path.Combine(settings.DataDir, "hooks"), stop.Token), SystemClock.Instance,
@@ -61,6 +68,46 @@ internal sealed class Daemon
     /// <summary>The snapshots that are cut by themselves.</summary>
     public PolicyDirectory Policies { get; }
 
+    /// <summary>Tokens of the admin API besides the administrator's.</summary>
+    public TokenDirectory Tokens { get; }
+
+    /// <summary>Who shares the node.</summary>
+    public TenantDirectory Tenants { get; }
+
+    /// <summary>The black list as it is kept.</summary>
+    public DenyDirectory DenyList { get; }
+
+    /// <summary>The black list as it is asked.</summary>
+    public Denied Denied { get; }
+
+    /// <summary>What the admin API changed and refused.</summary>
+    public AuditLog Audit { get; }
+
+    /// <summary>Certificate and key, or null: nothing is encrypted.</summary>
+    public TlsFiles? Tls { get; private init; }
+
+    /// <summary>Cuts the API's connections of denied addresses; set by the API.</summary>
+    public Func<int>? CutDeniedApi { get; set; }
+
+    /// <summary>Puts the black list in force as it is now: whoever is on it is cut, on every front end. How many connections.</summary>
+    public int EnforceDenied()
+    {
+        Denied.Refresh();
+        return Sessions.CutDenied() + (CutDeniedApi?.Invoke() ?? 0) + Calls.CutAll((_, id) => Denied.IsToken(id));
+    }
+
+    /// <summary>Everything that the metadata hold now.</summary>
+    public ValueTask<IReadOnlyList<MetaEntry>> MetadataAsync() => _meta.RangeAsync("");
+
+    /// <summary>Who a token of the admin API stands for.</summary>
+    public ApiTokens ApiTokens => new(TokenHash, Tokens, Tenants, Directory, Clock);
+
+    /// <summary>The calls of the admin API that are being answered.</summary>
+    public ApiCalls Calls { get; } = new();
+
+    /// <summary>Tells which tokens have expired. Set before the API is served.</summary>
+    public TimeProvider Clock { get; set; } = TimeProvider.System;
+
     /// <summary>What cuts them.</summary>
     public PolicyEngine PolicyEngine { get; }
 
@@ -68,6 +115,9 @@ internal sealed class Daemon
     public PolicyRunner PolicyRunner { get; }
 
     public Disks Disks { get; }
+
+    /// <summary>How far scrubs are and what they have found.</summary>
+    public ScrubDirectory ScrubRecords { get; }
 
     /// <summary>The disks in service.</summary>
     public StoreSet Stores => Disks.Stores;
@@ -89,6 +139,9 @@ internal sealed class Daemon
     public Meters Meters { get; } = new();
 
     public DateTimeOffset StartedAt { get; }
+
+    /// <summary>It is ending: what is under way goes on at the next start.</summary>
+    public bool IsStopping { get; private set; }
 
     public string EngineName => _threads[0].Loop.EngineName;
 
@@ -115,8 +168,7 @@ internal sealed class Daemon
         Settings settings, int systemdSockets, Action<string> log, StartWatch? watch = null, Func<IFile, IFile>? layer = null)
     {
         // First, so that a wrong file changes nothing anywhere.
-        TlsIdentity? tls = settings.TlsCert is null ? null
-            : TlsIdentity.Load(settings.TlsCert, settings.TlsKey!, settings.TlsCa, settings.TlsClients, SystemClock.Instance);
+        TlsFiles? tls = TlsFiles.Open(settings, log);
         DataDirectory data = DataDirectory.Open(settings.DataDir);
         Daemon? daemon = null;
         try
@@ -124,7 +176,7 @@ internal sealed class Daemon
             data.ProtectMetadata();
             SqliteMetaStore meta = SqliteMetaStore.Open(data.MetadataPath);
             var threads = new List<LoopThread>();
-            daemon = new Daemon(settings, data, meta, threads, watch ?? new StartWatch(), layer);
+            daemon = new Daemon(settings, data, meta, threads, watch ?? new StartWatch(), layer) { Tls = tls };
             for (int i = 0; i < settings.Loops; i++)
             {
                 LoopThread thread = LoopFactory.Create(
@@ -140,6 +192,7 @@ internal sealed class Daemon
         {
             if (daemon is not null) await daemon.StopAsync(log);
             else data.Dispose();
+            if (daemon is null) tls?.Dispose();
             throw;
         }
     }
@@ -154,6 +207,7 @@ internal sealed class Daemon
     /// answer: then its loop still waits for it, and the process must end.</summary>
     public async Task<bool> StopAsync(Action<string> log)
     {
+        IsStopping = true;
         await PolicyRunner.StopAsync();
         if (_nbd is not null) await _nbd.StopAcceptingAsync();
         if (_iscsi is not null) await _iscsi.StopAcceptingAsync();
@@ -167,6 +221,11 @@ internal sealed class Daemon
         Directory.Dispose();
         Targets.Dispose();
         Policies.Dispose();
+        Tokens.Dispose();
+        Tenants.Dispose();
+        DenyList.Dispose();
+        Audit.Dispose();
+        Tls?.Dispose();
         PolicyRunner.Dispose();
         Disks.Dispose();
         await _meta.DisposeAsync();
@@ -212,7 +271,21 @@ internal sealed class Daemon
         return stuck;
     }
 
-    private async Task OpenAsync(int systemdSockets, TlsIdentity? tls, Action<string> log)
+    /// <summary>The loop on which a volume that nobody has opened yet is to live, because it is a LUN of a target: that of the
+    /// disk of the target's first volume. Null: its own.</summary>
+    private LoopThread? SeatOf(VolumeRecord volume)
+    {
+        if (Targets.List().FirstOrDefault(t => t.Luns.Any(l => l.VolumeId == volume.Id)) is not { } target) return null;
+        foreach (TargetLun lun in target.Luns)
+        {
+            if (Volumes.Find(lun.VolumeId) is { } known) return known.Thread;
+            if (Directory.FindById(lun.VolumeId) is { } first && Stores.Find(first.StoreId) is { } host) return host.Thread;
+        }
+
+        return null;
+    }
+
+    private async Task OpenAsync(int systemdSockets, TlsFiles? tls, Action<string> log)
     {
         if (_threads[0].FallbackReason is { } fallback) Warn($"the aio engine is used: {fallback}");
         MetaEntry? known = await _meta.GetAsync(TokenKey);
@@ -227,11 +300,15 @@ internal sealed class Daemon
 
         await Targets.LoadAsync();
         await Policies.LoadAsync();
+        await Tokens.LoadAsync();
+        await Tenants.LoadAsync();
+        await Denied.LoadAsync();
+        await ScrubRecords.LoadAsync();
         await Volumes.LoadAsync();
         await Disks.OpenAllAsync();
         foreach (string note in await Directory.ReconcileAsync(Stores.All)) Warn(note);
         await Imports.RecoverAsync();
-        await Volumes.OpenReservedAsync(Directory, Stores);
+        await Volumes.OpenReservedAsync();
         foreach (WantedVolume wanted in Settings.CreateVolumes)
         {
             if (Directory.Find(wanted.Name) is not null) continue;
@@ -245,12 +322,12 @@ internal sealed class Daemon
         PolicyRunner.Start();
     }
 
-    private async Task ListenAsync(int systemdSockets, TlsIdentity? tls, Action<string> log)
+    private async Task ListenAsync(int systemdSockets, TlsFiles? tls, Action<string> log)
     {
         LoopThread first = _threads[0];
-        var options = Settings.Limits.OfNbd() with { TlsMode = Settings.Tls, Tls = tls is null ? null : new TlsUpgrade(first.Loop, tls) };
-        bool isProven = tls is { Clients: TlsClients.Required };
-        _nbd = new NbdFrontEnd(first, Directory, Stores, Volumes, Sessions, Meters, options, isProven, Settings.Insecure, Settings.Stdio, log);
+        var options = Settings.Limits.OfNbd() with { TlsMode = Settings.Tls, Tls = tls is null ? null : new TlsUpgrade(first.Loop, () => tls.Current) };
+        bool isProven = tls is { Current.Clients: TlsClients.Required };
+        _nbd = new NbdFrontEnd(first, Directory, Volumes, Sessions, Meters, options, isProven, Settings.Insecure, Settings.Stdio, log);
         string?[] secrets = [tls is null ? null : Settings.TlsKey, Settings.IscsiChap];
         foreach (string file in secrets.OfType<string>())
         {
@@ -265,7 +342,7 @@ internal sealed class Daemon
         }
 
         IscsiAuthentication? chap = Settings.IscsiChap is null ? null : ChapFile.Load(Settings.IscsiChap);
-        Catalog = new IscsiCatalog(Directory, Targets, Stores, Settings, chap);
+        Catalog = new IscsiCatalog(Directory, Targets, Volumes, Settings, chap);
         _iscsi = new IscsiFrontEnd(first, Catalog, Stores, Volumes, Sessions, Meters, Settings, log);
         foreach (ListenAddress address in Settings.Iscsi)
         {
@@ -285,5 +362,6 @@ internal sealed class Daemon
             Warn($"{listener.Protocol} at {listener.Address} is open to everybody who reaches it (--insecure)");
     }
 
-    private void Warn(string warning) => _warnings.Enqueue(warning);
+    /// <summary>Adds to what the node warns of.</summary>
+    public void Warn(string warning) => _warnings.Enqueue(warning);
 }

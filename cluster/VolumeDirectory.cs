@@ -32,12 +32,18 @@ public sealed partial class VolumeDirectory(IMetaStore meta, IWallClock clock, I
     private readonly ConcurrentDictionary<Guid, IVolumeHost> _hosts = [];
     private readonly VolumeTable _table = new();
 
+    /// <summary>Asked before a volume is made, grows or gets another name; null: nobody is.</summary>
+    public IVolumeQuota? Quota { get; set; }
+
     /// <summary>Every volume that was created and is not being deleted, by name in ordinal order; also those whose store is
     /// not in service.</summary>
     public IReadOnlyList<VolumeRecord> List() => _table.List();
 
     /// <summary>A volume, or null.</summary>
     public VolumeRecord? Find(string name) => _table.Find(name);
+
+    /// <summary>A volume by its number, or null.</summary>
+    public VolumeRecord? Find(uint id) => _table.FindById(id);
 
     /// <inheritdoc/>
     public void Dispose() => _change.Dispose();
@@ -99,6 +105,7 @@ public sealed partial class VolumeDirectory(IMetaStore meta, IWallClock clock, I
     private async Task<DirectoryResult> CreateAloneAsync(CreateVolume request, ImportRecord? import)
     {
         if (Repeated(request) is { } repeated) return repeated;
+        if (Quota?.FaultOf(request.Name, request.SizeBytes, null, List()) is { } tooMuch) return tooMuch;
         IVolumeHost? host = await PlaceAsync(request.StoreId);
         return host is null
             ? new DirectoryFault(IoStatus.NotFound, "no-disk", "no such disk is in service", "storeId")
@@ -172,7 +179,11 @@ public sealed partial class VolumeDirectory(IMetaStore meta, IWallClock clock, I
         };
         if (change.Image == true) wanted = AsImage(wanted);
         if (BlockFault(wanted.Export, newSize) is { } odd) return odd;
-        if (!isRename && newSize == old.SizeBytes)
+        bool isHeadSame = !isRename && newSize == old.SizeBytes;
+        if (!isHeadSame && MoveFault(old) is { } moving) return moving;
+        bool isUndone = isImport && newSize == old.Import?.BaseSizeBytes; // what it had before is its own
+        if (!isUndone && Quota?.FaultOf(newName, newSize, old, List()) is { } tooMuch) return tooMuch;
+        if (isHeadSame)
         {
             MetaResult only = await WriteAsync(wanted);
             return only.Outcome == MetaOutcome.Committed ? Show(wanted with { Revision = only.Revision }) : MetaCommit.FaultOf(only.Outcome);
@@ -222,6 +233,7 @@ public sealed partial class VolumeDirectory(IMetaStore meta, IWallClock clock, I
                 "the volume's disk is not in service; bring it back, or force the deletion: then the data goes when the disk is back");
         }
 
+        if (MoveFault(old) is { } moving) return moving;
         if (await LayerFaultAsync(old, withSnapshots) is { } inTheWay) return inTheWay;
         _unsettled.Add(old.Id);
         MetaResult written = await CommitAsync(
@@ -254,7 +266,7 @@ public sealed partial class VolumeDirectory(IMetaStore meta, IWallClock clock, I
         return record;
     }
 
-    private static VolumeHead HeadOf(VolumeRecord record) => new(record.Id, record.Uuid, record.Name, record.SizeBytes, 1)
+    private static VolumeHead HeadOf(VolumeRecord record) => new(record.Id, record.Uuid, record.Name, record.SizeBytes, record.Epoch)
     {
         IsAppendOnly = record.IsAppendOnly, IsSealed = record.IsSealed,
     };
@@ -314,6 +326,7 @@ public sealed partial class VolumeDirectory(IMetaStore meta, IWallClock clock, I
         double bestRoom = 0;
         foreach (IVolumeHost host in _hosts.Values.OrderBy(h => h.StoreId))
         {
+            if (IsDraining(host.StoreId)) continue;
             if (await host.FreeBytesAsync() is not { } free) continue;
             // Thin volumes use nothing at first: what is promised counts, or every new one would go to the same disk.
             double room = (double)free - _table.PromisedBytes(host.StoreId);

@@ -29,12 +29,7 @@ public sealed partial class Store
 
     private async ValueTask<IoStatus> CreateOnAsync(VolumeHead head, uint volumeId, Guid snapshot)
     {
-        for (int attempt = 0; _slots.FreeCount < (head.IsAppendOnly ? 2u : 1); attempt++)
-        {
-            if (attempt == 3 || (_dirty.Count == 0 && !_isCheckpointing)) return IoStatus.NoSpace;
-            await WaitForCheckpoint(); // tombstones of dropped slots go home
-        }
-
+        if (!await WaitForSlotsAsync(head.IsAppendOnly ? 2 : 1)) return IoStatus.NoSpace;
         if (Find(volumeId, snapshot) is not { } basis) return IoStatus.NotFound;
         if (State != StoreState.Online) return IoStatus.Unavailable;
         if (_volumes.ContainsKey(head.Id)) return IoStatus.Conflict;

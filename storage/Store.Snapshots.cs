@@ -95,12 +95,7 @@ public sealed partial class Store
             volumes.Add(volume);
         }
 
-        for (int attempt = 0; _slots.FreeCount < requests.Count; attempt++)
-        {
-            if (attempt == 3 || (_dirty.Count == 0 && !_isCheckpointing)) return IoStatus.NoSpace;
-            await WaitForCheckpoint(); // tombstones of dropped slots go home
-        }
-
+        if (!await WaitForSlotsAsync(requests.Count)) return IoStatus.NoSpace;
         await WaitForRing();
         // Most of what must be durable becomes so while changes still go on, so that they wait for little.
         if (!Breaks(BrokenRules.ThawEarly | BrokenRules.CutUnderWrites) && await EnsureDurable(_appliedLsn) != IoStatus.Ok) return IoStatus.Unavailable;
@@ -111,9 +106,23 @@ public sealed partial class Store
             : _slots.FreeCount < requests.Count ? IoStatus.NoSpace
             : await AppendCuts(requests, volumes, target);
         // A page of the new layer begins as an image of one of the old: recovery must not drop a request that the image has.
-        if (status == IoStatus.Ok && !Breaks(BrokenRules.ThawEarly | BrokenRules.CutUnderWrites)) status = await EnsureDurable(_appliedLsn);
+        ulong cut = _appliedLsn;
+        if (status == IoStatus.Ok && !Breaks(BrokenRules.ThawEarly | BrokenRules.CutUnderWrites)) status = await EnsureDurable(cut);
         foreach (Volume volume in volumes) Thaw(volume);
-        return status == IoStatus.Ok ? await EnsureDurable(_appliedLsn) : status;
+        // Of the cut alone: what was written since the thaw is its clients' business, and would cost a flush.
+        return status == IoStatus.Ok ? await EnsureDurable(cut) : status;
+    }
+
+    /// <summary>Waits until <paramref name="count"/> slots are free; false when none become so. The caller takes them at once.</summary>
+    private async ValueTask<bool> WaitForSlotsAsync(int count)
+    {
+        for (int attempt = 0; _slots.FreeCount < count; attempt++)
+        {
+            if (attempt == 3 || (_dirty.Count == 0 && !_isCheckpointing)) return false;
+            await WaitForCheckpoint(); // tombstones of dropped slots go home
+        }
+
+        return true;
     }
 
     private ValueTask<IoStatus> AppendCuts(IReadOnlyList<SnapshotRequest> requests, List<Volume> volumes, Layer? target)

@@ -15,7 +15,8 @@ namespace BlockServer.Core.Api;
 //                                              or with snapshots without snapshots=true)
 //   POST   /v1/volumes/{name}/scrub            ScrubRequest -> 202 TaskInfo
 //   DELETE /v1/volumes/{name}/reservations     204, every reservation and registration of the volume ends
-//   snapshots and clones: SnapshotRecords.cs; policies: PolicyRecords.cs; streams: StreamRecords.cs
+//   snapshots and clones: SnapshotRecords.cs; policies: PolicyRecords.cs; streams: StreamRecords.cs; tokens and tenants:
+//   AccessRecords.cs
 //   GET    /v1/disks                           DiskList
 //   POST   /v1/disks                           AddDisk -> 201 DiskInfo
 //   DELETE /v1/disks/{id}                      204 (409 while volumes lie on it without force=true)
@@ -111,12 +112,13 @@ public sealed record ChangeVolume(
 /// it was) or <c>refused</c> (there, and not fit to be served); all but the first come with a reason. The figures of a disk
 /// that is not open are 0. Bad blocks are those of 4 KiB that the disk did not take or keep, and that are never used again.
 /// Scattered extents are the MiB of volumes that are to be laid out anew; relaid bytes were written for that since the disk was
-/// opened.</summary>
+/// opened. While it is <paramref name="Draining"/> nothing new is placed there. Its <paramref name="Health"/> is <c>good</c>,
+/// <c>failing</c> (it answered errors, or gave wrong data), <c>hung</c> (it does not answer) or <c>failed</c>.</summary>
 public sealed record DiskInfo(
     Guid Id, string Name, string Path, string Kind, string Status, ulong SizeBytes, ulong DataBytes, ulong UsedBytes,
     ulong FreeBytes, ulong MetadataSlots, ulong MetadataSlotsUsed, ulong MetadataResidentBytes, int Volumes,
     ulong ChecksumErrors, ulong IoErrors, ulong BlocksBad, double RingOccupancy, string? FailReason,
-    ulong ScatteredExtents = 0, ulong RelaidBytes = 0);
+    ulong ScatteredExtents = 0, ulong RelaidBytes = 0, bool Draining = false, string Health = "good");
 
 /// <summary>All disks.</summary>
 public sealed record DiskList(IReadOnlyList<DiskInfo> Disks);
@@ -212,6 +214,23 @@ public sealed record TaskList(IReadOnlyList<TaskInfo> Tasks);
 [JsonSerializable(typeof(AddChapUser))]
 [JsonSerializable(typeof(DiscoveryInfo))]
 [JsonSerializable(typeof(AddDisk))]
+[JsonSerializable(typeof(AuditEntry))]
+[JsonSerializable(typeof(AuditList))]
+[JsonSerializable(typeof(DeniedInfo))]
+[JsonSerializable(typeof(DeniedList))]
+[JsonSerializable(typeof(Deny))]
+[JsonSerializable(typeof(TokenList))]
+[JsonSerializable(typeof(TokenInfo))]
+[JsonSerializable(typeof(CreateToken))]
+[JsonSerializable(typeof(TokenCreated))]
+[JsonSerializable(typeof(TenantList))]
+[JsonSerializable(typeof(TenantInfo))]
+[JsonSerializable(typeof(CreateTenant))]
+[JsonSerializable(typeof(ChangeTenant))]
+[JsonSerializable(typeof(MoveVolume))]
+[JsonSerializable(typeof(DrainDisk))]
+[JsonSerializable(typeof(Rebalance))]
+[JsonSerializable(typeof(BadBlockList))]
 [JsonSerializable(typeof(SessionList))]
 [JsonSerializable(typeof(StatsInfo))]
 [JsonSerializable(typeof(ScrubRequest))]

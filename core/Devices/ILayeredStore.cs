@@ -91,7 +91,8 @@ public interface ILayeredStore : IStore
     /// <summary>Reads what a snapshot takes; looks at all of its metadata pages. Errors: Corrupt, IoError.</summary>
     ValueTask<(IoStatus Status, SnapshotUsage Usage)> SnapshotUsageAsync(uint volumeId, Guid snapshot);
 
-    /// <summary>What differs between two snapshots of a volume, or (null) what is written now; at most
+    /// <summary>What differs between two snapshots of a volume (the older one may be what it was cloned from), or (null) what is
+    /// written now; also of a store that has failed. At most
     /// <paramref name="runsMax"/> runs from <paramref name="offsetBytes"/> on. Behind the end of one of them everything is
     /// zeros.</summary>
     ValueTask<IoStatus> DiffAsync(

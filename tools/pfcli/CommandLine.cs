@@ -61,6 +61,7 @@ public static class CommandLine
         var root = new RootCommand("Administers blockd, the block storage server.");
         root.Options.Add(general.Server);
         root.Options.Add(general.TokenFile);
+        root.Options.Add(general.CaFile);
         root.Options.Add(general.Json);
         root.Options.Add(general.Yes);
         var commands = new CommandSet(root, host, general);
@@ -74,10 +75,15 @@ public static class CommandLine
         ImportImageCommand.AddTo(commands);
         ExportCommands.AddTo(commands);
         DiskCommands.AddTo(commands);
+        MoveCommands.AddTo(commands);
+        ScrubCommands.AddTo(commands);
         SessionCommands.AddTo(commands);
         TargetCommands.AddTo(commands);
         ReservationCommands.AddTo(commands);
         TaskCommands.AddTo(commands);
+        TokenCommands.AddTo(commands);
+        TenantCommands.AddTo(commands);
+        AuditCommands.AddTo(commands);
         TopCommand.AddTo(commands);
         foreach (HelpOption option in root.Options.OfType<HelpOption>())
             option.Action = new HelpWithExamples((SynchronousCommandLineAction)option.Action!, commands, host);
