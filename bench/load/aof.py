@@ -70,7 +70,7 @@ def append(options, folder):
         daemon.start_ready()
         number = 0
         for name, writers, size, target in CASES:
-            kinds = ["file", "shared-1", "shared-4", "own-1"] if writers > 1 else ["file", "own-1", "own-2"]
+            kinds = ["file", "shared-1", "shared-8", "own-1"] if writers > 1 else ["file", "own-1", "own-2"]
             runs = {kind: [] for kind in kinds}
             for _ in range(options.rounds):
                 for kind in kinds:

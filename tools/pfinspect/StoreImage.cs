@@ -3,82 +3,11 @@ using BlockServer.Storage;
 
 namespace BlockServer.Pfinspect;
 
-/// <summary>What a metadata slot holds: from its newer home, then brought forward by the log.</summary>
-public sealed class SlotPage
-{
-    /// <summary>The slot.</summary>
-    public required uint Slot { get; init; }
-
-    /// <summary>What it is.</summary>
-    public required MetadataKind Kind { get; set; }
-
-    /// <summary>The volume.</summary>
-    public required uint VolumeId { get; init; }
-
-    /// <summary>The extent's index; 0 in a volume's head.</summary>
-    public required uint Extent { get; init; }
-
-    /// <summary>The layer that an extent belongs to, or that a snapshot's head is of; 0 in everything else.</summary>
-    public uint Layer { get; set; }
-
-    /// <summary>LSN of the last record that it contains.</summary>
-    public required ulong PageLsn { get; set; }
-
-    /// <summary>The 256 entries of an extent.</summary>
-    public byte[] Entries { get; init; } = [];
-
-    /// <summary>The head of a volume.</summary>
-    public VolumeHeadLayout Head { get; set; }
-
-    /// <summary>The head of a snapshot.</summary>
-    public SnapshotLayout Snapshot { get; set; }
-
-    /// <summary>Length and clients that a page of an append-only volume holds; null in everything else.</summary>
-    public AppendPage? Appends { get; init; }
-
-    /// <summary>The numbers of a page of bad blocks.</summary>
-    public SortedSet<uint> BadBlocks { get; init; } = [];
-}
-
-/// <summary>Collects problems; keeps the first <see cref="KeptMax"/> and counts all.</summary>
-public sealed class ProblemList
-{
-    /// <summary>How many are kept.</summary>
-    public const int KeptMax = 1000;
-
-    private readonly List<Problem> _kept = [];
-
-    /// <summary>Those kept.</summary>
-    public IReadOnlyList<Problem> Kept => _kept;
-
-    /// <summary>All that were found.</summary>
-    public ulong Count { get; private set; }
-
-    /// <summary>Something is lost or broken.</summary>
-    public bool HasErrors { get; private set; }
-
-    /// <summary>Adds something lost or broken.</summary>
-    public void Error(string rule, string where, string what)
-    {
-        HasErrors = true;
-        Add(new Problem("error", rule, where, what));
-    }
-
-    /// <summary>Adds something that the next open mends.</summary>
-    public void Warning(string rule, string where, string what) => Add(new Problem("warning", rule, where, what));
-
-    private void Add(Problem problem)
-    {
-        Count++;
-        if (_kept.Count < KeptMax) _kept.Add(problem);
-    }
-}
-
 /// <summary>
 /// A store as recovery (engine B1.7) would see it: superblock quorum, newer homes, log replayed in memory. Nothing is
 /// written. What was found odd on the way stands in <see cref="Problems"/>.
 /// </summary>
-public sealed class StoreImage
+public sealed partial class StoreImage
 {
     private const int ChunkBytes = 1 << 20;
     private readonly StoreFile _file;
@@ -189,13 +118,6 @@ public sealed class StoreImage
     /// <summary>The snapshots' heads, by volume and layer.</summary>
     public IEnumerable<SlotPage> Snapshots =>
         Slots.Values.Where(p => p.Kind == MetadataKind.Snapshot).OrderBy(p => p.VolumeId).ThenBy(p => p.Layer);
-
-    /// <summary>The pages of an append-only volume.</summary>
-    public IEnumerable<SlotPage> AppendsOf(uint volumeId) =>
-        Slots.Values.Where(p => p.Kind == MetadataKind.Appends && p.VolumeId == volumeId).OrderBy(p => p.Extent);
-
-    /// <summary>Length of an append-only volume: that of its longest page.</summary>
-    public ulong LengthOf(uint volumeId) => AppendsOf(volumeId).Select(p => p.Appends!.LengthBytes).DefaultIfEmpty().Max();
 
     /// <summary>Blocks that are never used again, and the slot that says so, by block.</summary>
     public SortedDictionary<uint, uint> BadBlocks()
@@ -515,11 +437,7 @@ public sealed class StoreImage
                 _freedAt[record.Slot] = lsn;
                 return "replay";
             case RedoKind.BeginAppends:
-                Slots[record.Slot] = new SlotPage
-                {
-                    Slot = record.Slot, Kind = MetadataKind.Appends, VolumeId = record.VolumeId, Extent = record.Extent, PageLsn = lsn,
-                    Appends = new AppendPage { LengthBytes = record.AppendedBytes },
-                };
+                ApplyBeginAppends(record, lsn);
                 return "replay";
             case RedoKind.Append:
                 return ApplyAppend(record, lsn, page, where, isGood);
@@ -594,33 +512,6 @@ public sealed class StoreImage
         page.BadBlocks.Add(record.BadBlock);
         page.PageLsn = lsn;
         return "replay";
-    }
-
-    private string ApplyAppend(in RedoRecord record, ulong lsn, SlotPage? page, string where, bool isGood)
-    {
-        if (page is not { Kind: MetadataKind.Appends } || page.VolumeId != record.VolumeId || page.Extent != record.Extent)
-        {
-            Problems.Error("log", where, $"appends to page {record.Extent} of volume {record.VolumeId}, which slot {record.Slot} does not hold");
-            return "drop";
-        }
-
-        page.PageLsn = lsn;
-        if (!isGood) return "drop";
-        page.Appends!.Take(record.AppendEntry);
-        return "replay";
-    }
-
-    /// <summary>Behind an append that is dropped there is no place for the next one.</summary>
-    private bool FollowsLength(byte[] page, int offset, RedoPageHeader header)
-    {
-        while (RedoRecord.TryRead(page, offset, header.UsedBytes, out RedoRecord record) is null)
-        {
-            if (record.Kind == RedoKind.Append) return record.AppendEntry.OffsetBytes <= LengthOf(record.VolumeId);
-            if (!record.IsContinued) return true;
-            offset += record.Length;
-        }
-
-        return true;
     }
 
     private string ApplyBlocks(in RedoRecord record, ulong lsn, SlotPage? page, string where, bool isGood)
