@@ -43,6 +43,9 @@ internal sealed class Session(
     /// <summary>Ends it after what is in flight.</summary>
     public void RequestStop() => handle.Thread.Post(handle.RequestStop);
 
+    /// <summary>The front end: nbd or iscsi.</summary>
+    public string Protocol => handle.Protocol;
+
     /// <summary>The loop that serves it.</summary>
     public LoopThread Thread => handle.Thread;
 

@@ -78,6 +78,7 @@ public static class CommandLine
         ReservationCommands.AddTo(commands);
         TaskCommands.AddTo(commands);
         TopCommand.AddTo(commands);
+        QosCommands.AddTo(commands);
         foreach (HelpOption option in root.Options.OfType<HelpOption>())
             option.Action = new HelpWithExamples((SynchronousCommandLineAction)option.Action!, commands, host);
         return root;
