@@ -30,6 +30,7 @@ internal sealed class AdminApi : IAsyncDisposable
     private readonly byte[] _tokenHash;
     private readonly ApiLimits _limits;
     private readonly AuthThrottle _throttle;
+    private readonly Daemon? _daemon; // for its probes; null in tests of the guard
 
     private AdminApi(WebApplication app, IAdminRoutes routes, string tokenHash, ApiLimits limits, TimeProvider time)
     {
@@ -37,6 +38,7 @@ internal sealed class AdminApi : IAsyncDisposable
         _limits = limits;
         _throttle = new AuthThrottle(time);
         _routes = routes;
+        _daemon = (routes as AdminRoutes)?.Daemon;
         _tokenHash = Convert.FromHexString(tokenHash);
     }
 
@@ -149,13 +151,14 @@ internal sealed class AdminApi : IAsyncDisposable
         if (!IsOurHost(request.Host.Host, context.Connection.LocalIpAddress))
             throw new ApiException(421, "wrong-host", "the Host header does not name this daemon");
         string path = request.Path.Value ?? "";
-        if (path == "/healthz" && HttpMethods.IsGet(request.Method))
+        if (HttpMethods.IsGet(request.Method) && await Probes.TryAnswerAsync(context, path, _daemon)) return;
+        CheckToken(context);
+        if (path == "/metrics" && HttpMethods.IsGet(request.Method) && _daemon is not null)
         {
-            await context.Response.WriteAsync("ok");
+            await Probes.WriteMetricsAsync(context, _daemon.Metrics);
             return;
         }
 
-        CheckToken(context);
         if (request.Method is not ("GET" or "POST" or "PATCH" or "DELETE" or "HEAD"))
         {
             context.Response.Headers.Allow = "GET, POST, PATCH, DELETE";

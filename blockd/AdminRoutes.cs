@@ -30,6 +30,7 @@ internal sealed class AdminRoutes : IAdminRoutes
         _populations = new Populations(daemon, _tasks);
         _snapshots = new SnapshotRoutes(daemon, _tasks, _targets, _populations, DescribeAsync, _thick.BeginAsync);
         _streams = new StreamRoutes(daemon, DescribeAsync);
+        daemon.Metrics.Tasks = _tasks.List;
         _handlers = new(StringComparer.Ordinal)
         {
             ["GET version"] = VersionAsync,
@@ -44,6 +45,7 @@ internal sealed class AdminRoutes : IAdminRoutes
             ["GET disks"] = DisksAsync,
             ["POST disks"] = AddDiskAsync,
             ["DELETE disks/{id}"] = RemoveDiskAsync,
+            ["GET events"] = EventsAsync,
             ["GET sessions"] = SessionsAsync,
             ["DELETE sessions/{id}"] = CutAsync,
             ["GET stats"] = StatsAsync,
@@ -55,6 +57,9 @@ internal sealed class AdminRoutes : IAdminRoutes
         foreach ((string key, Func<ApiCall, Task> handler) in _targets.Handlers.Concat(_snapshots.Handlers).Concat(_streams.Handlers).Concat(new PolicyRoutes(daemon).Handlers)) _handlers.Add(key, handler);
         Check.That(_handlers.Keys.ToHashSet().SetEquals(ApiRouteTable.All.Select(r => r.Key)));
     }
+
+    /// <summary>What the routes lead to.</summary>
+    public Daemon Daemon => _daemon;
 
     /// <summary>Takes up what the last run of the daemon left unfinished.</summary>
     public async Task ResumeAsync()
@@ -237,6 +242,17 @@ internal sealed class AdminRoutes : IAdminRoutes
         }
 
         await call.AnswerAsync(new SessionList([.. sessions.OrderBy(s => long.Parse(s.Id, CultureInfo.InvariantCulture))]), ApiJson.Default.SessionList);
+    }
+
+    private Task EventsAsync(ApiCall call)
+    {
+        string? severity = call.Query("severity");
+        if (severity is not null && !EventCatalogue.Severities.Contains(severity))
+            throw new ApiException(400, "invalid-query", "severity is " + string.Join(", ", EventCatalogue.Severities), "severity");
+        long limit = call.QueryNumber("limit") ?? EventLog.KeptMax;
+        if (limit is < 1 or > EventLog.KeptMax) throw new ApiException(400, "invalid-query", $"limit is 1 to {EventLog.KeptMax}", "limit");
+        return call.AnswerAsync(
+            new EventList(_daemon.Events.List(call.QueryFlag("open"), call.QueryNumber("since") ?? 0, severity, (int)limit)), ApiJson.Default.EventList);
     }
 
     private Task CutAsync(ApiCall call)

@@ -21,7 +21,7 @@ internal sealed class Daemon
     private const ulong StopWaitNanos = 10_000_000_000;
 
     private readonly DataDirectory _data;
-    private readonly SqliteMetaStore _meta;
+    private readonly WatchedMetaStore _meta;
     private readonly List<LoopThread> _threads;
     private readonly ConcurrentQueue<string> _warnings = new();
     private readonly List<ListenerInfo> _listeners = [];
@@ -29,7 +29,7 @@ internal sealed class Daemon
     private IscsiFrontEnd? _iscsi;
 
     private Daemon(
-        Settings settings, DataDirectory data, SqliteMetaStore meta, List<LoopThread> threads, StartWatch watch, Func<IFile, IFile>? layer)
+        Settings settings, DataDirectory data, WatchedMetaStore meta, List<LoopThread> threads, StartWatch watch, Func<IFile, IFile>? layer)
     {
         Settings = settings;
         Sessions = new Sessions(settings.Limits.OfConnections(settings.Connections, settings.ConnectionsPerAddress));
@@ -49,6 +49,11 @@ internal sealed class Daemon
             uuid => Sessions.Reading(uuid).Count > 0 || Targets.List().Any(t => t.Luns.Any(l => l.Snapshot == uuid)));
         PolicyRunner = new PolicyRunner(PolicyEngine, Policies, stop, Warn);
         StartedAt = SystemClock.Instance.UtcNow;
+        Events = new EventLog(Clock, Path.Combine(settings.DataDir, "events.jsonl"));
+        EventWatch = new EventWatch(this, meta);
+        Metrics = new Metrics(this);
+        Sessions.Lost = (session, reason) => Events.Note(
+            EventCatalogue.SessionLost, session.Peer, $"{session.Protocol} client {session.Peer} is gone: {reason}");
     }
 
     public Settings Settings { get; }
@@ -86,6 +91,21 @@ internal sealed class Daemon
 
     public Sessions Sessions { get; }
 
+    /// <summary>It ends.</summary>
+    public bool IsStopping { get; private set; }
+
+    /// <summary>What an operator should know.</summary>
+    public EventLog Events { get; }
+
+    /// <summary>What finds faults.</summary>
+    public EventWatch EventWatch { get; }
+
+    /// <summary>What /metrics shows.</summary>
+    public Metrics Metrics { get; }
+
+    /// <summary>What a person's watch says.</summary>
+    public IWallClock Clock { get; } = SystemClock.Instance;
+
     public Meters Meters { get; } = new();
 
     public DateTimeOffset StartedAt { get; }
@@ -122,7 +142,7 @@ internal sealed class Daemon
         try
         {
             data.ProtectMetadata();
-            SqliteMetaStore meta = SqliteMetaStore.Open(data.MetadataPath);
+            var meta = new WatchedMetaStore(SqliteMetaStore.Open(data.MetadataPath));
             var threads = new List<LoopThread>();
             daemon = new Daemon(settings, data, meta, threads, watch ?? new StartWatch(), layer);
             for (int i = 0; i < settings.Loops; i++)
@@ -154,6 +174,8 @@ internal sealed class Daemon
     /// answer: then its loop still waits for it, and the process must end.</summary>
     public async Task<bool> StopAsync(Action<string> log)
     {
+        IsStopping = true;
+        await EventWatch.DisposeAsync();
         await PolicyRunner.StopAsync();
         if (_nbd is not null) await _nbd.StopAcceptingAsync();
         if (_iscsi is not null) await _iscsi.StopAcceptingAsync();
@@ -169,6 +191,7 @@ internal sealed class Daemon
         Policies.Dispose();
         PolicyRunner.Dispose();
         Disks.Dispose();
+        Events.Dispose();
         await _meta.DisposeAsync();
         _data.Dispose();
         return stuck.Count == 0;
@@ -243,6 +266,9 @@ internal sealed class Daemon
             throw new StartException($"--stdio: there is no volume '{export}'; known: {string.Join(", ", Directory.List().Select(v => v.Name))}");
         await ListenAsync(systemdSockets, tls, log);
         PolicyRunner.Start();
+        EventWatch.CertificateEnds = tls?.EndsAt;
+        EventWatch.Start();
+        Events.Note(EventCatalogue.Started, Environment.MachineName, $"blockd {Program.Version} serves {Settings.DataDir}");
     }
 
     private async Task ListenAsync(int systemdSockets, TlsIdentity? tls, Action<string> log)

@@ -243,7 +243,9 @@ internal sealed class NbdFrontEnd(
                 return "a stream has begun to come into the volume";
             }
 
-            return await transmission.RunAsync();
+            string reason = await transmission.RunAsync();
+            sessions.Ended(session, reason);
+            return reason;
         }
         finally
         {

@@ -27,9 +27,11 @@ namespace BlockServer.Core.Api;
 //   POST   /v1/targets/{name}/luns, /access, /users   AddLun, AccessRule, AddChapUser -> TargetInfo; DELETE takes each away
 //   GET    /v1/discovery, POST /v1/discovery/users    DiscoveryInfo
 //   GET    /v1/stats                           StatsInfo (counters since start; a client computes rates)
+//   GET    /v1/events                          EventList (EventRecords.cs)
 //   GET    /v1/tasks, GET /v1/tasks/{id}, DELETE /v1/tasks/{id} (cancel)   TaskList, TaskInfo
 //   GET    /v1/openapi.json                    the OpenAPI document
-//   GET    /healthz                            200 "ok" without a token (loopback Host rules still hold)
+//   GET    /healthz, /readyz                   200 "ok", or 503 with what is the matter, without a token (Host rules still hold)
+//   GET    /metrics                            text for Prometheus, with a token
 //
 // Every answer but 2xx is application/problem+json: ApiProblem.
 
@@ -209,6 +211,7 @@ public sealed record TaskList(IReadOnlyList<TaskInfo> Tasks);
 [JsonSerializable(typeof(AddDisk))]
 [JsonSerializable(typeof(SessionList))]
 [JsonSerializable(typeof(StatsInfo))]
+[JsonSerializable(typeof(EventList))]
 [JsonSerializable(typeof(ScrubRequest))]
 [JsonSerializable(typeof(TaskInfo))]
 [JsonSerializable(typeof(ImportInfo))]

@@ -79,6 +79,7 @@ public static class CommandLine
         TaskCommands.AddTo(commands);
         TopCommand.AddTo(commands);
         QosCommands.AddTo(commands);
+        EventCommands.AddTo(commands);
         foreach (HelpOption option in root.Options.OfType<HelpOption>())
             option.Action = new HelpWithExamples((SynchronousCommandLineAction)option.Action!, commands, host);
         return root;
