@@ -269,6 +269,12 @@ internal sealed class ApiCall(HttpContext context, string[] parts)
 
     public string Method => context.Request.Method;
 
+    /// <summary>The token sees this volume: it is of nobody else. What is not seen is answered as what does not exist.</summary>
+    public bool Sees(string volume) => Caller.Sees(volume);
+
+    /// <summary>Who calls.</summary>
+    public ApiCaller Caller { get; init; } = ApiCaller.Everything;
+
     public CancellationToken Aborted => context.RequestAborted;
 
     /// <summary>A parameter of the query, or null; once only.</summary>

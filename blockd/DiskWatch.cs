@@ -31,8 +31,10 @@ internal sealed class DiskWatch(int lowSpacePercent)
     private bool _isSlow, _isLow, _hasChecksum, _hasIoError, _isKnown;
     private DiskLook? _last;
 
-    /// <summary>Something may have changed since the last look: the loop is worth a visit. An idle disk is left alone.</summary>
-    public bool IsWorthALook(DiskPulse pulse) => _last is null || pulse.Answered != _answered || _hasChecksum || _hasIoError || _isSlow;
+    /// <summary>Something may have changed since the last look: the loop is worth a visit. An idle disk with no fault is left
+    /// alone.</summary>
+    public bool IsWorthALook(DiskPulse pulse) =>
+        _last is null || pulse.Answered != _answered || _hasChecksum || _hasIoError || _isSlow || _isLow || _last.FreeBytes == 0;
 
     /// <summary>The faults at <paramref name="now"/>; <paramref name="look"/> is null when the loop was not visited or did not
     /// answer.</summary>

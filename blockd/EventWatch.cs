@@ -1,4 +1,6 @@
 using BlockServer.Cluster;
+using BlockServer.Core;
+using BlockServer.Io;
 
 namespace BlockServer.Blockd;
 
@@ -102,10 +104,7 @@ internal sealed class EventWatch : IAsyncDisposable
         var pulse = new DiskPulse(host.Name, host.Answered, host.InFlight);
         if (!_looking.ContainsKey(host) && watch.IsWorthALook(pulse))
         {
-            _looking[host] = host.Thread.InvokeAsync(() => new ValueTask<DiskLook>(new DiskLook(
-                host.Store.State, host.Store.GetStats(), host.FreeBytesNow,
-                host.Medium.Reads.Operations + host.Medium.Writes.Operations + host.Medium.Flushes.Operations,
-                host.Medium.Reads.Nanos + host.Medium.Writes.Nanos + host.Medium.Flushes.Nanos)));
+            _looking[host] = host.Thread.InvokeAsync(() => new ValueTask<DiskLook>(LookThere(host)));
         }
 
         DiskLook? look = null;
@@ -116,6 +115,16 @@ internal sealed class EventWatch : IAsyncDisposable
         }
 
         return watch.Judge(now, pulse, look);
+    }
+
+    /// <summary>On the loop of the disk. What waits in quarantine is as good as free: the next flush frees it.</summary>
+    private static DiskLook LookThere(StoreHost host)
+    {
+        StoreStats stats = host.Store.GetStats();
+        DiskCounters medium = host.Medium;
+        return new DiskLook(
+            host.Store.State, stats, host.FreeBytesNow + stats.BlocksQuarantined * Units.BlockBytes,
+            medium.Reads.Operations + medium.Writes.Operations + medium.Flushes.Operations, medium.Reads.Nanos + medium.Writes.Nanos + medium.Flushes.Nanos);
     }
 
     private async Task RunAsync()

@@ -49,7 +49,11 @@ internal sealed class QosDoors(ulong diskShareBytes)
     public void Forget(uint volumeId) => _doors.TryRemove(volumeId, out _);
 
     /// <summary>The disk is out of service. Any thread.</summary>
-    public void Forget(StoreHost host) => _shares.TryRemove(host, out _);
+    public void ForgetDisk(Guid storeId)
+    {
+        foreach (StoreHost host in _shares.Keys.Where(h => h.StoreId == storeId)) _shares.TryRemove(host, out _);
+        foreach ((uint volume, _) in _doors.Where(d => d.Value.Host.StoreId == storeId)) _doors.TryRemove(volume, out _);
+    }
 
     // A client that comes may bring a record that was read before the last change.
     private void Apply(VolumeRecord record, Entry entry)

@@ -6,6 +6,7 @@ Run it by qos.sh.
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -64,12 +65,13 @@ def beside(pair, workload, seconds):
 def fairness(options, folder):
     size = machine.parse_size(options.size)
     machine.need_space(folder, 2 * (3 * size + (1 << 30)))
-    pairs = {share: Pair(f"{folder}/{share}", size, options, share) for share in options.shares.split(",")}
+    pairs = {}
+    for share in options.shares.split(","):
+        os.mkdir(f"{folder}/{share}")
+        pairs[share] = Pair(f"{folder}/{share}", size, options, share)
     rows = []
     try:
         for pair in pairs.values():
-            subprocess.run(["mkdir", "-p", pair.folder], check=True)
-            pair.data = f"{pair.folder}/data"
             pair.start_ready()
             for volume in ("quiet", "greedy"):
                 fio.run(pair.of(volume), ["--rw=write", "--bs=1M", "--iodepth=4"])

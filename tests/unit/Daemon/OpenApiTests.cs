@@ -121,7 +121,7 @@ public sealed class OpenApiTests
         foreach (IGrouping<int, (int Status, string Code)> same in route.Codes.GroupBy(c => c.Status).OrderBy(g => g.Key))
             responses.Add(TestDaemon.Text(same.Key), Problem(Codes(same), referTo));
         responses.Add("default", Problem("Any other refusal.", referTo));
-        var operation = new JsonObject { ["summary"] = route.Summary };
+        var operation = new JsonObject { ["summary"] = route.Summary, ["x-role"] = route.Role.ToString().ToLowerInvariant() };
         if (parameters.Count > 0) operation["parameters"] = parameters;
         if (route.Body == typeof(Stream))
             operation["requestBody"] = new JsonObject { ["required"] = true, ["content"] = Content(StreamMedia.Type, []) };

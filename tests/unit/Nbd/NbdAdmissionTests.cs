@@ -118,7 +118,7 @@ public sealed class NbdAdmissionTests
         Assert.Equal(1, world.Device.Flushes);
         world.Admission.SetLimits(null);
         byte[] replies = world.Receive(32); // in any order
-        Assert.Equal([1, 2], new[] { replies[15], replies[31] }.Order());
+        Assert.Equal([(byte)1, (byte)2], new[] { replies[15], replies[31] }.Order());
         Assert.Equal(2, world.Device.Flushes);
     }
 
