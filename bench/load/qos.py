@@ -116,7 +116,7 @@ def main():
     parser.add_argument("--blockd-options", default="", help="more options of the daemon")
     parser.add_argument("--folder", default=".", help="where the stores lie; its disk is what is measured")
     parser.add_argument("--size", default="1g", help="of each volume")
-    parser.add_argument("--shares", default="off,512k", help="values of --disk-share to compare")
+    parser.add_argument("--shares", default="off,256k", help="values of --disk-share to compare")
     parser.add_argument("--workloads", default="randread,randwrite")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=int, default=3)

@@ -8,7 +8,10 @@ namespace BlockServer.Core;
 public sealed class DiskShare
 {
     /// <summary>Bytes in flight at a disk that several volumes use, in equal parts; a volume always has one request.</summary>
-    public const ulong InsideBytesMax = 512 << 10;
+    public const ulong InsideBytesMax = 256 << 10;
+
+    // However many volumes are busy: 16 small requests of each keep a disk at work, and no large one needs more.
+    private const ulong PartBytesMin = 64 << 10;
 
     /// <summary>A volume that waits for its own requests, of which none ends for so long, gets one more: what is in flight may
     /// itself wait for memory that those which wait here hold.</summary>
@@ -55,7 +58,7 @@ public sealed class DiskShare
         {
             if (_requests == 0) return true;
             ulong busy = _disk.BusyAt(now >> PeriodShift);
-            return busy <= 1 || _bytes + bytes <= _disk._bytesMax / busy || now - _movedNanos >= StallNanos;
+            return busy <= 1 || _bytes + bytes <= Math.Max(_disk._bytesMax / busy, PartBytesMin) || now - _movedNanos >= StallNanos;
         }
 
         internal void Enter(ulong bytes, ulong now)
