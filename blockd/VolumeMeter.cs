@@ -17,15 +17,13 @@ internal sealed class VolumeMeter : INbdMeter
 
     private readonly ulong[] _readHistogram = new ulong[Buckets];
     private readonly ulong[] _writeHistogram = new ulong[Buckets];
-    private readonly ulong[] _readDevice = new ulong[Buckets];
-    private readonly ulong[] _writeDevice = new ulong[Buckets];
-    private readonly ulong[] _readQueue = new ulong[Buckets]; // of those that waited
-    private readonly ulong[] _writeQueue = new ulong[Buckets];
+    private readonly Waits _readWaits = new();
+    private readonly Waits _writeWaits = new();
     private ulong _readOps, _readBytes, _readNanos, _writeOps, _writeBytes, _writeNanos, _flushOps, _trimOps, _errors;
     private readonly ulong[] _frontOps = new ulong[2];
     private readonly ulong[] _frontBytes = new ulong[2];
     private readonly ulong[] _frontErrors = new ulong[2];
-    private ulong _readQueueNanos, _writeQueueNanos, _taskSetFull;
+    private ulong _taskSetFull;
 
     /// <inheritdoc/>
     public void OnRequest(NbdCommand command, ulong bytes, ulong durationNanos, ulong queuedNanos, NbdError error) =>
@@ -51,20 +49,14 @@ internal sealed class VolumeMeter : INbdMeter
                 _readBytes += bytes;
                 _readNanos += durationNanos;
                 _readHistogram[BucketOf(durationNanos)]++;
-                _readDevice[BucketOf(durationNanos - queuedNanos)]++;
-                if (queuedNanos == 0) break;
-                _readQueue[BucketOf(queuedNanos)]++;
-                _readQueueNanos += queuedNanos;
+                if (queuedNanos != 0) _readWaits.Count(durationNanos, queuedNanos);
                 break;
             case NbdCommand.Write:
                 _writeOps++;
                 _writeBytes += bytes;
                 _writeNanos += durationNanos;
                 _writeHistogram[BucketOf(durationNanos)]++;
-                _writeDevice[BucketOf(durationNanos - queuedNanos)]++;
-                if (queuedNanos == 0) break;
-                _writeQueue[BucketOf(queuedNanos)]++;
-                _writeQueueNanos += queuedNanos;
+                if (queuedNanos != 0) _writeWaits.Count(durationNanos, queuedNanos);
                 break;
             case NbdCommand.Flush:
                 _flushOps++;
@@ -99,24 +91,46 @@ internal sealed class VolumeMeter : INbdMeter
     /// <summary>The counters as the API gives them.</summary>
     public VolumeStats ToStats(string volume) => new(
         volume, _readOps, _readBytes, _writeOps, _writeBytes, _flushOps, _trimOps, _errors, _readNanos, _writeNanos,
-        [.. _readHistogram], [.. _writeHistogram], _readQueueNanos, _writeQueueNanos);
+        [.. _readHistogram], [.. _writeHistogram], _readWaits.Nanos, _writeWaits.Nanos);
 
     /// <summary>The counters with what /metrics shows besides.</summary>
     public MeterFigures ToFigures(string volume) => new(
-        ToStats(volume), [.. _readDevice], [.. _writeDevice], WithIdle(_readQueue, _readOps), WithIdle(_writeQueue, _writeOps), _taskSetFull);
-
-    /// <summary>Those that did not wait are not counted one by one.</summary>
-    private static ulong[] WithIdle(ulong[] waited, ulong operations)
-    {
-        ulong[] all = [.. waited];
-        foreach (ulong count in waited) operations -= count;
-        all[0] += operations;
-        return all;
-    }
+        ToStats(volume), _readWaits.DeviceOf(_readHistogram), _writeWaits.DeviceOf(_writeHistogram), _readWaits.QueueOf(_readOps),
+        _writeWaits.QueueOf(_writeOps), _taskSetFull);
 
     // Bucket i: less than 2^i microseconds.
     private static int BucketOf(ulong nanos) =>
         Math.Min(Buckets - 1, 64 - BitOperations.LeadingZeroCount(nanos / 1000));
+
+    /// <summary>The requests that waited to be let in. Of all others the device had the whole time and the queue none, so those cost
+    /// nothing here.</summary>
+    private sealed class Waits
+    {
+        private readonly ulong[] _whole = new ulong[Buckets];
+        private readonly ulong[] _device = new ulong[Buckets];
+        private readonly ulong[] _queue = new ulong[Buckets];
+        private ulong _count;
+
+        public ulong Nanos { get; private set; }
+
+        public void Count(ulong durationNanos, ulong queuedNanos)
+        {
+            _count++;
+            Nanos += queuedNanos;
+            _whole[BucketOf(durationNanos)]++;
+            _device[BucketOf(durationNanos - queuedNanos)]++;
+            _queue[BucketOf(queuedNanos)]++;
+        }
+
+        public ulong[] DeviceOf(ulong[] all) => [.. all.Select((count, i) => count - _whole[i] + _device[i])];
+
+        public ulong[] QueueOf(ulong operations)
+        {
+            ulong[] queue = [.. _queue];
+            queue[0] += operations - _count;
+            return queue;
+        }
+    }
 }
 
 /// <summary>What a meter has counted, copied on its loop.</summary>
