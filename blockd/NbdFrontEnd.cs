@@ -78,6 +78,7 @@ internal sealed class NbdFrontEnd(
             SizeBytes = opened.Snapshot?.SizeBytes ?? record.SizeBytes,
             IsReadOnly = snapshot is not null || record.Export.ReadOnly || record.IsImage,
             Meter = snapshot is null ? meters.Of(record.Id) : null,
+            Admission = opened.Door,
             Contexts = new SnapshotContexts(this, host, record.Id, opened.Snapshot?.Uuid),
             Tag = new ExportTag(record.Id, host, opened.Snapshot),
         };
@@ -121,10 +122,10 @@ internal sealed class NbdFrontEnd(
     {
         SharedVolume? volume = await volumes.OpenAsync(record, host);
         if (volume is null || (volume.Fault is not null && !record.Export.NbdIgnoresReservations)) return null;
-        if (snapshotName is null) return new Opened(new GatedDevice(SharedVolumes.DeviceOf(volume, record), volume.Gate), null);
+        if (snapshotName is null) return new Opened(new GatedDevice(SharedVolumes.DeviceOf(volume, record), volume.Gate), null, volume.Door);
         SnapshotInfo? snapshot = host.Store.Snapshots(record.Id).FirstOrDefault(s => s.Name == snapshotName);
         IBlockDevice? device = snapshot is null ? null : host.Store.OpenSnapshot(record.Id, snapshot.Uuid);
-        return device is null ? null : new Opened(new GatedDevice(device, volume.Gate), snapshot);
+        return device is null ? null : new Opened(new GatedDevice(device, volume.Gate), snapshot, volume.Door);
     }
 
     private static bool IsLocal(SocketListener listener) =>
@@ -249,7 +250,9 @@ internal sealed class NbdFrontEnd(
                 return "its address is denied";
             }
 
-            return await transmission.RunAsync();
+            string reason = await transmission.RunAsync();
+            sessions.Ended(session, reason);
+            return reason;
         }
         finally
         {
@@ -265,7 +268,7 @@ internal sealed class NbdFrontEnd(
 
     private sealed record ExportTag(uint VolumeId, StoreHost Host, SnapshotInfo? Snapshot);
 
-    private sealed record Opened(IBlockDevice Device, SnapshotInfo? Snapshot);
+    private sealed record Opened(IBlockDevice Device, SnapshotInfo? Snapshot, VolumeAdmission Door);
 
     /// <summary>What qemu's clients know how to ask: how deep something was written, and for each snapshot (of a snapshot: each
     /// older one) what was written since. A context stands for the snapshot that had the name when it was chosen.</summary>

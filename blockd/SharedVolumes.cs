@@ -7,7 +7,7 @@ using BlockServer.Protocols.Iscsi.Scsi;
 namespace BlockServer.Blockd;
 
 /// <summary>What the front ends share of one volume. Lives on the volume's loop.</summary>
-internal sealed class SharedVolume(uint id, StoreHost host, WatchedDevice device)
+internal sealed class SharedVolume(uint id, StoreHost host, WatchedDevice device, VolumeAdmission door)
 {
     /// <summary>Number of the volume.</summary>
     public uint Id { get; } = id;
@@ -17,6 +17,9 @@ internal sealed class SharedVolume(uint id, StoreHost host, WatchedDevice device
 
     /// <summary>The volume itself.</summary>
     public WatchedDevice Device { get; } = device;
+
+    /// <summary>Passed by every request, before it stands in a queue.</summary>
+    public VolumeAdmission Door { get; } = door;
 
     /// <summary>Passed by every change.</summary>
     public VolumeGate Gate { get; } = new();
@@ -49,6 +52,9 @@ internal sealed class SharedVolumes(IMetaStore meta, Settings settings, Action<s
     private readonly HashSet<uint> _reserved = [];
     private readonly HashSet<uint> _closed = [];
     private readonly Dictionary<StoreHost, SpaceWatch> _watches = [];
+
+    /// <summary>The doors of the volumes, and the limits of tenants.</summary>
+    public QosDoors Doors { get; } = new(settings.DiskShareBytes);
 
     /// <summary>Reads which volumes have reservations. Throws <see cref="MetaException"/>.</summary>
     public async Task LoadAsync()
@@ -113,7 +119,7 @@ internal sealed class SharedVolumes(IMetaStore meta, Settings settings, Action<s
         if (volume is null || volume.Host != host)
         {
             if (host.Store.OpenVolume(record.Id) is not { } device) return null;
-            volume = new SharedVolume(record.Id, host, new WatchedDevice(device, WatchOf(host)));
+            volume = new SharedVolume(record.Id, host, new WatchedDevice(device, WatchOf(host)), Doors.Of(record, host));
             lock (_lock) _volumes[record.Id] = volume;
         }
 
@@ -161,6 +167,7 @@ internal sealed class SharedVolumes(IMetaStore meta, Settings settings, Action<s
             Uuid = info.Uuid, IsReadOnly = true, HasSanitize = false, Durability = settings.Durability, Product = "snapshot",
             // The volume may have got larger blocks since.
             BlockBytes = info.SizeBytes % (ulong)record.Export.BlockBytes == 0 ? record.Export.BlockBytes : Units.SectorBytes,
+            Admission = Doors.Of(record, host),
         };
         var unit = new LogicalUnit(host.Thread.Loop, device, options);
         IoStatus status = await unit.LoadAsync();
@@ -178,6 +185,7 @@ internal sealed class SharedVolumes(IMetaStore meta, Settings settings, Action<s
     /// <summary>The size or the export options of a volume have changed: that holds at once. Any thread.</summary>
     public void OnChanged(VolumeRecord record)
     {
+        Doors.OnChanged(record);
         if (Find(record.Id) is not { } volume) return;
         volume.Host.Thread.Post(() =>
         {
@@ -207,6 +215,8 @@ internal sealed class SharedVolumes(IMetaStore meta, Settings settings, Action<s
             _reserved.Remove(volumeId);
             _closed.Remove(volumeId);
         }
+
+        Doors.Forget(volumeId);
     }
 
     /// <summary>Ends every reservation and registration of a volume, damaged ones too. On the loop of
@@ -312,6 +322,7 @@ internal sealed class SharedVolumes(IMetaStore meta, Settings settings, Action<s
             IsThin = !record.Export.Thick,
             BlockBytes = record.Export.BlockBytes,
             Durability = settings.Durability,
+            Admission = volume.Door,
             Usage = () => new ThinUsage(volume.Host.FreeBytesNow, volume.Host.Store.UsedBytes(volume.Id)),
         };
         var keeper = new ReservationKeeper(meta, record.Id, volume.Host.Thread, MarkReserved);

@@ -35,6 +35,12 @@ internal sealed class StoreHost : IVolumeHost
     /// <summary>Requests that the disk has answered: while it grows the disk is alive.</summary>
     public ulong Answered => _file.Answered;
 
+    /// <summary>Requests that the disk has not answered yet.</summary>
+    public int InFlight => _file.InFlight;
+
+    /// <summary>What was asked of the disk. On the loop.</summary>
+    public DiskCounters Medium => _file.Counters;
+
     /// <inheritdoc/>
     public Guid StoreId { get; }
 
