@@ -44,6 +44,7 @@ needed=(
     busybox-static:/bin/busybox
     nbd-client:/sbin/nbd-client
     cpio:/bin/cpio
+    prometheus:/usr/bin/promtool
     libsqlite3-0:/usr/lib/$(uname -m)-linux-gnu/libsqlite3.so.0
     liblz4-1:/usr/lib/$(uname -m)-linux-gnu/liblz4.so.1
     debootstrap:/usr/sbin/debootstrap

@@ -24,7 +24,7 @@ internal sealed class TokenRoutes(Daemon daemon)
             throw new ApiException(400, "invalid-expiry", "a token expires after 1 second to ten years, or never", "expiresSeconds");
         if (r.Tenant is { } tenant && daemon.Tenants.Find(tenant) is null) throw TenantRoutes.NoTenant(tenant, "tenant");
         uint[]? volumes = r.Volumes is null ? null : [.. r.Volumes.Distinct().Select(n => (daemon.Directory.Find(n) ?? throw AdminRoutes.NoVolume(n, "volumes")).Id)];
-        DateTimeOffset now = daemon.Clock.GetUtcNow();
+        DateTimeOffset now = daemon.ApiClock.GetUtcNow();
         var wanted = new TokenRecord(
             "", r.Name, "", r.Role, r.Tenant, volumes, now, r.ExpiresSeconds is { } seconds ? now.AddSeconds(seconds) : null, r.Description);
         (TokenRecord? made, string secret, DirectoryFault? fault) = await daemon.Tokens.CreateAsync(wanted);
@@ -44,7 +44,7 @@ internal sealed class TokenRoutes(Daemon daemon)
 
     private TokenInfo Describe(TokenRecord t) => new(
         t.Id, t.Name, t.Role, t.Tenant, t.Volumes?.Select(id => daemon.Directory.Find(id)?.Name ?? "(deleted)").ToArray(), t.CreatedAt, t.ExpiresAt,
-        t.ExpiresAt is { } until && daemon.Clock.GetUtcNow() >= until, t.Description);
+        t.ExpiresAt is { } until && daemon.ApiClock.GetUtcNow() >= until, t.Description);
 }
 
 /// <summary>The admin API's tenants.</summary>
@@ -73,7 +73,8 @@ internal sealed class TenantRoutes(Daemon daemon)
         call.About(r.Name);
         if (!r.Adopt && UseOf(r.Name) is { } there)
             throw new ApiException(409, "tenant-would-adopt", $"{there} would become the tenant's; rename that, choose another name, or say adopt", "name");
-        Must(await daemon.Tenants.CreateAsync(new TenantRecord(r.Name, r.BytesMax, r.VolumesMax, r.IopsMax, r.Description, daemon.Clock.GetUtcNow())));
+        Must(await daemon.Tenants.CreateAsync(new TenantRecord(r.Name, r.BytesMax, r.VolumesMax, r.IopsMax, r.Description, daemon.ApiClock.GetUtcNow())));
+        daemon.ApplyLimits(r.Name);
         await call.AnswerAsync((await DescribeAsync([daemon.Tenants.Find(r.Name)!]))[0], ApiJson.Default.TenantInfo, 201);
     }
 
@@ -91,6 +92,7 @@ internal sealed class TenantRoutes(Daemon daemon)
             IopsMax = gone.Contains("iopsMax") ? null : c.IopsMax ?? old.IopsMax,
             Description = c.Description ?? old.Description,
         }));
+        daemon.ApplyLimits(name);
         await call.AnswerAsync((await DescribeAsync([daemon.Tenants.Find(name)!]))[0], ApiJson.Default.TenantInfo);
     }
 
@@ -104,6 +106,7 @@ internal sealed class TenantRoutes(Daemon daemon)
         if (UseOf(tenant.Name) is { } there)
             throw new ApiException(409, "tenant-in-use", $"the tenant still has {there}; delete or rename that first");
         Must(await daemon.Tenants.DeleteAsync(tenant.Name, revision));
+        daemon.ApplyLimits(tenant.Name);
         // Worth nothing from here on, whatever becomes of their records: a token of a tenant that is gone is nobody's.
         (IReadOnlyList<TokenRecord> gone, DirectoryFault? fault) = await daemon.Tokens.DeleteAsync(t => t.Tenant == tenant.Name);
         foreach (TokenRecord token in gone) daemon.Calls.Cut(token.Id);

@@ -35,6 +35,7 @@ internal sealed class AdminApi : IAsyncDisposable
     private readonly IdempotencyKeys _keys = new();
     private readonly ApiLimits _limits;
     private readonly AuthThrottle _throttle;
+    private readonly Daemon? _daemon; // for its probes
 
     private AdminApi(WebApplication app, IAdminRoutes routes, ApiTokens tokens, Daemon? daemon, ApiLimits limits, TimeProvider time)
     {
@@ -47,6 +48,7 @@ internal sealed class AdminApi : IAsyncDisposable
         _denied = daemon?.Denied;
         _audit = daemon?.Audit;
         _tls = daemon?.Tls;
+        _daemon = daemon;
     }
 
     /// <summary>Where it listens, as URLs.</summary>
@@ -182,15 +184,18 @@ internal sealed class AdminApi : IAsyncDisposable
         if (!isNamed && !IsOurHost(request.Host.Host, context.Connection.LocalIpAddress))
             throw new ApiException(421, "wrong-host", "the Host header does not name this daemon");
         string path = request.Path.Value ?? "";
-        if (path == "/healthz" && HttpMethods.IsGet(request.Method))
-        {
-            await context.Response.WriteAsync("ok");
-            return;
-        }
-
+        if (HttpMethods.IsGet(request.Method) && await Probes.TryAnswerAsync(context, path, _daemon)) return;
         (ApiCaller caller, TokenRecord? token) = CheckToken(context);
         trail.CallerId = caller.Id;
         if (token is not null && _denied?.IsToken(token.Id) == true) throw TokenDenied();
+        if (path == "/metrics" && HttpMethods.IsGet(request.Method) && _daemon is not null)
+        {
+            // They name every volume.
+            if (caller.IsConfined) throw new ApiException(403, "whole-node", "metrics are the whole node's; a token of a tenant or of single volumes is not enough");
+            await Probes.WriteMetricsAsync(context, _daemon.Metrics);
+            return;
+        }
+
         if (request.Method is not ("GET" or "POST" or "PATCH" or "DELETE" or "HEAD"))
         {
             context.Response.Headers.Allow = "GET, POST, PATCH, DELETE";

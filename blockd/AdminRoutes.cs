@@ -34,6 +34,7 @@ internal sealed class AdminRoutes : IAdminRoutes
         _snapshots = new SnapshotRoutes(daemon, _tasks, _targets, _populations, DescribeAsync, _thick.BeginAsync);
         _streams = new StreamRoutes(daemon, DescribeAsync);
         _disks = new DiskRoutes(daemon, _tasks);
+        daemon.Metrics.Tasks = _tasks.List;
         _handlers = new(StringComparer.Ordinal)
         {
             ["GET version"] = VersionAsync,
@@ -49,6 +50,7 @@ internal sealed class AdminRoutes : IAdminRoutes
             ["POST disks"] = AddDiskAsync,
             ["DELETE disks/{id}"] = RemoveDiskAsync,
             ["GET audit"] = AuditAsync,
+            ["GET events"] = EventsAsync,
             ["GET sessions"] = SessionsAsync,
             ["DELETE sessions/{id}"] = CutAsync,
             ["GET stats"] = StatsAsync,
@@ -62,6 +64,9 @@ internal sealed class AdminRoutes : IAdminRoutes
             .Concat(new TenantRoutes(daemon).Handlers).Concat(new AofRoutes(daemon, _targets).Handlers)) _handlers.Add(key, handler);
         Core.Check.That(_handlers.Keys.ToHashSet().SetEquals(ApiRouteTable.All.Select(r => r.Key)));
     }
+
+    /// <summary>What the routes lead to.</summary>
+    public Daemon Daemon => _daemon;
 
     /// <summary>Takes up what the last run of the daemon left unfinished.</summary>
     public async Task ResumeAsync()
@@ -299,6 +304,17 @@ internal sealed class AdminRoutes : IAdminRoutes
         await call.AnswerAsync(new SessionList([.. sessions.OrderBy(s => long.Parse(s.Id, CultureInfo.InvariantCulture))]), ApiJson.Default.SessionList);
     }
 
+    private Task EventsAsync(ApiCall call)
+    {
+        string? severity = call.Query("severity");
+        if (severity is not null && !EventCatalogue.Severities.Contains(severity))
+            throw new ApiException(400, "invalid-query", "severity is " + string.Join(", ", EventCatalogue.Severities), "severity");
+        long limit = call.QueryNumber("limit") ?? EventLog.KeptMax;
+        if (limit is < 1 or > EventLog.KeptMax) throw new ApiException(400, "invalid-query", $"limit is 1 to {EventLog.KeptMax}", "limit");
+        return call.AnswerAsync(
+            new EventList(_daemon.Events.List(call.QueryFlag("open"), call.QueryNumber("since") ?? 0, severity, (int)limit)), ApiJson.Default.EventList);
+    }
+
     private Task CutAsync(ApiCall call)
     {
         string id = call.Parts[1];
@@ -383,7 +399,7 @@ internal sealed class AdminRoutes : IAdminRoutes
             v.Id, v.Uuid, v.Name, v.SizeBytes, used.GetValueOrDefault(v.Id), 1, used.ContainsKey(v.Id) ? VolumeDirectory.ImportFault(v) is not null ? "initializing" : "online" : "unavailable", v.Export,
             v.Description, v.StoreId, sessions.GetValueOrDefault(v.Id), v.Revision, v.CreatedAt, used.ContainsKey(v.Id) ? v.IsPopulating ? _populations.FaultOf(v.Id) : null : WhyNot(v),
             reservations.GetValueOrDefault(v.Id), BaseOf(layers.GetValueOrDefault(v.Id)), layers.GetValueOrDefault(v.Id)?.IsFlattening ?? false,
-            layers.GetValueOrDefault(v.Id)?.Snapshots.Count ?? 0, StreamRoutes.Describe(v.Import), v.IsImage, v.IsAppendOnly, v.IsSealed))];
+            layers.GetValueOrDefault(v.Id)?.Snapshots.Count ?? 0, StreamRoutes.Describe(v.Import), v.IsImage, v.IsAppendOnly, v.IsSealed, v.Qos))];
     }
 
     private string WhyNot(VolumeRecord volume)

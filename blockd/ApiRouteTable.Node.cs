@@ -9,6 +9,10 @@ internal static partial class ApiRouteTable
     [
         new("GET", "version", "Which daemon answers.", 200, typeof(VersionInfo), null, [], []) { Reach = ApiReach.Everybody },
         new("GET", "node", "The node: where it listens, what it runs on, what it warns of.", 200, typeof(NodeInfo), null, [], []),
+        new("GET", "events", "What an operator should know, newest first (docs/events.md).", 200, typeof(EventList), null,
+            [new("open", "boolean", "Only faults that are open."), new("since", "integer", "Only what changed after this number."),
+                new("severity", "string", "info, warning, error or critical, and worse."), new("limit", "integer", "At most so many, 1 to 1,000 (default).")],
+            [s_badQuery]),
         new("GET", "sessions", "The clients that are attached.", 200, typeof(SessionList), null, [], []) { Reach = ApiReach.Seen },
         new("DELETE", "sessions/{id}", "Cuts a client off.", 204, null, null, [], [(404, "no-such-session")]) { Reach = ApiReach.Session },
         new("GET", "stats", "Counters of the volumes that were attached since the start.", 200, typeof(StatsInfo), null, [], []) { Reach = ApiReach.Seen },

@@ -21,7 +21,7 @@ internal sealed class Daemon
     private const ulong StopWaitNanos = 10_000_000_000;
 
     private readonly DataDirectory _data;
-    private readonly SqliteMetaStore _meta;
+    private readonly WatchedMetaStore _meta;
     private readonly List<LoopThread> _threads;
     private readonly ConcurrentQueue<string> _warnings = new();
     private readonly List<ListenerInfo> _listeners = [];
@@ -29,7 +29,7 @@ internal sealed class Daemon
     private IscsiFrontEnd? _iscsi;
 
     private Daemon(
-        Settings settings, DataDirectory data, SqliteMetaStore meta, List<LoopThread> threads, StartWatch watch, Func<IFile, IFile>? layer)
+        Settings settings, DataDirectory data, WatchedMetaStore meta, List<LoopThread> threads, StartWatch watch, Func<IFile, IFile>? layer)
     {
         Settings = settings;
         DenyList = new DenyDirectory(meta);
@@ -50,12 +50,18 @@ internal sealed class Daemon
         Tokens = new TokenDirectory(meta);
         Tenants = new TenantDirectory(meta);
         Directory.Quota = Tenants;
+        Volumes.Doors.TenantOf = volume => Tenants.OwnerOf(volume.Name)?.Name;
         var stop = new CancellationTokenSource();
         PolicyEngine = new PolicyEngine(
             Directory, Policies, new PolicyHooks(Path.Combine(settings.DataDir, "hooks"), stop.Token), SystemClock.Instance,
             uuid => Sessions.Reading(uuid).Count > 0 || Targets.List().Any(t => t.Luns.Any(l => l.Snapshot == uuid)));
         PolicyRunner = new PolicyRunner(PolicyEngine, Policies, stop, Warn);
         StartedAt = SystemClock.Instance.UtcNow;
+        Events = new EventLog(Clock, Path.Combine(settings.DataDir, "events.jsonl"));
+        EventWatch = new EventWatch(this, meta);
+        Metrics = new Metrics(this);
+        Sessions.Lost = (session, reason) => Events.Note(
+            EventCatalogue.SessionLost, session.Peer, $"{session.Protocol} client {session.Peer} is gone: {reason}");
     }
 
     public Settings Settings { get; }
@@ -96,17 +102,25 @@ internal sealed class Daemon
         return Sessions.CutDenied() + (CutDeniedApi?.Invoke() ?? 0) + Calls.CutAll((_, id) => Denied.IsToken(id));
     }
 
+    /// <summary>Puts the limits of a tenant in force as they are now, for its volumes in use too; of one that is gone: none.</summary>
+    public void ApplyLimits(string tenant)
+    {
+        ulong? iops = Tenants.Find(tenant)?.IopsMax;
+        Volumes.Doors.SetTenant(tenant, iops is { } most ? new QosLimits(most) : null);
+        foreach (VolumeRecord volume in Directory.List().Where(v => TenantDirectory.IsOf(tenant, v.Name))) Volumes.Doors.OnChanged(volume);
+    }
+
     /// <summary>Everything that the metadata hold now.</summary>
     public ValueTask<IReadOnlyList<MetaEntry>> MetadataAsync() => _meta.RangeAsync("");
 
     /// <summary>Who a token of the admin API stands for.</summary>
-    public ApiTokens ApiTokens => new(TokenHash, Tokens, Tenants, Directory, Clock);
+    public ApiTokens ApiTokens => new(TokenHash, Tokens, Tenants, Directory, ApiClock);
 
     /// <summary>The calls of the admin API that are being answered.</summary>
     public ApiCalls Calls { get; } = new();
 
     /// <summary>Tells which tokens have expired. Set before the API is served.</summary>
-    public TimeProvider Clock { get; set; } = TimeProvider.System;
+    public TimeProvider ApiClock { get; set; } = TimeProvider.System;
 
     /// <summary>What cuts them.</summary>
     public PolicyEngine PolicyEngine { get; }
@@ -135,6 +149,21 @@ internal sealed class Daemon
     public ServedTargets ServedTargets => _iscsi!.Targets;
 
     public Sessions Sessions { get; }
+
+    /// <summary>It ends.</summary>
+    public bool IsStopping { get; private set; }
+
+    /// <summary>What an operator should know.</summary>
+    public EventLog Events { get; }
+
+    /// <summary>What finds faults.</summary>
+    public EventWatch EventWatch { get; }
+
+    /// <summary>What /metrics shows.</summary>
+    public Metrics Metrics { get; }
+
+    /// <summary>What a person's watch says.</summary>
+    public IWallClock Clock { get; } = SystemClock.Instance;
 
     public Meters Meters { get; } = new();
 
@@ -174,7 +203,7 @@ internal sealed class Daemon
         try
         {
             data.ProtectMetadata();
-            SqliteMetaStore meta = SqliteMetaStore.Open(data.MetadataPath);
+            var meta = new WatchedMetaStore(SqliteMetaStore.Open(data.MetadataPath));
             var threads = new List<LoopThread>();
             daemon = new Daemon(settings, data, meta, threads, watch ?? new StartWatch(), layer) { Tls = tls };
             for (int i = 0; i < settings.Loops; i++)
@@ -208,6 +237,7 @@ internal sealed class Daemon
     public async Task<bool> StopAsync(Action<string> log)
     {
         IsStopping = true;
+        await EventWatch.DisposeAsync();
         await PolicyRunner.StopAsync();
         if (_nbd is not null) await _nbd.StopAcceptingAsync();
         if (_iscsi is not null) await _iscsi.StopAcceptingAsync();
@@ -228,6 +258,7 @@ internal sealed class Daemon
         Tls?.Dispose();
         PolicyRunner.Dispose();
         Disks.Dispose();
+        Events.Dispose();
         await _meta.DisposeAsync();
         _data.Dispose();
         return stuck.Count == 0;
@@ -239,6 +270,7 @@ internal sealed class Daemon
     /// <summary>Takes a disk out of service; its file stays. Throws <see cref="DiskException"/>.</summary>
     public Task RemoveDiskAsync(Guid id, bool isForced) => Disks.RemoveAsync(id, isForced, store =>
     {
+        Volumes.Doors.ForgetDisk(store);
         var volumes = Directory.List().Where(v => v.StoreId == store).Select(v => v.Id).ToHashSet();
         foreach (Session session in Sessions.List().Where(s => s.Touches(volumes))) session.Cut("the disk was removed");
     });
@@ -320,6 +352,11 @@ internal sealed class Daemon
             throw new StartException($"--stdio: there is no volume '{export}'; known: {string.Join(", ", Directory.List().Select(v => v.Name))}");
         await ListenAsync(systemdSockets, tls, log);
         PolicyRunner.Start();
+        EventWatch.CertificateEnds = tls?.Current.EndsAt;
+        if (tls is not null) tls.Renewed = identity => EventWatch.CertificateEnds = identity.EndsAt;
+        foreach (TenantRecord tenant in Tenants.List()) ApplyLimits(tenant.Name);
+        EventWatch.Start();
+        Events.Note(EventCatalogue.Started, Environment.MachineName, $"blockd {Program.Version} serves {Settings.DataDir}");
     }
 
     private async Task ListenAsync(int systemdSockets, TlsFiles? tls, Action<string> log)

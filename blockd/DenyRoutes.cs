@@ -26,7 +26,7 @@ internal sealed class DenyRoutes(Daemon daemon)
         bool isOwn = r.Kind == "token" ? value == call.Caller.Id
             : r.Kind == "address" && call.Address is { } own && System.Net.IPNetwork.Parse(value).Contains(own.IsIPv4MappedToIPv6 ? own.MapToIPv4() : own);
         if (isOwn) throw new ApiException(409, "would-deny-you", "this call would be denied by it; call from elsewhere, or with another token", "value");
-        var record = new DenyRecord(r.Kind, value, r.Reason, daemon.Clock.GetUtcNow());
+        var record = new DenyRecord(r.Kind, value, r.Reason, daemon.ApiClock.GetUtcNow());
         if (await daemon.DenyList.DenyAsync(record) is { } fault) throw AdminRoutes.Refusal(fault);
         await call.AnswerAsync(Describe(record, daemon.EnforceDenied()), ApiJson.Default.DeniedInfo, 201);
     }

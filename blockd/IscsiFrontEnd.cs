@@ -169,7 +169,7 @@ internal sealed class IscsiFrontEnd
         Admission? admission = null;
         try
         {
-            return await target.Iscsi.ServeAsync(negotiated, session =>
+            string reason = await target.Iscsi.ServeAsync(negotiated, session =>
             {
                 admission = new Admission(session, IscsiRules.AddressOf(negotiated.Connection.Peer), portal);
                 target.Admissions.Add(admission);
@@ -184,6 +184,8 @@ internal sealed class IscsiFrontEnd
                 if (_sessions.Denied?.IsSession(known) == true) target.Iscsi.Cut(session.Tsih, "it is denied");
                 if (target.Volumes.Any(_volumes.IsClosed)) target.Iscsi.Cut(session.Tsih, "a stream has begun to come into a volume");
             });
+            if (known is not null) _sessions.Ended(known, reason);
+            return reason;
         }
         finally
         {

@@ -78,6 +78,7 @@ internal sealed class NbdFrontEnd(
             SizeBytes = opened.Device.SizeBytes,
             IsReadOnly = snapshot is not null || record.Export.ReadOnly || record.IsImage,
             Meter = snapshot is null ? meters.Of(record.Id) : null,
+            Admission = opened.Volume.Door,
             Contexts = new SnapshotContexts(this, opened.Volume, opened.Snapshot?.Uuid),
             Tag = new ExportTag(record.Id, there, opened.Snapshot),
         };
@@ -237,7 +238,9 @@ internal sealed class NbdFrontEnd(
                 return "its address is denied";
             }
 
-            return await transmission.RunAsync();
+            string reason = await transmission.RunAsync();
+            sessions.Ended(session, reason);
+            return reason;
         }
         finally
         {

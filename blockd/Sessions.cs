@@ -49,6 +49,9 @@ internal sealed class Session(
     /// <summary>Ends it after what is in flight.</summary>
     public void RequestStop() => handle.Thread.Post(handle.RequestStop);
 
+    /// <summary>The front end: nbd or iscsi.</summary>
+    public string Protocol => handle.Protocol;
+
     /// <summary>The loop that serves it.</summary>
     public LoopThread Thread => handle.Thread;
 
@@ -80,6 +83,13 @@ internal sealed class Sessions(ConnectionLimits limits)
 {
     // Addresses with failures that are remembered; with more, the stalest is forgotten.
     private const int FailingMax = 1024;
+
+    // What the protocols say of a client that did not say farewell; whom the daemon cuts off is not lost.
+    private static readonly HashSet<string> s_losses =
+    [
+        "the connection broke", "the client does not read", "half a request, then silence", "a send failed", "a payload is too large",
+        "the initiator left without a logout", "the initiator does not read", "half a PDU, then silence", "a ping was not answered",
+    ];
 
     private readonly Lock _lock = new();
     private readonly Dictionary<string, int> _byAddress = new(StringComparer.Ordinal);
@@ -128,6 +138,15 @@ internal sealed class Sessions(ConnectionLimits limits)
     public void Add(Session session) => _sessions[session.Id] = session;
 
     public void Remove(Session session) => _sessions.TryRemove(session.Id, out _);
+
+    /// <summary>Told of a session that ended without a farewell, and why. Any thread; set once.</summary>
+    public Action<Session, string>? Lost { get; set; }
+
+    /// <summary>A session has ended for that reason.</summary>
+    public void Ended(Session session, string reason)
+    {
+        if (s_losses.Contains(reason)) Lost?.Invoke(session, reason);
+    }
 
     /// <summary>Admits a connection: null, or why not. Every admitted one is paired with <see cref="Leave"/>.</summary>
     public string? Enter(string peer, ulong nowNanos, out string address)

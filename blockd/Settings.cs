@@ -105,6 +105,9 @@ internal sealed record Settings
     /// <summary>A disk with less than this part free runs low, percent; 0: never.</summary>
     public required int LowSpacePercent { get; init; }
 
+    /// <summary>Bytes in flight at a disk that several volumes use at once; 0: as many as come.</summary>
+    public required ulong DiskShareBytes { get; init; }
+
     public required bool Insecure { get; init; }
 
     public required IReadOnlyList<WantedVolume> CreateVolumes { get; init; }
@@ -191,6 +194,7 @@ internal static class SettingsReader
         ("iscsi-ping", "SECONDS", false, "Silence after which an iSCSI initiator is pinged, 1 to 3600. Default: 5."),
         ("iscsi-ping-wait", "SECONDS", false, "An iSCSI session whose initiator does not answer a ping for so long ends, 1 to 3600. Default: 90."),
         ("stop-wait", "SECONDS", false, "How long a stop waits for a disk that answers nothing, 1 to 3600; then blockd names it and ends with code 4. Default: 30."),
+        ("disk-share", "SIZE|off", false, "While several volumes use a disk, so many bytes of theirs together are in flight there, in equal parts, 64k to 1g. Default: 256k."),
         ("low-space", "PERCENT", false, "A disk with less than this part free runs low: initiators and the log are told, 0 (never) to 50. Default: 10."),
         ("create-volume", "NAME:SIZE", true, "Create this volume at start unless it exists, for instance demo:1g; repeatable."),
         ("stdio", "EXPORT", false, "Serve one client, whose default export is EXPORT, on the socket that is standard input and output (or on an inherited listening socket, as nbdcopy -- [ blockd ... ] makes one); nothing else is served."),
@@ -284,6 +288,7 @@ internal static class SettingsReader
             },
             StopWaitSeconds = Number("stop-wait", 30, 1, 3600),
             LowSpacePercent = Number("low-space", 10, 0, 50),
+            DiskShareBytes = One("disk-share") == "off" ? 0 : Size("disk-share", 64 * Units.KiB, Units.GiB) ?? DiskShare.InsideBytesMax,
             TlsCert = cert,
             TlsKey = key,
             TlsCa = ca,

@@ -9,7 +9,7 @@ namespace BlockServer.Blockd;
 
 /// <summary>What the front ends share of one volume. Lives on the volume's loop, which is that of its disk when it is opened
 /// first, and stays that when it moves to a disk of another loop.</summary>
-internal sealed class SharedVolume(uint id, LoopThread thread, StoreHost host, HomeDevice home, WatchedDevice device)
+internal sealed class SharedVolume(uint id, LoopThread thread, StoreHost host, HomeDevice home, WatchedDevice device, VolumeAdmission door)
 {
     /// <summary>Number of the volume.</summary>
     public uint Id { get; } = id;
@@ -31,6 +31,9 @@ internal sealed class SharedVolume(uint id, LoopThread thread, StoreHost host, H
 
     /// <summary>The volume itself.</summary>
     public WatchedDevice Device { get; } = device;
+
+    /// <summary>Passed by every request, before it stands in a queue.</summary>
+    public VolumeAdmission Door { get; } = door;
 
     /// <summary>Passed by every change.</summary>
     public VolumeGate Gate { get; } = new();
@@ -66,6 +69,9 @@ internal sealed class SharedVolumes(IMetaStore meta, VolumeDirectory directory, 
     private readonly HashSet<uint> _reserved = [];
     private readonly HashSet<uint> _closed = [];
     private readonly Dictionary<StoreHost, SpaceWatch> _watches = [];
+
+    /// <summary>The doors of the volumes, and the limits of tenants.</summary>
+    public QosDoors Doors { get; } = new(settings.DiskShareBytes);
 
     /// <summary>Reads which volumes have reservations. Throws <see cref="MetaException"/>.</summary>
     public async Task LoadAsync()
@@ -151,7 +157,8 @@ internal sealed class SharedVolumes(IMetaStore meta, VolumeDirectory directory, 
                 if (meanwhile is null || meanwhile == volume)
                 {
                     var home = new HomeDevice(there.Device);
-                    _volumes[record.Id] = meanwhile = new SharedVolume(record.Id, thread, host, home, new WatchedDevice(home, there.Watch));
+                    _volumes[record.Id] = meanwhile = new SharedVolume(
+                        record.Id, thread, host, home, new WatchedDevice(home, there.Watch), Doors.Of(record, thread, host));
                 }
 
                 volume = meanwhile;
@@ -205,6 +212,7 @@ internal sealed class SharedVolumes(IMetaStore meta, VolumeDirectory directory, 
             Uuid = info.Uuid, IsReadOnly = true, HasSanitize = false, Durability = settings.Durability, Product = "snapshot",
             // The volume may have got larger blocks since.
             BlockBytes = info.SizeBytes % (ulong)record.Export.BlockBytes == 0 ? record.Export.BlockBytes : Units.SectorBytes,
+            Admission = volume.Door,
         };
         var unit = new LogicalUnit(thread.Loop, device, options);
         IoStatus status = await unit.LoadAsync();
@@ -257,6 +265,7 @@ internal sealed class SharedVolumes(IMetaStore meta, VolumeDirectory directory, 
     /// <summary>The size or the export options of a volume have changed: that holds at once. Any thread.</summary>
     public void OnChanged(VolumeRecord record)
     {
+        Doors.OnChanged(record);
         if (Find(record.Id) is not { } volume) return;
         volume.Thread.Post(() =>
         {
@@ -286,6 +295,8 @@ internal sealed class SharedVolumes(IMetaStore meta, VolumeDirectory directory, 
             _reserved.Remove(volumeId);
             _closed.Remove(volumeId);
         }
+
+        Doors.Forget(volumeId);
     }
 
     /// <summary>Ends every reservation and registration of a volume, damaged ones too. On
@@ -391,6 +402,7 @@ internal sealed class SharedVolumes(IMetaStore meta, VolumeDirectory directory, 
             IsThin = !record.Export.Thick,
             BlockBytes = record.Export.BlockBytes,
             Durability = settings.Durability,
+            Admission = volume.Door,
             Usage = () => UsageOf(volume),
         };
         var keeper = new ReservationKeeper(meta, record.Id, volume.Thread, MarkReserved);

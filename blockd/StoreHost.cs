@@ -44,6 +44,12 @@ internal sealed class StoreHost : IMoveSide
     /// <summary>Requests that the disk has answered: while it grows the disk is alive.</summary>
     public ulong Answered => _file.Answered;
 
+    /// <summary>Requests that the disk has not answered yet.</summary>
+    public int InFlight => _file.InFlight;
+
+    /// <summary>What was asked of the disk. On the loop.</summary>
+    public DiskCounters Medium => _file.Counters;
+
     /// <inheritdoc/>
     public Guid StoreId { get; }
 
@@ -201,7 +207,7 @@ internal sealed class StoreHost : IMoveSide
             lock (_givenUp)
             {
                 ulong answered = _file.Answered;
-                if (answered != _answeredSeen || !_file.IsBusy) (_answeredSeen, _answeredAt) = (answered, now);
+                if (answered != _answeredSeen || _file.InFlight == 0) (_answeredSeen, _answeredAt) = (answered, now);
                 return now - _answeredAt >= HungMillis;
             }
         }

@@ -23,11 +23,32 @@ internal sealed class StoreSet
 internal sealed class Meters
 {
     private readonly ConcurrentDictionary<uint, VolumeMeter> _meters = new();
+    private readonly FrontEndFigures[] _gone = new FrontEndFigures[2]; // of volumes that were deleted
 
     public VolumeMeter Of(uint volumeId) => _meters.GetOrAdd(volumeId, _ => new VolumeMeter());
 
     /// <summary>The meter of a volume that was attached, or null.</summary>
     public VolumeMeter? Find(uint volumeId) => _meters.GetValueOrDefault(volumeId);
 
-    public void Forget(uint volumeId) => _meters.TryRemove(volumeId, out _);
+    public void Forget(uint volumeId)
+    {
+        if (!_meters.TryRemove(volumeId, out VolumeMeter? meter)) return;
+        lock (_gone)
+        {
+            for (int i = 0; i < _gone.Length; i++) _gone[i] = Sum(_gone[i], meter.FrontEnd(i));
+        }
+    }
+
+    /// <summary>What a front end has done since the start, on volumes that were deleted too; a request that is counted meanwhile may
+    /// be missing. Any thread.</summary>
+    public FrontEndFigures FrontEnd(int protocol)
+    {
+        FrontEndFigures sum;
+        lock (_gone) sum = _gone[protocol];
+        foreach (VolumeMeter meter in _meters.Values) sum = Sum(sum, meter.FrontEnd(protocol));
+        return sum;
+    }
+
+    private static FrontEndFigures Sum(FrontEndFigures one, FrontEndFigures other) =>
+        new(one.Operations + other.Operations, one.Bytes + other.Bytes, one.Errors + other.Errors);
 }

@@ -19,7 +19,9 @@ public interface IPolicyHooks
 /// <summary>What became of a policy since the start.</summary>
 /// <param name="LastAt">When it cut last, or tried to.</param>
 /// <param name="Result">What came of it.</param>
-public sealed record PolicyOutcome(DateTimeOffset LastAt, string Result);
+/// <param name="IsCut">A snapshot was cut; null: there was nothing to cut.</param>
+/// <param name="HasHookFailed">A hook failed.</param>
+public sealed record PolicyOutcome(DateTimeOffset LastAt, string Result, bool? IsCut = null, bool HasHookFailed = false);
 
 /// <summary>
 /// Does what policies ask for when it is due: hooks, cut, retention. Time is told by the caller (nanoseconds of a clock that
@@ -67,7 +69,7 @@ public sealed class PolicyEngine(VolumeDirectory volumes, PolicyDirectory polici
             {
                 // What was missed is not made up for: the next is a whole period away.
                 _last[policy.Name] = now;
-                _outcomes[policy.Name] = new PolicyOutcome(clock.UtcNow, await RunAsync(policy));
+                _outcomes[policy.Name] = await RunAsync(policy);
             }
 
             long left = DueIn(policy, now)!.Value;
@@ -91,14 +93,14 @@ public sealed class PolicyEngine(VolumeDirectory volumes, PolicyDirectory polici
         return now - age * Second;
     }
 
-    private async Task<string> RunAsync(PolicyRecord policy)
+    private async Task<PolicyOutcome> RunAsync(PolicyRecord policy)
     {
         VolumeRecord[] members = [.. MembersOf(policy)];
-        if (members.Length == 0) return "none of its volumes exists any more; change or delete the policy";
+        if (members.Length == 0) return new PolicyOutcome(clock.UtcNow, "none of its volumes exists any more; change or delete the policy");
         string[] names = [.. members.Select(v => v.Name)];
         string snapshot = $"{policy.Name}-{clock.UtcNow.ToString("yyyyMMdd-HHmmss", CultureInfo.InvariantCulture)}";
         var notes = new List<string>();
-        bool isClean = false;
+        bool isClean = false, hasHookFailed = false;
         SnapshotResult cut;
         try
         {
@@ -106,6 +108,7 @@ public sealed class PolicyEngine(VolumeDirectory volumes, PolicyDirectory polici
             {
                 string? trouble = await hooks.RunAsync(policy, pre, "pre", snapshot, names);
                 isClean = trouble is null;
+                hasHookFailed = !isClean;
                 if (trouble is not null) notes.Add($"the pre hook failed: {trouble}");
             }
 
@@ -115,7 +118,10 @@ public sealed class PolicyEngine(VolumeDirectory volumes, PolicyDirectory polici
         {
             // Also when nothing was cut, and when the pre hook failed half way: whatever rests must go on.
             if (policy.PostHook is { } post && await hooks.RunAsync(policy, post, "post", snapshot, names) is { } trouble)
+            {
                 notes.Add($"the post hook failed: {trouble}");
+                hasHookFailed = true;
+            }
         }
 
         notes.Insert(0, cut.Fault is { } fault ? $"no snapshot was cut: {fault.Detail}" : $"{snapshot} was cut, {(isClean ? "clean" : "label unknown")}");
@@ -124,7 +130,7 @@ public sealed class PolicyEngine(VolumeDirectory volumes, PolicyDirectory polici
             foreach (VolumeRecord member in members) notes.AddRange(await ExpireAsync(policy, member));
         }
 
-        return string.Join("; ", notes);
+        return new PolicyOutcome(clock.UtcNow, string.Join("; ", notes), cut.Fault is null, hasHookFailed);
     }
 
     /// <summary>Deletes what the policy has and keeps no longer. The newest stays whatever the wall clock says of its age; what

@@ -62,6 +62,7 @@ public sealed partial class VolumeDirectory(IMetaStore meta, IWallClock clock, I
             return new DirectoryFault(IoStatus.Invalid, "invalid-idempotency-key", "the key is longer than 128 characters", "idempotencyKey");
         if (DescriptionFault(request.Description) is { } wordy) return wordy;
         if (request.Export is { } export && BlockFault(export, request.SizeBytes) is { } odd) return odd;
+        if (QosFault(request.Qos) is { } limits) return limits;
         return await ChangeAloneAsync(() => CreateAloneAsync(request, import));
     }
 
@@ -73,6 +74,7 @@ public sealed partial class VolumeDirectory(IMetaStore meta, IWallClock clock, I
             return new DirectoryFault(IoStatus.Invalid, "invalid-name", reason, "name");
         if (change.SizeBytes is { } size && SizeFault(size) is { } fault) return fault;
         if (DescriptionFault(change.Description) is { } wordy) return wordy;
+        if (QosFault(change.Qos) is { } limits) return limits;
         return await ChangeAloneAsync(() => ChangeAloneAsync(name, change));
     }
 
@@ -129,7 +131,7 @@ public sealed partial class VolumeDirectory(IMetaStore meta, IWallClock clock, I
         var record = new VolumeRecord(
             id, random.NextGuid(), request.Name, request.SizeBytes, VolumeState.Creating, ExportOf(request.Export ?? new ExportOptions(), request.AppendOnly),
             request.Description, host.StoreId, clock.UtcNow, request.IdempotencyKey, import, IsPopulating: isPopulating,
-            IsAppendOnly: request.AppendOnly);
+            IsAppendOnly: request.AppendOnly, Qos: LimitsOf(request.Qos));
         _unsettled.Add(id); // until what follows is known to have happened, or not
         MetaResult written = await CommitAsync(
             [new(CounterKey, counter?.ModRevision ?? 0), new(NameKey(record.Name), 0), new(VolumeKey(id), 0)],
@@ -175,6 +177,7 @@ public sealed partial class VolumeDirectory(IMetaStore meta, IWallClock clock, I
             SizeBytes = newSize,
             Export = ExportOf(change.Export ?? old.Export, old.IsAppendOnly),
             Description = change.Description ?? old.Description,
+            Qos = change.Qos is null ? old.Qos : LimitsOf(change.Qos),
             State = VolumeState.Ready,
         };
         if (change.Image == true) wanted = AsImage(wanted);
@@ -286,6 +289,12 @@ public sealed partial class VolumeDirectory(IMetaStore meta, IWallClock clock, I
         return sizeBytes % (ulong)export.BlockBytes == 0 ? null : new DirectoryFault(
             IoStatus.Invalid, "invalid-size", "the size must be a multiple of the logical block", "sizeBytes");
     }
+
+    private static DirectoryFault? QosFault(QosLimits? limits) => limits?.Fault() is { } fault
+        ? new(IoStatus.Invalid, "invalid-qos", fault.Detail, "qos." + fault.Field) : null;
+
+    // Limits that limit nothing are none.
+    private static QosLimits? LimitsOf(QosLimits? limits) => limits is { Iops: 0, BytesPerSecond: 0 } ? null : limits;
 
     private static DirectoryFault? DescriptionFault(string? description) => description is { Length: > 1024 }
         ? new(IoStatus.Invalid, "invalid-description", "the description is longer than 1,024 characters", "description") : null;

@@ -54,8 +54,11 @@ public sealed class DiskFile : IFile
     /// <summary>Requests that were answered. May be read from any thread.</summary>
     public ulong Answered => Volatile.Read(ref _answered);
 
-    /// <summary>Requests are under way. May be read from any thread.</summary>
-    public bool IsBusy => Volatile.Read(ref _inFlight) > 0;
+    /// <summary>Requests that the medium has not answered yet. May be read from any thread.</summary>
+    public int InFlight => Volatile.Read(ref _inFlight);
+
+    /// <summary>What was asked of the medium. On the loop.</summary>
+    public DiskCounters Counters { get; } = new();
 
     /// <summary>errno of the last failed request; 0 when none failed.</summary>
     public int LastErrno { get; private set; }
@@ -166,8 +169,10 @@ public sealed class DiskFile : IFile
     {
         if (_isClosed) return IoStatus.Unavailable;
         _inFlight++;
+        ulong began = _loop.NowNanos;
         int result = IsInMemory ? await _loop.AnswerAsync(0) : await _loop.SyncDataAsync(_fd); // fsync does nothing in memory
         Leave();
+        Counters.Flushes.Count(0, _loop.NowNanos - began, result < 0);
         return result >= 0 ? IoStatus.Ok : Failed("flush", 0, 0, result);
     }
 
@@ -258,6 +263,7 @@ public sealed class DiskFile : IFile
         // Reads fill it: the caller's Memory<byte> comes here as read-only only so that both directions share this method.
         MemoryHandle pin = memory.Pin();
         nint address = AddressOf(pin);
+        ulong began = _loop.NowNanos;
         int result = IsInMemory
             ? await _loop.AnswerAsync(TransferInPlace(_fd, offset, address, memory.Length, isWrite))
             : !IsDirect || (address & (Units.BlockBytes - 1)) == 0
@@ -265,6 +271,7 @@ public sealed class DiskFile : IFile
             : await BounceAsync(offset, address, memory.Length, isWrite);
         pin.Dispose();
         Leave();
+        (isWrite ? Counters.Writes : Counters.Reads).Count(memory.Length, _loop.NowNanos - began, result < 0);
         return result >= 0 ? IoStatus.Ok : Failed(isWrite ? "write" : "read", offset, memory.Length, result);
     }
 

@@ -42,6 +42,7 @@ public sealed class TlsIdentity
 
     private TlsIdentity(SslStreamCertificateContext certificate, X509Certificate2Collection authorities, TlsClients clients)
     {
+        EndsAt = certificate.TargetCertificate.NotAfter.ToUniversalTime();
         _certificate = certificate;
         _authorities = authorities;
         Clients = clients;
@@ -49,6 +50,9 @@ public sealed class TlsIdentity
 
     /// <summary>What is asked of clients.</summary>
     public TlsClients Clients { get; }
+
+    /// <summary>When the server's certificate ends, in UTC.</summary>
+    public DateTimeOffset EndsAt { get; }
 
     /// <summary>
     /// Reads PEM files: the server's certificate with the intermediates behind it, its key, and the authorities that

@@ -16,7 +16,7 @@ public sealed partial class Store
     private const uint HighWaterStep = 256;
     private readonly Queue<uint> _dirty = new();
     private readonly List<LoopEvent<bool>> _checkpointWaiters = [];
-    private ulong _checkpoints;
+    private ulong _checkpoints, _checkpointBytes, _checkpointedNanos;
     private bool _isCheckpointing;
 
     private void KickCheckpoint()
@@ -56,6 +56,7 @@ public sealed partial class Store
         _isCheckpointing = false;
         if (fault is not null) Fail(fault);
         else _checkpoints++;
+        _checkpointedNanos = _loop.NowNanos;
         WakeCheckpointWaiters();
     }
 
@@ -100,6 +101,7 @@ public sealed partial class Store
             _slots.Unpin(slot);
         }
 
+        _checkpointBytes += (ulong)images.Count * Units.BlockBytes;
         MoveTail();
         await MakeSpaceAsync();
         return null;

@@ -86,6 +86,8 @@ public sealed partial class Store : ILayeredStore, IAppendStore
         RelayoutsSkipped = _relayoutsSkipped,
         RingOccupancy = RingOccupancy,
         Checkpoints = _checkpoints,
+        CheckpointBytes = _checkpointBytes,
+        CheckpointAgeNanos = _dirty.Count == 0 ? 0 : _loop.NowNanos - _checkpointedNanos,
         ChecksumErrors = _checksumErrors,
         IoErrors = _ioErrors,
         FailReason = _failReason,

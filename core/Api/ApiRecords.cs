@@ -28,9 +28,11 @@ namespace BlockServer.Core.Api;
 //   POST   /v1/targets/{name}/luns, /access, /users   AddLun, AccessRule, AddChapUser -> TargetInfo; DELETE takes each away
 //   GET    /v1/discovery, POST /v1/discovery/users    DiscoveryInfo
 //   GET    /v1/stats                           StatsInfo (counters since start; a client computes rates)
+//   GET    /v1/events                          EventList (EventRecords.cs)
 //   GET    /v1/tasks, GET /v1/tasks/{id}, DELETE /v1/tasks/{id} (cancel)   TaskList, TaskInfo
 //   GET    /v1/openapi.json                    the OpenAPI document
-//   GET    /healthz                            200 "ok" without a token (loopback Host rules still hold)
+//   GET    /healthz, /readyz                   200 "ok", or 503 with what is the matter, without a token (Host rules still hold)
+//   GET    /metrics                            text for Prometheus, with a token
 //
 // Every answer but 2xx is application/problem+json: ApiProblem.
 
@@ -80,12 +82,13 @@ public sealed record ReservationInfo(
 /// <paramref name="Base"/> is the snapshot that it was cloned from and still shares blocks with, as VOLUME@SNAPSHOT; while
 /// <paramref name="Flattening"/> it copies them. <paramref name="Import"/> is null unless a stream comes into it or was interrupted.
 /// An <paramref name="Image"/> never changes its content. Bytes are only added at the end of an <paramref name="AppendOnly"/> volume,
-/// of which the size is the maximum, and none to a <paramref name="Sealed"/> one.</summary>
+/// of which the size is the maximum, and none to a <paramref name="Sealed"/> one.
+/// <paramref name="Qos"/> is null without limits.</summary>
 public sealed record VolumeInfo(
     uint Id, Guid Uuid, string Name, ulong SizeBytes, ulong UsedBytes, int RepCount, string Status,
     ExportOptions Export, string? Description, Guid StoreId, int Sessions, long Revision, DateTimeOffset CreatedAt,
     string? FailReason = null, ReservationInfo? Reservation = null, string? Base = null, bool Flattening = false, int Snapshots = 0,
-    ImportInfo? Import = null, bool Image = false, bool AppendOnly = false, bool Sealed = false);
+    ImportInfo? Import = null, bool Image = false, bool AppendOnly = false, bool Sealed = false, QosLimits? Qos = null);
 
 /// <summary>All volumes, by name.</summary>
 public sealed record VolumeList(IReadOnlyList<VolumeInfo> Volumes);
@@ -94,7 +97,7 @@ public sealed record VolumeList(IReadOnlyList<VolumeInfo> Volumes);
 /// volume instead of a conflict. <see cref="AppendOnly"/>: bytes are only added at its end, up to the size.</summary>
 public sealed record CreateVolume(
     string Name, ulong SizeBytes, int RepCount = 1, ExportOptions? Export = null, string? Description = null,
-    Guid? StoreId = null, string? IdempotencyKey = null, bool AppendOnly = false);
+    Guid? StoreId = null, string? IdempotencyKey = null, bool AppendOnly = false, QosLimits? Qos = null);
 
 /// <summary>Changes a volume; null leaves as it is.</summary>
 /// <param name="Revision">When given, the change is refused (412) unless the volume still has this revision.</param>
@@ -104,9 +107,10 @@ public sealed record CreateVolume(
 /// <param name="Export">New export options, all of them.</param>
 /// <param name="Description">New description.</param>
 /// <param name="Image">True makes the volume an image, read-only for ever: refused while clients are attached, and never taken back.</param>
+/// <param name="Qos">New limits, all of them; they hold at once for who is attached. All 0 takes them away.</param>
 public sealed record ChangeVolume(
     long? Revision = null, string? Name = null, ulong? SizeBytes = null, bool Force = false,
-    ExportOptions? Export = null, string? Description = null, bool? Image = null);
+    ExportOptions? Export = null, string? Description = null, bool? Image = null, QosLimits? Qos = null);
 
 /// <summary>A disk, that is one store. Its status is <c>online</c>, <c>failed</c> (stopped by an error), <c>missing</c> (not where
 /// it was) or <c>refused</c> (there, and not fit to be served); all but the first come with a reason. The figures of a disk
@@ -140,10 +144,12 @@ public sealed record SessionInfo(
 public sealed record SessionList(IReadOnlyList<SessionInfo> Sessions);
 
 /// <summary>Counters of one volume since it was opened. Latency sums are nanoseconds from request to reply; the
-/// histogram's bucket i counts operations of less than 2^i microseconds (and at least 2^(i-1)).</summary>
+/// histogram's bucket i counts operations of less than 2^i microseconds (and at least 2^(i-1)). Of the sums the queue's are what
+/// operations waited to be let in (limits, other volumes of the disk); the rest is the device's.</summary>
 public sealed record VolumeStats(
     string Volume, ulong ReadOps, ulong ReadBytes, ulong WriteOps, ulong WriteBytes, ulong FlushOps, ulong TrimOps,
-    ulong Errors, ulong ReadNanos, ulong WriteNanos, IReadOnlyList<ulong> ReadHistogram, IReadOnlyList<ulong> WriteHistogram);
+    ulong Errors, ulong ReadNanos, ulong WriteNanos, IReadOnlyList<ulong> ReadHistogram, IReadOnlyList<ulong> WriteHistogram,
+    ulong ReadQueueNanos = 0, ulong WriteQueueNanos = 0);
 
 /// <summary>Counters of everything, taken at one moment.</summary>
 public sealed record StatsInfo(DateTimeOffset At, double UptimeSeconds, double CpuSeconds, IReadOnlyList<VolumeStats> Volumes);
@@ -233,6 +239,7 @@ public sealed record TaskList(IReadOnlyList<TaskInfo> Tasks);
 [JsonSerializable(typeof(BadBlockList))]
 [JsonSerializable(typeof(SessionList))]
 [JsonSerializable(typeof(StatsInfo))]
+[JsonSerializable(typeof(EventList))]
 [JsonSerializable(typeof(ScrubRequest))]
 [JsonSerializable(typeof(TaskInfo))]
 [JsonSerializable(typeof(ImportInfo))]

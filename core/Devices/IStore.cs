@@ -103,6 +103,12 @@ public sealed record StoreStats
     /// <summary>Completed checkpoint cycles since open.</summary>
     public required ulong Checkpoints { get; init; }
 
+    /// <summary>Bytes of metadata pages that checkpoints wrote since open.</summary>
+    public ulong CheckpointBytes { get; init; }
+
+    /// <summary>How long ago the last cycle ended, while changed metadata pages wait for the next; 0: none does.</summary>
+    public ulong CheckpointAgeNanos { get; init; }
+
     /// <summary>Blocks whose checksum did not match, since open.</summary>
     public required ulong ChecksumErrors { get; init; }
 

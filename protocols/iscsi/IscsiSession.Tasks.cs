@@ -20,6 +20,7 @@ public sealed partial class IscsiSession
     private readonly List<(uint CmdSn, Action Run)> _held = [];
     private IscsiTask? _firstUndispatched, _lastUndispatched;
     private int _orderedCount, _windowBytes, _inWindow, _immediates;
+    private int _atDoors; // tasks that their volumes have not let in yet
 
     /// <summary>Next command number in order.</summary>
     public uint ExpCmdSn { get; private set; }
@@ -81,15 +82,46 @@ public sealed partial class IscsiSession
     /// <summary>More Data-Out came.</summary>
     internal void OnData(IscsiTask task)
     {
-        if (!task.IsDelivered) return;
-        if (task.IsComplete) Dispatch(task);
-        else if (!task.IsUnsolicitedOpen && task.R2TOffset == 0) Admit(task);
+        if (!task.IsDelivered || task.AwaitsTurn) return;
+        bool isNext = task.IsComplete || (!task.IsUnsolicitedOpen && task.R2TOffset == 0);
+        if (isNext) GoIn(task);
         else if (!task.IsUnsolicitedOpen && !task.IsQueued) task.Solicit();
+    }
+
+    /// <summary>Its volume has let it in: on to the fetch of its data, or to the SCSI target.</summary>
+    internal void OnAdmitted(IscsiTask task)
+    {
+        _atDoors--;
+        if (task.IsComplete) Dispatch(task);
+        else Admit(task);
+    }
+
+    /// <summary>It waited for its volume and was dropped.</summary>
+    internal void OnWithdrawn() => _atDoors--;
+
+    /// <summary>Takes a command through the door of its volume, once, before its data is fetched. While it waits there it is in order
+    /// what a command is whose data has not come yet. Of a session with several units those that wait may not fill the window
+    /// of commands: one more is turned away.</summary>
+    private void GoIn(IscsiTask task)
+    {
+        if (task.HasEntered || task.Enter())
+        {
+            if (task.IsComplete) Dispatch(task);
+            else Admit(task);
+            return;
+        }
+
+        _atDoors++;
+        if (!task.Plan.HasOtherUnits || _atDoors <= _options.WindowCommands / 2) return;
+        task.Leave();
+        task.IsTurnedAway = true;
+        FailForLostData(task);
     }
 
     /// <summary>The SCSI target has answered.</summary>
     internal void OnDone(IscsiTask task)
     {
+        task.Leave();
         if (IsDropped || task.Connection.IsClosed)
         {
             Forget(task);
@@ -105,7 +137,7 @@ public sealed partial class IscsiSession
         Counters.WrittenBytes += (uint)command.OutLength;
         if (hasFailed) Counters.Errors++;
         ulong bytes = (uint)Math.Max(command.InLength, command.OutLength);
-        _target.Meter?.OnCommand(command.Lun, command.Cdb[0], bytes, _loop.NowNanos - task.BeganNanos, hasFailed);
+        _target.Meter?.OnCommand(command.Lun, command.Cdb[0], bytes, _loop.NowNanos - task.BeganNanos, task.QueuedNanos, hasFailed);
         task.Connection.EnqueueAnswer(task);
     }
 
@@ -136,6 +168,7 @@ public sealed partial class IscsiSession
     private void FailUnexecuted(IscsiTask task)
     {
         task.FailUnexecuted();
+        if (task.IsTurnedAway) _target.Meter?.OnTaskSetFull(task.Pdu.Lun);
         task.Connection.Enqueue(task);
         UnlinkAndGoOn(task);
     }
@@ -289,7 +322,7 @@ public sealed partial class IscsiSession
             TaskAttribute attribute = task.Pdu.Attribute;
             bool isFree = attribute == TaskAttribute.HeadOfQueue
                 || (!isBlocked && (attribute != TaskAttribute.Ordered || task == _firstUndispatched));
-            if (isFree && task.IsComplete) return task;
+            if (isFree && task.IsComplete && task.HasEntered) return task;
             isBlocked |= attribute == TaskAttribute.Ordered;
         }
 

@@ -31,9 +31,12 @@ public sealed class IscsiCounters
 /// <summary>Counts commands of a target. Called on the target's loop; must not allocate.</summary>
 public interface IIscsiMeter
 {
-    /// <summary>A command's answer was queued, <paramref name="durationNanos"/> after its header was read.
-    /// <paramref name="lun"/> is the field of the header.</summary>
-    void OnCommand(ulong lun, byte operationCode, ulong bytes, ulong durationNanos, bool hasFailed);
+    /// <summary>A command's answer was queued, <paramref name="durationNanos"/> after its header was read, of which it waited
+    /// <paramref name="queuedNanos"/> to be let in. <paramref name="lun"/> is the field of the header.</summary>
+    void OnCommand(ulong lun, byte operationCode, ulong bytes, ulong durationNanos, ulong queuedNanos, bool hasFailed);
+
+    /// <summary>A command was answered TASK SET FULL by the transport.</summary>
+    void OnTaskSetFull(ulong lun);
 }
 
 /// <summary>
@@ -204,6 +207,7 @@ public sealed partial class IscsiSession
     internal void Release(IscsiTask task)
     {
         OnAnswered(task);
+        task.Leave();
         _windowBytes -= task.CostBytes;
         task.CostBytes = 0;
         task.End();

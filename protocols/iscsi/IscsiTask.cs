@@ -16,13 +16,20 @@ internal sealed class IscsiTask : Outgoing
     private readonly IscsiSession _session;
     private readonly Action _onDone;
     private readonly (uint Tag, int End)[] _r2ts = new (uint, int)[R2TsMax];
+    private readonly AdmissionWaiter _turn;
     private ValueTaskAwaiter<bool> _done;
     private int _r2tFirst;
+    private bool _isInside;
 
     public IscsiTask(IscsiSession session)
     {
         _session = session;
         _onDone = OnDone;
+        _turn = new AdmissionWaiter(() =>
+        {
+            OnInside();
+            session.OnAdmitted(this);
+        });
         Command = new ScsiCommand { Nexus = session.Nexus! };
     }
 
@@ -35,6 +42,15 @@ internal sealed class IscsiTask : Outgoing
     public ScsiPlan Plan { get; set; }
 
     public ulong BeganNanos { get; private set; }
+
+    /// <summary>How long it waited until its volume let it in.</summary>
+    public ulong QueuedNanos { get; private set; }
+
+    /// <summary>Its volume has let it in once, or it passes no door.</summary>
+    public bool HasEntered { get; private set; }
+
+    /// <summary>It waits until its volume lets it in.</summary>
+    public bool AwaitsTurn => _turn.IsWaiting;
 
     /// <summary>Data-Out to gather: what the CDB wants and the initiator offers.</summary>
     public int Wanted { get; set; }
@@ -112,6 +128,7 @@ internal sealed class IscsiTask : Outgoing
         (Wanted, OutOffset, UnsolicitedEnd, DataSn, R2TCount, R2TOffset, CostBytes) = (0, 0, 0, 0, 0, 0, 0);
         (IsDelivered, IsDispatched, IsDone, IsDropped) = (false, false, false, false);
         (IsFilling, IsSpoiled, IsTurnedAway, IsQueued, IsAnswered) = (false, false, false, false, false);
+        (QueuedNanos, HasEntered, _isInside) = (0, false, false);
         (_dataInSn, _r2tSn, _inSent, _burstLeft, _r2tFirst, IsUnsolicitedOpen) = (0, 0, 0, connection.MaxBurst, 0, false);
         ScsiCommand command = Command;
         (command.Lun, command.Attribute, command.Tag) = (pdu.Lun, pdu.Attribute, pdu.Tag);
@@ -119,6 +136,40 @@ internal sealed class IscsiTask : Outgoing
         command.OutOfferedBytes = pdu.IsWrite ? (int)Math.Min(pdu.ExpectedBytes, int.MaxValue) : 0;
         (command.Status, command.SenseLength, command.IsAborted, command.TargetState) = (ScsiStatus.Good, 0, false, null);
         command.IsSpared = false;
+    }
+
+    /// <summary>It goes to its volume's door: true when it is let in at once, else <see cref="IscsiSession.OnAdmitted"/> is told.</summary>
+    public bool Enter()
+    {
+        if (Plan.Admission is not { } door)
+        {
+            HasEntered = true;
+            return true;
+        }
+
+        if (!door.Enter(_turn, Plan.ChargedBytes)) return false;
+        OnInside();
+        return true;
+    }
+
+    /// <summary>The device is done with it, or it waits no longer.</summary>
+    public void Leave()
+    {
+        if (_turn.IsWaiting)
+        {
+            Plan.Admission!.Withdraw(_turn);
+            _session.OnWithdrawn();
+        }
+
+        if (!_isInside) return;
+        _isInside = false;
+        Plan.Admission!.Exit(Plan.ChargedBytes);
+    }
+
+    private void OnInside()
+    {
+        (HasEntered, _isInside) = (true, true);
+        QueuedNanos = _turn.WaitedNanos;
     }
 
     public void End()

@@ -73,6 +73,10 @@ public sealed class NbdExport
     /// <summary>Told about every finished request, or null.</summary>
     public INbdMeter? Meter { get; init; }
 
+    /// <summary>The volume's door, which every request passes that asks its device for something; null: none. Lives on the loop of
+    /// the device.</summary>
+    public VolumeAdmission? Admission { get; init; }
+
     /// <summary>Metadata contexts besides base:allocation, or null.</summary>
     public INbdContexts? Contexts { get; init; }
 
@@ -83,8 +87,9 @@ public sealed class NbdExport
 /// <summary>Counts requests of a volume. Called on the volume's loop; must not allocate.</summary>
 public interface INbdMeter
 {
-    /// <summary>A request's reply was queued, <paramref name="durationNanos"/> after its header was read.</summary>
-    void OnRequest(NbdCommand command, ulong bytes, ulong durationNanos, NbdError error);
+    /// <summary>A request's reply was queued, <paramref name="durationNanos"/> after its header was read;
+    /// <paramref name="queuedNanos"/> of that it waited to be let in.</summary>
+    void OnRequest(NbdCommand command, ulong bytes, ulong durationNanos, ulong queuedNanos, NbdError error);
 }
 
 /// <summary>What a handshake agreed on; everything that the transmission phase needs.</summary>

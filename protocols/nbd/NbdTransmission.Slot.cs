@@ -28,6 +28,8 @@ public sealed partial class NbdTransmission
         private List<NbdStatusRun>? _status;
         private List<int>? _statusEnds; // of each context; none of one that was not asked for
         private ValueTaskAwaiter<NbdError> _done;
+        private ulong _chargedBytes;
+        private bool _isInside;
 
         public Slot(NbdTransmission owner)
         {
@@ -41,6 +43,9 @@ public sealed partial class NbdTransmission
         public NbdRequest Request { get; private set; }
 
         public ulong BeganNanos { get; private set; }
+
+        /// <summary>How long it waited to be let in.</summary>
+        public ulong QueuedNanos { get; private set; }
 
         public int WindowBytes { get; private set; }
 
@@ -56,11 +61,27 @@ public sealed partial class NbdTransmission
         public void Begin(in NbdRequest request, int windowBytes, ulong nowNanos)
         {
             (Request, WindowBytes, BeganNanos) = (request, windowBytes, nowNanos);
-            (PartCount, Lead, Buffer) = (0, 0, null);
+            (PartCount, Lead, Buffer, QueuedNanos) = (0, 0, null, 0);
+        }
+
+        /// <summary>The volume has let it in, now.</summary>
+        public void OnAdmitted(ulong chargedBytes)
+        {
+            (_isInside, _chargedBytes) = (true, chargedBytes);
+            QueuedNanos = _owner._loop.NowNanos - BeganNanos;
+        }
+
+        /// <summary>The device is done with it.</summary>
+        public void LeaveDevice()
+        {
+            if (!_isInside) return;
+            _isInside = false;
+            _owner._admission!.Exit(_chargedBytes);
         }
 
         public void End()
         {
+            LeaveDevice();
             _parts.AsSpan(0, PartCount).Clear();
             PartCount = 0;
             Buffer?.Return();

@@ -42,6 +42,10 @@ public sealed partial class NbdTransmission
     private readonly LoopTimer _watch;
     private readonly LoopTimer _linger;
     private readonly LoopOperation<bool> _room = new();
+    private readonly VolumeAdmission? _admission;
+    private readonly AdmissionWaiter _turn;
+    private readonly LoopOperation<bool> _turnCame = new();
+    private readonly Action _giveUpTurn;
     private readonly Queue<Slot> _ready = new();
     private readonly Queue<Slot> _sending = new();
 
@@ -64,7 +68,9 @@ public sealed partial class NbdTransmission
         (_loop, _connection, _options) = (loop, connection, options);
         (_export, _mode, _contexts) = (negotiated.Export, negotiated.Mode, negotiated.Contexts);
         _hasContext = _contexts.Count > 0;
-        _device = _export.Device;
+        (_device, _admission) = (_export.Device, _export.Admission);
+        _turn = new AdmissionWaiter(() => _turnCame.Complete(true));
+        _giveUpTurn = GiveUpTurn;
         int size = Math.Max(options.QuietBytes, negotiated.Leftover.Length + NbdRequest.ExtendedSize);
         _quiet = GC.AllocateUninitializedArray<byte>(size, pinned: true);
         _input = _quiet;
@@ -104,6 +110,7 @@ public sealed partial class NbdTransmission
         if (_stopping) return;
         _stopping = true;
         _linger.Start(_options.StopLingerNanos);
+        if (_turn.IsWaiting) _loop.Post(_giveUpTurn);
     }
 
     /// <summary>Ends the session at once; requests in flight still finish on the device.</summary>
@@ -115,6 +122,15 @@ public sealed partial class NbdTransmission
         if (_isClosed) return;
         _isClosed = true;
         _connection.Close();
+        if (_turn.IsWaiting) _loop.Post(_giveUpTurn);
+    }
+
+    /// <summary>Who waits to be let in when the session ends, or is to end, waits no longer.</summary>
+    private void GiveUpTurn()
+    {
+        if (!_turn.IsWaiting) return;
+        _admission!.Withdraw(_turn);
+        _turnCame.Complete(false);
     }
 
     private void CloseIfStopped()
@@ -190,7 +206,23 @@ public sealed partial class NbdTransmission
             if (_isClosed) return false;
         }
 
-        Slot slot = RentSlot(request, dataBytes);
+        // Before it takes memory: a request that waits holds nothing, and the socket is not read meanwhile.
+        ulong began = _loop.NowNanos, charge = 0;
+        bool isInside = error == NbdError.None && _admission is not null && IsCharged(request, out charge);
+        if (isInside && !_admission!.Enter(_turn, charge))
+        {
+            isInside = await _turnCame.Begin();
+            if (_isClosed)
+            {
+                if (isInside) _admission.Exit(charge);
+                return false;
+            }
+
+            if (!isInside) (error, dataBytes) = (NbdError.Shutdown, 0);
+        }
+
+        Slot slot = RentSlot(request, dataBytes, began);
+        if (isInside) slot.OnAdmitted(charge);
         if (error == NbdError.None && dataBytes > 0)
         {
             int lead = (int)(request.OffsetBytes % Units.BlockBytes);
@@ -217,6 +249,15 @@ public sealed partial class NbdTransmission
         if (error != NbdError.None) slot.Refuse(error);
         else slot.Start((int)payload);
         return true;
+    }
+
+    /// <summary>It asks the device for something, and for how many bytes. A flush is let in always: what it covers was.</summary>
+    private static bool IsCharged(in NbdRequest request, out ulong bytes)
+    {
+        bool writesZeroes = request.Command == NbdCommand.WriteZeroes && (request.Flags & NbdCommandFlags.NoHole) != 0;
+        bytes = request.Command is NbdCommand.Read or NbdCommand.Write || writesZeroes ? request.LengthBytes : 0;
+        return request.LengthBytes > 0
+            && request.Command is NbdCommand.Read or NbdCommand.Write or NbdCommand.Trim or NbdCommand.WriteZeroes or NbdCommand.Cache;
     }
 
     private NbdError FaultOf(in NbdRequest request, ulong payload)
@@ -341,12 +382,12 @@ public sealed partial class NbdTransmission
         _input = target;
     }
 
-    private Slot RentSlot(in NbdRequest request, int dataBytes)
+    private Slot RentSlot(in NbdRequest request, int dataBytes, ulong began)
     {
         Slot slot = _freeSlots ?? new Slot(this);
         _freeSlots = slot.Next;
         slot.Next = null;
-        slot.Begin(request, dataBytes, _loop.NowNanos);
+        slot.Begin(request, dataBytes, began);
         Counters.InFlight++;
         _windowBytes += dataBytes;
         return slot;
@@ -364,6 +405,7 @@ public sealed partial class NbdTransmission
     /// <summary>A request has its reply ready; it leaves with the next few, at the latest at the end of the turn.</summary>
     private void OnReady(Slot slot, NbdError error)
     {
+        slot.LeaveDevice();
         Count(slot, error);
         _ready.Enqueue(slot);
         if (_ready.Count >= EarlyReplies && !_isSending) SendReady();
@@ -388,7 +430,7 @@ public sealed partial class NbdTransmission
             Counters.WrittenBytes += bytes;
         }
 
-        _export.Meter?.OnRequest(slot.Request.Command, bytes, _loop.NowNanos - slot.BeganNanos, error);
+        _export.Meter?.OnRequest(slot.Request.Command, bytes, _loop.NowNanos - slot.BeganNanos, slot.QueuedNanos, error);
     }
 
     private void SendReady()

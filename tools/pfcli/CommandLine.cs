@@ -85,6 +85,8 @@ public static class CommandLine
         TenantCommands.AddTo(commands);
         AuditCommands.AddTo(commands);
         TopCommand.AddTo(commands);
+        QosCommands.AddTo(commands);
+        EventCommands.AddTo(commands);
         foreach (HelpOption option in root.Options.OfType<HelpOption>())
             option.Action = new HelpWithExamples((SynchronousCommandLineAction)option.Action!, commands, host);
         return root;

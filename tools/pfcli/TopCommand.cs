@@ -10,7 +10,7 @@ namespace BlockServer.Pfcli;
 internal static class TopCommand
 {
     private static readonly string[] Headings =
-        ["Volume", "R IOPS", "R rate", "R p50", "R p99", "W IOPS", "W rate", "W p50", "W p99", "Errors"];
+        ["Volume", "R IOPS", "R rate", "R p50", "R p99", "R queue", "R device", "W IOPS", "W rate", "W p50", "W p99", "W queue", "W device", "Errors"];
 
     public static void AddTo(CommandSet commands)
     {
@@ -69,7 +69,9 @@ internal static class TopCommand
     private static string[] Row(TopVolume v) =>
     [
         v.Volume, Number(v.ReadIops), SizeText.Format((ulong)v.ReadBytesPerSecond) + "/s", Micros(v.ReadP50Micros), Micros(v.ReadP99Micros),
+        Micros(v.ReadQueueMicros), Micros(v.ReadDeviceMicros),
         Number(v.WriteIops), SizeText.Format((ulong)v.WriteBytesPerSecond) + "/s", Micros(v.WriteP50Micros), Micros(v.WriteP99Micros),
+        Micros(v.WriteQueueMicros), Micros(v.WriteDeviceMicros),
         v.Errors.ToString(CultureInfo.InvariantCulture),
     ];
 
@@ -84,10 +86,12 @@ internal static class TopCommand
     };
 }
 
-/// <summary>Rates of one volume. Latencies are microseconds, null when nothing was done.</summary>
+/// <summary>Rates of one volume. Latencies are microseconds, null when nothing was done; what a request waited to be let in (queue) and
+/// took from then on (device) are means.</summary>
 public sealed record TopVolume(
     string Volume, double ReadIops, double ReadBytesPerSecond, double? ReadP50Micros, double? ReadP99Micros,
-    double WriteIops, double WriteBytesPerSecond, double? WriteP50Micros, double? WriteP99Micros, ulong Errors);
+    double WriteIops, double WriteBytesPerSecond, double? WriteP50Micros, double? WriteP99Micros, ulong Errors,
+    double? ReadQueueMicros = null, double? ReadDeviceMicros = null, double? WriteQueueMicros = null, double? WriteDeviceMicros = null);
 
 /// <summary>What happened between two readings of the counters.</summary>
 public sealed record TopSample(DateTimeOffset At, double Seconds, double CpuPercent, IReadOnlyList<TopVolume> Volumes)
@@ -120,8 +124,15 @@ public sealed record TopSample(DateTimeOffset At, double Seconds, double CpuPerc
             LatencyHistogram.Quantile(reads, 0.50), LatencyHistogram.Quantile(reads, 0.99),
             (after.WriteOps - (before?.WriteOps ?? 0)) / seconds, Less(after.WriteBytes, before?.WriteBytes) / seconds,
             LatencyHistogram.Quantile(writes, 0.50), LatencyHistogram.Quantile(writes, 0.99),
-            after.Errors - (before?.Errors ?? 0));
+            after.Errors - (before?.Errors ?? 0),
+            Mean(after.ReadQueueNanos, before?.ReadQueueNanos, after.ReadOps, before?.ReadOps),
+            Mean(after.ReadNanos - after.ReadQueueNanos, before?.ReadNanos - before?.ReadQueueNanos, after.ReadOps, before?.ReadOps),
+            Mean(after.WriteQueueNanos, before?.WriteQueueNanos, after.WriteOps, before?.WriteOps),
+            Mean(after.WriteNanos - after.WriteQueueNanos, before?.WriteNanos - before?.WriteQueueNanos, after.WriteOps, before?.WriteOps));
     }
+
+    private static double? Mean(ulong nanos, ulong? nanosBefore, ulong ops, ulong? opsBefore) =>
+        ops > (opsBefore ?? 0) ? Less(nanos, nanosBefore) / 1000 / (ops - (opsBefore ?? 0)) : null;
 
     private static double Less(ulong after, ulong? before) => after >= (before ?? 0) ? after - (before ?? 0) : 0;
 }

@@ -51,15 +51,17 @@ internal static class VolumeCommands
         var disk = new Option<string?>("--disk") { Description = "Disk that the volume must lie on", HelpName = "NAME|ID" };
         var description = new Option<string?>("--description") { Description = "Free text", HelpName = "TEXT" };
         var looks = new ExportCommands.Looks();
+        var limits = new QosCommands.Limits();
         var key = new Option<string?>("--idempotency-key")
         {
             Description = "Repeating the same request with the same key answers the same volume", HelpName = "KEY",
         };
-        commands.Add("create_volume", "Makes a volume", [name, size, from, copies, host, disk, description, .. looks.Options, key], async (context, cancel) =>
+        commands.Add("create_volume", "Makes a volume", [name, size, from, copies, host, disk, description, .. looks.Options, .. limits.Options, key], async (context, cancel) =>
         {
             if (context.Get(host) is { } node) await CheckHostAsync(context, node, cancel);
             if (context.Get(from) is { } source)
             {
+                if (limits.IsAnyGiven(context)) throw new CliException("a copy has no limits at first; set them with set_qos", ExitCode.Usage);
                 if (context.IsGiven(disk)) throw new CliException("a copy lies on the disk of what it is made from; leave --disk out", ExitCode.Usage);
                 return Show(context, await CopyAsync(context, source, context.Get(name)!, context.IsGiven(size) ? context.Get(size) : null, looks, context.Get(description), context.Get(key), cancel));
             }
@@ -68,11 +70,13 @@ internal static class VolumeCommands
             Guid? store = context.Get(disk) is { } wanted ? (await Inputs.DiskAsync(context, wanted, cancel)).Id : null;
             var request = new CreateVolume(
                 context.Get(name)!, context.Get(size), context.Get(copies), looks.Of(context, new ExportOptions()),
-                context.Get(description), store, context.Get(key) ?? Guid.NewGuid().ToString("N"));
+                context.Get(description), store, context.Get(key) ?? Guid.NewGuid().ToString("N"),
+                limits.IsAnyGiven(context) ? limits.Of(context, QosLimits.None) : null);
             return Show(context, await context.Client.ChangeAsync(
                 HttpMethod.Post, "v1/volumes", request, ApiJson.Default.CreateVolume, ApiJson.Default.VolumeInfo, cancel));
         },
         "pfcli create_volume -v db -s 128g",
+        "pfcli create_volume -v log -s 20g --iops 500 --bandwidth 50m",
         "pfcli create_volume -v vm1 --from debian-12             # a copy; status initializing until it is populated",
         "pfcli create_volume -v vm1 --from debian-12 -s 40g      # and larger");
     }
@@ -169,6 +173,7 @@ internal static class VolumeCommands
                 ("Status", v.FailReason is null ? v.Status : $"{v.Status}: {v.FailReason}"),
                 ("Image", v.Image ? "yes, it never changes" : "no"),
                 ("Exports", ExportCommands.Describe(v.Export)),
+                ("Qos", QosCommands.Describe(v.Qos)),
                 ("Reservation", ReservationCommands.Describe(v.Reservation)),
                 ("Sessions", v.Sessions.ToString(CultureInfo.InvariantCulture)),
                 ("Snapshots", v.Snapshots.ToString(CultureInfo.InvariantCulture)),

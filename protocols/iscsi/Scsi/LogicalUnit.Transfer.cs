@@ -6,6 +6,26 @@ namespace BlockServer.Protocols.Iscsi.Scsi;
 /// <summary>What moves data: the plan, READ, WRITE, and the commands around the cache.</summary>
 public sealed partial class LogicalUnit
 {
+    /// <summary>The plan, and the door of the volume for what reads or changes the medium. SYNCHRONIZE CACHE passes none: what it
+    /// covers has.</summary>
+    internal ScsiPlan PlanAndCharge(ScsiCommand command)
+    {
+        ScsiPlan plan = Plan(command);
+        if (_options.Admission is not { } door || plan.IsRefused) return plan;
+        switch (command.Cdb[0])
+        {
+            case ScsiOp.Unmap or ScsiOp.ExtendedCopy or ScsiOp.Prefetch10 or ScsiOp.Prefetch16: // what they transfer is no data
+                return plan with { Admission = door };
+            case ScsiOp.Read6 or ScsiOp.Read10 or ScsiOp.Read12 or ScsiOp.Read16 or ScsiOp.Write6 or ScsiOp.Write10 or ScsiOp.Write12
+                or ScsiOp.Write16 or ScsiOp.WriteAtomic16 or ScsiOp.WriteVerify10 or ScsiOp.WriteVerify12 or ScsiOp.WriteVerify16
+                or ScsiOp.Verify10 or ScsiOp.Verify12 or ScsiOp.Verify16 or ScsiOp.WriteSame10 or ScsiOp.WriteSame16
+                or ScsiOp.CompareAndWrite or ScsiOp.OrWrite:
+                return plan with { Admission = door, ChargedBytes = (uint)(plan.OutBytes + plan.InBytesMax) };
+            default:
+                return plan;
+        }
+    }
+
     /// <summary>See <see cref="IScsiTarget.Plan"/>.</summary>
     internal ScsiPlan Plan(ScsiCommand command)
     {

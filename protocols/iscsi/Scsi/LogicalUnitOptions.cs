@@ -57,6 +57,9 @@ public sealed record LogicalUnitOptions
     /// <summary>Commands at a time; one more is answered TASK SET FULL.</summary>
     public int TasksMax { get; init; } = 1024;
 
+    /// <summary>The volume's door, which every command passes that reads or changes the medium; null: none.</summary>
+    public VolumeAdmission? Admission { get; init; }
+
     /// <summary>Asked for LOG SENSE; null when unknown.</summary>
     public Func<ThinUsage>? Usage { get; init; }
 }

@@ -52,7 +52,18 @@ public enum TaskAttribute : byte
 /// <param name="Lead">Where the data should begin in its buffer (device offset modulo 4096), so that no copy is made.</param>
 /// <param name="IsRefused">The CDB is refused whatever the data: the transport discards Data-Out and calls
 /// <see cref="IScsiTarget.ExecuteAsync"/>, which answers with the reason.</param>
-public readonly record struct ScsiPlan(int OutBytes, int InBytesMax, int Lead, bool IsRefused);
+public readonly record struct ScsiPlan(int OutBytes, int InBytesMax, int Lead, bool IsRefused)
+{
+    /// <summary>The door of the volume that the transport takes the command through before it fetches data for it or hands it over;
+    /// null: it need not pass any.</summary>
+    public VolumeAdmission? Admission { get; init; }
+
+    /// <summary>What the command counts there, bytes.</summary>
+    public uint ChargedBytes { get; init; }
+
+    /// <summary>The nexus may use other units too.</summary>
+    public bool HasOtherUnits { get; init; }
+}
 
 /// <summary>
 /// One command on its way through a target. Pooled and owned by the transport, filled in by both sides; lives on the

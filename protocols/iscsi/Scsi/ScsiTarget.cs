@@ -138,7 +138,9 @@ public sealed class ScsiTarget : IScsiTarget
     public ScsiPlan Plan(ScsiCommand command)
     {
         UnitNexus? unit = Find(command.Nexus, command.Lun);
-        return unit is not null ? unit.Unit.Plan(command) : new ScsiPlan(0, TransferPlan.AllocationOf(command.Cdb), 0, false);
+        if (unit is null) return new ScsiPlan(0, TransferPlan.AllocationOf(command.Cdb), 0, false);
+        ScsiPlan plan = unit.Unit.PlanAndCharge(command);
+        return plan.Admission is null ? plan : plan with { HasOtherUnits = ((NexusState)command.Nexus.TargetState!).Units.Count > 1 };
     }
 
     /// <inheritdoc/>

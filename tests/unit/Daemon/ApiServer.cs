@@ -41,7 +41,7 @@ public sealed class ApiServer : IAsyncDisposable
     private async Task ListenAsync(ApiLimits? limits, TimeProvider? time)
     {
         ListenAddress address = new(new IPEndPoint(IPAddress.Loopback, 0), null);
-        if (time is not null) _test.Daemon.Clock = time;
+        if (time is not null) _test.Daemon.ApiClock = time;
         var routes = new AdminRoutes(_test.Daemon);
         UnixPath = Path.Combine(Path.GetTempPath(), Path.GetRandomFileName());
         _api = await AdminApi.StartAsync(routes, _test.Daemon.ApiTokens, [address, new(null, UnixPath)], limits, time, _test.Daemon);

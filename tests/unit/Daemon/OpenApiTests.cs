@@ -47,7 +47,7 @@ public sealed class OpenApiTests
         Assert.Equal(ApiRouteTable.All.Length, count);
     }
 
-    private static string Root
+    internal static string Root
     {
         get
         {

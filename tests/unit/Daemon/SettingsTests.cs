@@ -135,6 +135,7 @@ public sealed class SettingsTests
     [InlineData("tls-clients=required", "it needs --tls-cert")]
     [InlineData("insecure=perhaps", "allowed: false, true")]
     [InlineData("low-space=51", "allowed: 0 to 50")]
+    [InlineData("disk-share=63k", "allowed: 64 KiB to 1 GiB")]
     [InlineData("connections=0", "allowed: 1 to 65536")]
     [InlineData("connections-per-address=65537", "allowed: 1 to 65536")]
     [InlineData("connections-negotiating=0", "allowed: 1 to 65536")]

@@ -221,6 +221,20 @@ public sealed class TenantTests : IAsyncLifetime
     }
 
     [Fact]
+    public async Task The_operations_of_a_tenant_are_limited_now_and_after_a_restart()
+    {
+        QosDoors Doors() => _server.Test.Daemon.Volumes.Doors;
+        await OkAsync("PATCH", "/v1/tenants/b", """{"iopsMax":500}""");
+        Assert.Equal(new QosLimits(500), Doors().LimitsOf("b"));
+        Assert.Equal("b", Doors().TenantOf(_server.Test.Daemon.Directory.Find("b.own")!));
+        await _server.RestartAsync();
+        Assert.Equal(new QosLimits(500), Doors().LimitsOf("b"));
+        Assert.Equal("b", Doors().TenantOf(_server.Test.Daemon.Directory.Find("b.own")!));
+        await OkAsync("PATCH", "/v1/tenants/b", """{"unlimited":["iopsMax"]}""");
+        Assert.Equal(QosLimits.None, Doors().LimitsOf("b"));
+    }
+
+    [Fact]
     public async Task A_tenant_goes_when_it_has_nothing_and_its_tokens_with_it()
     {
         TenantInfo tenant = JsonSerializer.Deserialize((await OkAsync("GET", "/v1/tenants/b", null)).Body, ApiJson.Default.TenantInfo)!;

@@ -26,6 +26,9 @@ internal sealed class MemoryTarget(ILoop loop, int blocks) : IScsiTarget
 
     public bool IsBroken { get; set; }
 
+    /// <summary>The doors that reads and writes pass, by the field of the LUN.</summary>
+    public Dictionary<ulong, VolumeAdmission> Doors { get; } = [];
+
     public void AddNexus(ScsiNexus nexus) => Nexuses.Add(nexus);
 
     public void RemoveNexus(ScsiNexus nexus)
@@ -43,8 +46,8 @@ internal sealed class MemoryTarget(ILoop loop, int blocks) : IScsiTarget
         {
             0x00 => default,
             0x12 => new ScsiPlan(0, BinaryPrimitives.ReadUInt16BigEndian(cdb.AsSpan(3)), 0, false),
-            0x28 => new ScsiPlan(0, bytes, lead, false),
-            0x2A => new ScsiPlan(bytes, 0, lead, false),
+            0x28 => new ScsiPlan(0, bytes, lead, false) { Admission = Doors.GetValueOrDefault(command.Lun), ChargedBytes = (uint)bytes, HasOtherUnits = Doors.Count > 1 },
+            0x2A => new ScsiPlan(bytes, 0, lead, false) { Admission = Doors.GetValueOrDefault(command.Lun), ChargedBytes = (uint)bytes, HasOtherUnits = Doors.Count > 1 },
             _ => new ScsiPlan(0, 0, 0, true),
         };
     }

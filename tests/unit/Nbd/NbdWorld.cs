@@ -36,6 +36,8 @@ internal sealed class NbdWorld : INbdExports
 
     public INbdContexts? Contexts { get; set; }
 
+    public VolumeAdmission? Admission { get; set; }
+
     /// <summary>Who may use the export; everybody when null.</summary>
     public Func<string?, bool>? MayUse { get; set; }
 
@@ -45,7 +47,7 @@ internal sealed class NbdWorld : INbdExports
         name is "disk" or "" && MayUse?.Invoke(identity) != false ? new NbdExport
         {
             Name = "disk", Description = "a disk", Device = Device, SizeBytes = Device.SizeBytes,
-            RequiresTls = RequiresTls, IsReadOnly = IsReadOnly, Contexts = Contexts,
+            RequiresTls = RequiresTls, IsReadOnly = IsReadOnly, Contexts = Contexts, Admission = Admission,
         }
         : null);
 

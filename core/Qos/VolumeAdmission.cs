@@ -1,0 +1,205 @@
+using BlockServer.Core.Api;
+
+namespace BlockServer.Core;
+
+/// <summary>
+/// The door of a volume: every request of every front end passes it before it takes memory or stands in a queue. It holds back
+/// what exceeds the limits of the volume, those of its tenant, and the share of its disk while other volumes use that too. Who
+/// waits, waits in order, holds nothing of other volumes, and can be withdrawn. Without limits it costs a few branches. Lives on
+/// the volume's loop; allocates nothing once made.
+/// <para>Call order: <see cref="Enter"/>; when it answers false, the waiter is called later or withdrawn; and for everything
+/// that was let in, <see cref="Exit"/> when the device is done with it.</para>
+/// </summary>
+public sealed class VolumeAdmission
+{
+    /// <summary>No timer runs more often: what is saved up meanwhile is let in together.</summary>
+    internal const ulong WaitNanosMin = 1_000_000;
+
+    private readonly ILoop _loop;
+    private readonly LoopTimer _timer;
+    private RateBucket _ops, _bytes;
+    private SharedLimiter.Part? _tenant;
+    private QosLimits _limits = QosLimits.None;
+    private AdmissionWaiter? _first, _last;
+    private bool _isLimited, _isPumping;
+    private ulong _timerAt;
+
+    /// <summary>A door without limits. <paramref name="disk"/> divides the disk among its volumes; null: nothing does.</summary>
+    public VolumeAdmission(ILoop loop, DiskShare? disk = null)
+    {
+        (_loop, Share, Turn) = (loop, disk?.Add(), new LinkedListNode<VolumeAdmission>(this));
+        _timer = loop.CreateTimer(Pump);
+    }
+
+    /// <summary>The limits in force.</summary>
+    public QosLimits Limits => _limits;
+
+    /// <summary>Requests that wait.</summary>
+    public int Waiting { get; private set; }
+
+    /// <summary>Requests that were let in and are not done.</summary>
+    public int Inside { get; private set; }
+
+    /// <summary>Requests that had to wait and were let in.</summary>
+    public ulong Throttled { get; private set; }
+
+    /// <summary>How long those waited together, nanoseconds.</summary>
+    public ulong ThrottledNanos { get; private set; }
+
+    /// <summary>It waits for its tenant.</summary>
+    internal bool IsInRing { get; set; }
+
+    /// <summary>Its place in the ring of its tenant.</summary>
+    internal LinkedListNode<VolumeAdmission> Turn { get; }
+
+    private DiskShare.Part? Share { get; }
+
+    /// <summary>Sets limits, which hold for who waits too. Setting those in force again changes nothing.</summary>
+    public void SetLimits(QosLimits? limits)
+    {
+        limits ??= QosLimits.None;
+        if (limits == _limits) return;
+        _limits = limits;
+        ulong now = _loop.NowNanos, burst = RateBucket.BurstNanos(limits);
+        _ops.Set(limits.Iops, burst, now);
+        _bytes.Set(limits.BytesPerSecond, burst, now);
+        _isLimited = _ops.IsSet || _bytes.IsSet;
+        _timer.Stop();
+        Pump();
+    }
+
+    /// <summary>From now on the volume takes from that limiter too; null: from none.</summary>
+    public void SetTenant(SharedLimiter? tenant)
+    {
+        if (_tenant?.Owner == tenant) return;
+        _tenant?.Leave(this);
+        _tenant = tenant?.PartOf(_loop);
+        Pump();
+    }
+
+    /// <summary>A request of <paramref name="bytes"/> comes: true, it is let in at once. False: <paramref name="waiter"/> is called
+    /// when it is.</summary>
+    public bool Enter(AdmissionWaiter waiter, ulong bytes)
+    {
+        ulong now = _loop.NowNanos;
+        if (_first is null && MayEnter(bytes, now))
+        {
+            waiter.WaitedNanos = 0;
+            Take(bytes, now);
+            return true;
+        }
+
+        (waiter.IsWaiting, waiter.Bytes, waiter.SinceNanos) = (true, bytes, now);
+        (waiter.Previous, waiter.Next) = (_last, null);
+        if (_last is null) _first = waiter;
+        else _last.Next = waiter;
+        _last = waiter;
+        Waiting++;
+        if (_first == waiter) Arrange(now);
+        return false;
+    }
+
+    /// <summary>It waits no longer and will not be let in. Free when it does not wait. Lets nobody else in: what was arranged for it
+    /// serves the one behind it.</summary>
+    public void Withdraw(AdmissionWaiter waiter)
+    {
+        if (waiter.IsWaiting) Unlink(waiter);
+    }
+
+    /// <summary>The device is done with a request of <paramref name="bytes"/> that was let in.</summary>
+    public void Exit(ulong bytes)
+    {
+        Inside--;
+        if (Share is null) return;
+        Share.Exit(bytes, _loop.NowNanos);
+        if (_first is not null) Pump();
+    }
+
+    /// <summary>The tenant's turn has come to this volume: lets one in; true when more wait for the tenant.</summary>
+    internal bool AdmitOne(ulong now)
+    {
+        if (_first is not { } waiter) return false;
+        if (OwnWaitNanos(now) > 0 || Share?.MayEnter(waiter.Bytes, now) == false)
+        {
+            Arrange(now);
+            return false;
+        }
+
+        LetIn(waiter, now);
+        return _first is not null;
+    }
+
+    private void Pump()
+    {
+        if (_isPumping) return; // from inside a request that was just let in
+        _isPumping = true;
+        try
+        {
+            ulong now = _loop.NowNanos;
+            while (_first is { } waiter && MayEnter(waiter.Bytes, now)) LetIn(waiter, now);
+            if (_first is not null) Arrange(now);
+            else _timer.Stop();
+        }
+        finally
+        {
+            _isPumping = false;
+        }
+    }
+
+    private void LetIn(AdmissionWaiter waiter, ulong now)
+    {
+        Unlink(waiter);
+        waiter.WaitedNanos = now - waiter.SinceNanos;
+        Throttled++;
+        ThrottledNanos += waiter.WaitedNanos;
+        Take(waiter.Bytes, now);
+        waiter.Admit();
+    }
+
+    private ulong OwnWaitNanos(ulong now) => _isLimited ? Math.Max(_ops.WaitNanos(now), _bytes.WaitNanos(now)) : 0;
+
+    private bool MayEnter(ulong bytes, ulong now)
+    {
+        if (_isLimited && OwnWaitNanos(now) > 0) return false;
+        return Share?.MayEnter(bytes, now) != false && _tenant?.MayEnter(now) != false;
+    }
+
+    private void Take(ulong bytes, ulong now)
+    {
+        Inside++;
+        Share?.Enter(bytes, now);
+        if (_isLimited)
+        {
+            _ops.Take(1, now);
+            _bytes.Take(bytes, now);
+        }
+
+        _tenant?.Take(bytes, now);
+    }
+
+    /// <summary>Sees to it that the first one is looked at again.</summary>
+    private void Arrange(ulong now)
+    {
+        if (OwnWaitNanos(now) is var wait and > 0) StartTimer(now, Math.Max(wait, WaitNanosMin));
+        else if (Share?.MayEnter(_first!.Bytes, now) == false) StartTimer(now, DiskShare.StallNanos); // an exit does it sooner
+        else _tenant?.Join(this);
+    }
+
+    // Every exit comes here: a timer that elapses soon enough is left alone.
+    private void StartTimer(ulong now, ulong nanos)
+    {
+        if (_timer.IsArmed && _timerAt <= now + nanos) return;
+        _timerAt = now + nanos;
+        _timer.Start(nanos);
+    }
+
+    private void Unlink(AdmissionWaiter waiter)
+    {
+        if (waiter.Previous is null) _first = waiter.Next;
+        else waiter.Previous.Next = waiter.Next;
+        if (waiter.Next is null) _last = waiter.Previous;
+        else waiter.Next.Previous = waiter.Previous;
+        (waiter.Previous, waiter.Next, waiter.IsWaiting) = (null, null, false);
+        Waiting--;
+    }
+}
