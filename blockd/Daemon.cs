@@ -169,9 +169,6 @@ internal sealed class Daemon
 
     public DateTimeOffset StartedAt { get; }
 
-    /// <summary>It is ending: what is under way goes on at the next start.</summary>
-    public bool IsStopping { get; private set; }
-
     public string EngineName => _threads[0].Loop.EngineName;
 
     public string TokenPath => _data.TokenPath;

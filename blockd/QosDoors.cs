@@ -2,6 +2,7 @@ using System.Collections.Concurrent;
 using BlockServer.Cluster;
 using BlockServer.Core;
 using BlockServer.Core.Api;
+using BlockServer.Io;
 
 namespace BlockServer.Blockd;
 
