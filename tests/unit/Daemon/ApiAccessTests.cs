@@ -29,8 +29,10 @@ public sealed class ApiAccessTests : IAsyncLifetime
     private static string EmptyPath(ApiRoute route) => "/v1/" + string.Join('/', route.Template.Split('/').Select(p => p[0] == '{' ? "none" : p));
 
     private static (string? Body, string Headers) BodyOf(ApiRoute route) => route.Method is "GET" or "DELETE" ? (null, "")
-        : route.Template.EndsWith("/append", StringComparison.Ordinal) ? ("x", $"Content-Type: {AppendMedia.Type}\r\n")
-        : route.Body == typeof(Stream) ? ("x", $"Content-Type: {StreamMedia.Type}\r\n") : ("{", "");
+        : route.Body == typeof(Stream) ? ("x", $"Content-Type: {MediaOf(route)}\r\n") : ("{", "");
+
+    /// <summary>What a route takes that takes no JSON.</summary>
+    internal static string MediaOf(ApiRoute route) => route.Template.EndsWith("/append", StringComparison.Ordinal) ? AppendMedia.Type : StreamMedia.Type;
 
     [Fact]
     public async Task Every_route_lets_in_its_role_and_those_above_and_nobody_else()

@@ -75,6 +75,7 @@ public sealed class TenantTests : IAsyncLifetime
     {
         "POST volumes" => ("""{"name":"a.secretvolume","sizeBytes":1048576}""", """{"name":"a.missingvolume","sizeBytes":1048576}"""),
         "POST snapshots" => ("""{"name":"x","volumes":["b.own","a.secretvolume"]}""", """{"name":"x","volumes":["b.own","a.missingvolume"]}"""),
+        "POST aof" => ("""{"name":"a.secretvolume"}""", """{"name":"a.missingvolume"}"""),
         "POST policies" => ("""{"name":"b.x","volumes":["a.secretvolume"],"periodSeconds":0}""", """{"name":"b.x","volumes":["a.missingvolume"],"periodSeconds":0}"""),
         "POST targets" => ($$"""{"name":"{{Target}}"}""", $$"""{"name":"{{NoTarget}}"}"""),
         _ => throw new InvalidOperationException($"say in {nameof(BodyOf)} what {route.Key} is sent"),
@@ -107,7 +108,7 @@ public sealed class TenantTests : IAsyncLifetime
         string PathOf(bool real) => "/v1/" + string.Join('/', parts.Select(p => p[0] != '{' ? p : real ? ValueOf(route.Template, p).Real : ValueOf(route.Template, p).Missing));
         bool isChange = route.Method is "POST" or "PATCH", isFree = parameters.Length == 0 && isChange && route.Reach == ApiReach.Seen && route.Role < ApiRole.Admin;
         (string body, string otherBody) = isFree ? BodyOf(route) : ("{}", "{}");
-        string headers = route.Body == typeof(Stream) ? $"Content-Type: {StreamMedia.Type}\r\n" : "";
+        string headers = route.Body == typeof(Stream) ? $"Content-Type: {ApiAccessTests.MediaOf(route)}\r\n" : "";
         RawAnswer real = await _server.SendAsAsync(token, route.Method, PathOf(true), isChange ? body : null, headers);
         RawAnswer missing = await _server.SendAsAsync(token, route.Method, PathOf(false), isChange ? otherBody : null, headers);
         string said = $"{route.Key}: {real.Status} {real.Body} / {missing.Status} {missing.Body}";
@@ -154,12 +155,19 @@ public sealed class TenantTests : IAsyncLifetime
         {
             ("POST", "/v1/volumes", """{"name":"x","sizeBytes":1048576}"""), ("POST", "/v1/volumes", """{"name":"bb.x","sizeBytes":1048576}"""),
             ("POST", "/v1/volumes", """{"name":"b.","sizeBytes":1048576}"""), ("PATCH", "/v1/volumes/b.own", """{"name":"a.taken"}"""),
-            ("POST", "/v1/volumes/b.own/clone", """{"name":"a.clone"}"""), ("POST", "/v1/policies", """{"name":"x","volumes":["b.own"],"periodSeconds":0}"""),
+            ("POST", "/v1/volumes/b.own/clone", """{"name":"a.clone"}"""), ("POST", "/v1/aof", """{"name":"a.secretvolume"}"""), ("POST", "/v1/aof", """{"name":"a.log"}"""), ("POST", "/v1/policies", """{"name":"x","volumes":["b.own"],"periodSeconds":0}"""),
             ("POST", "/v1/targets", """{"name":"iqn.2026-11.org.example:x"}"""),
         })
         {
             RawAnswer answer = await _server.SendAsAsync(_b, method, path, body);
             Assert.True((answer.Status, answer.Code, answer.Field) == (403, "not-yours", "name"), $"{body}: {answer.Body}");
+        }
+
+        await OkAsync("POST", "/v1/aof", """{"name":"b.log","sizeBytesMax":1048576}""", _b);
+        foreach (string name in new[] { "a.secretvolume", "a.log" })
+        {
+            RawAnswer moved = await _server.SendAsAsync(_b, "POST", "/v1/volumes/b.log/rename", $$"""{"newName":"{{name}}","replace":true}""");
+            Assert.Equal((403, "not-yours", "newName"), (moved.Status, moved.Code, moved.Field));
         }
 
         RawAnswer hook = await _server.SendAsAsync(_b, "POST", "/v1/policies", """{"name":"b.p","volumes":["b.own"],"periodSeconds":0,"preHook":"run"}""");
