@@ -47,6 +47,7 @@ internal sealed class AofRoutes(Daemon daemon, TargetRoutes targets)
         VolumeRecord? volume = daemon.Directory.Find(request.Name ?? "");
         if (volume is null || !call.Sees(volume.Name))
         {
+            call.MustOwn(request.Name ?? "");
             var wanted = new CreateVolume(
                 request.Name ?? "", request.SizeBytesMax ?? Units.VolumeBytesMax, Description: request.Description, StoreId: request.StoreId, AppendOnly: true);
             DirectoryResult made = await daemon.Directory.CreateAsync(wanted);
@@ -221,6 +222,7 @@ internal sealed class AofRoutes(Daemon daemon, TargetRoutes targets)
     {
         VolumeRecord volume = VolumeOf(call);
         RenameAof request = await call.ReadAsync(ApiJson.Default.RenameAof);
+        call.MustOwn(request.NewName ?? "", "newName");
         VolumeRecord? replaced = daemon.Directory.Find(request.NewName ?? "");
         if (replaced is not null && !call.Sees(replaced.Name)) throw new ApiException(409, "name-taken", "the name is taken", "newName");
         if (replaced is not null && replaced.Id != volume.Id && request.Replace
