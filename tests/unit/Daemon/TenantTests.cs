@@ -25,6 +25,7 @@ public sealed class TenantTests : IAsyncLifetime
         (_, _b) = await ApiAccessTests.TokenAsync(_server, "b-ops", "operator", ""","tenant":"b" """);
         await OkAsync("POST", "/v1/volumes", """{"name":"a.secretvolume","sizeBytes":1048576,"description":"secretwords"}""", _a);
         await OkAsync("POST", "/v1/volumes", """{"name":"b.own","sizeBytes":1048576}""", _b);
+        await OkAsync("POST", "/v1/aof", """{"name":"a.secretlog","sizeBytesMax":1048576,"description":"secretwords"}""", _a);
         await OkAsync("POST", "/v1/snapshots", """{"name":"secretsnapshot","volumes":["a.secretvolume"]}""", _a);
         await OkAsync("POST", "/v1/volumes/a.secretvolume/clone", """{"name":"a.secretclone","snapshot":"secretsnapshot"}""", _a);
         await OkAsync("POST", "/v1/policies", """{"name":"a.secretpolicy","volumes":["a.secretvolume"],"periodSeconds":0}""", _a);
@@ -53,6 +54,7 @@ public sealed class TenantTests : IAsyncLifetime
     /// <summary>What stands in a path for a parameter: what A has, and what nobody has. A new parameter must be told here.</summary>
     private (string Real, string Missing) ValueOf(string template, string parameter) => (template.Split('/')[0], parameter) switch
     {
+        ("volumes", "{name}") when template.Split('/')[^1] is "aof" or "data" or "append" or "rename" or "seal" => ("a.secretlog", "a.missinglog"),
         ("volumes", "{name}") => ("a.secretvolume", "a.missingvolume"),
         ("volumes", "{snapshot}") => ("secretsnapshot", "missingsnapshot"),
         ("policies", "{name}") => ("a.secretpolicy", "a.missingpolicy"),
@@ -74,8 +76,8 @@ public sealed class TenantTests : IAsyncLifetime
     private static (string Real, string Missing) BodyOf(ApiRoute route) => route.Key switch
     {
         "POST volumes" => ("""{"name":"a.secretvolume","sizeBytes":1048576}""", """{"name":"a.missingvolume","sizeBytes":1048576}"""),
+        "POST aof" => ("""{"name":"a.secretlog"}""", """{"name":"a.missinglog"}"""),
         "POST snapshots" => ("""{"name":"x","volumes":["b.own","a.secretvolume"]}""", """{"name":"x","volumes":["b.own","a.missingvolume"]}"""),
-        "POST aof" => ("""{"name":"a.secretvolume"}""", """{"name":"a.missingvolume"}"""),
         "POST policies" => ("""{"name":"b.x","volumes":["a.secretvolume"],"periodSeconds":0}""", """{"name":"b.x","volumes":["a.missingvolume"],"periodSeconds":0}"""),
         "POST targets" => ($$"""{"name":"{{Target}}"}""", $$"""{"name":"{{NoTarget}}"}"""),
         _ => throw new InvalidOperationException($"say in {nameof(BodyOf)} what {route.Key} is sent"),
@@ -86,6 +88,20 @@ public sealed class TenantTests : IAsyncLifetime
         t = t.Replace($"\\u0027{n}\\u0027", "NAME", StringComparison.OrdinalIgnoreCase); // as JSON writes its quotes
         return n.Length > 3 ? t.Replace(n, "NAME", StringComparison.OrdinalIgnoreCase) : t;
     });
+
+    /// <summary>An append-only volume takes no name of another tenant, also not by replacing what has it.</summary>
+    [Fact]
+    public async Task An_append_only_volume_stays_within_its_tenant()
+    {
+        await OkAsync("POST", "/v1/aof", """{"name":"a.log","sizeBytesMax":1048576}""", _a);
+        await OkAsync("POST", "/v1/aof", """{"name":"b.log","sizeBytesMax":1048576}""", _b);
+        foreach (string body in new[] { """{"newName":"a.log","replace":true}""", """{"newName":"a.new"}""", """{"newName":"plain"}""" })
+            Assert.Equal("not-yours", (await _server.SendAsAsync(_b, "POST", "/v1/volumes/b.log/rename", body)).Code);
+        Assert.Equal("no-such-volume", (await _server.SendAsAsync(_b, "POST", "/v1/volumes/a.log/seal", "{}")).Code);
+        Assert.Equal("no-such-volume", (await _server.SendAsAsync(_b, "GET", "/v1/volumes/a.log/data", null)).Code);
+        Assert.DoesNotContain("a.log", (await OkAsync("GET", "/v1/aof", null, _b)).Body, StringComparison.Ordinal);
+        await OkAsync("POST", "/v1/volumes/b.log/rename", """{"newName":"b.new"}""", _b);
+    }
 
     [Fact]
     public async Task No_route_tells_one_tenant_anything_of_another()
@@ -153,9 +169,10 @@ public sealed class TenantTests : IAsyncLifetime
     {
         foreach ((string method, string path, string body) in new[]
         {
+            ("POST", "/v1/aof", """{"name":"x"}"""), ("POST", "/v1/aof", """{"name":"a.secretvolume"}"""),
             ("POST", "/v1/volumes", """{"name":"x","sizeBytes":1048576}"""), ("POST", "/v1/volumes", """{"name":"bb.x","sizeBytes":1048576}"""),
             ("POST", "/v1/volumes", """{"name":"b.","sizeBytes":1048576}"""), ("PATCH", "/v1/volumes/b.own", """{"name":"a.taken"}"""),
-            ("POST", "/v1/volumes/b.own/clone", """{"name":"a.clone"}"""), ("POST", "/v1/aof", """{"name":"a.secretvolume"}"""), ("POST", "/v1/aof", """{"name":"a.log"}"""), ("POST", "/v1/policies", """{"name":"x","volumes":["b.own"],"periodSeconds":0}"""),
+            ("POST", "/v1/volumes/b.own/clone", """{"name":"a.clone"}"""), ("POST", "/v1/policies", """{"name":"x","volumes":["b.own"],"periodSeconds":0}"""),
             ("POST", "/v1/targets", """{"name":"iqn.2026-11.org.example:x"}"""),
         })
         {
