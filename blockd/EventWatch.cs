@@ -83,9 +83,10 @@ internal sealed class EventWatch : IAsyncDisposable
             if (outcome.HasHookFailed) faults.Add(new SeenFault(EventCatalogue.HookFailed, policy.Name, outcome.Result));
         }
 
-        foreach (VolumeRecord volume in _daemon.Directory.List())
+        foreach (SharedVolume volume in _daemon.Volumes.List().Where(v => v.Fault is not null))
         {
-            if (_daemon.Volumes.Find(volume.Id)?.Fault is { } fault) faults.Add(new SeenFault(EventCatalogue.VolumeFenced, volume.Name, fault));
+            string? name = _daemon.Directory.List().FirstOrDefault(v => v.Id == volume.Id)?.Name;
+            if (name is not null && volume.Fault is { } fault) faults.Add(new SeenFault(EventCatalogue.VolumeFenced, name, fault));
         }
 
         if (CertificateEnds is { } ends)
