@@ -52,6 +52,7 @@ internal sealed class Daemon
         Events = new EventLog(Clock, Path.Combine(settings.DataDir, "events.jsonl"));
         EventWatch = new EventWatch(this, meta);
         Metrics = new Metrics(this);
+        Sessions.ListenerFailed = (address, why) => Events.Note(EventCatalogue.ListenerFailed, address, $"{address} is not served any more: {why}");
         Sessions.Lost = (session, reason) => Events.Note(
             EventCatalogue.SessionLost, session.Peer, $"{session.Protocol} client {session.Peer} is gone: {reason}");
     }

@@ -1,5 +1,7 @@
+using System.Globalization;
 using BlockServer.Cluster;
 using BlockServer.Core;
+using BlockServer.Core.Api;
 using BlockServer.Io;
 
 namespace BlockServer.Blockd;
@@ -29,6 +31,7 @@ internal sealed class EventWatch : IAsyncDisposable
     private readonly Dictionary<StoreHost, Task<DiskLook>> _looking = [];
     private readonly SemaphoreSlim _one = new(1, 1);
     private readonly CancellationTokenSource _stop = new();
+    private HashSet<long> _failedTasks = [];
     private Task _running = Task.CompletedTask;
 
     public EventWatch(Daemon daemon, WatchedMetaStore meta) => (_daemon, _meta) = (daemon, meta);
@@ -97,6 +100,7 @@ internal sealed class EventWatch : IAsyncDisposable
         }
 
         _daemon.Events.Reconcile(s_codes, faults);
+        NoteFailedTasks();
     }
 
     private async Task<IReadOnlyList<SeenFault>> LookAsync(TimeSpan now, StoreHost host)
@@ -116,6 +120,14 @@ internal sealed class EventWatch : IAsyncDisposable
         }
 
         return watch.Judge(now, pulse, look);
+    }
+
+    private void NoteFailedTasks()
+    {
+        TaskInfo[] failed = [.. _daemon.Metrics.Tasks().Where(t => t.State == "failed")];
+        foreach (TaskInfo task in failed.Where(t => !_failedTasks.Contains(t.Id)))
+            _daemon.Events.Note(EventCatalogue.TaskFailed, string.Create(CultureInfo.InvariantCulture, $"task {task.Id}"), $"{task.Kind} of {task.Target} failed: {task.Result}");
+        _failedTasks = [.. failed.Select(t => t.Id)];
     }
 
     /// <summary>On the loop of the disk. What waits in quarantine is as good as free: the next flush frees it.</summary>

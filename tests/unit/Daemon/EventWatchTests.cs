@@ -155,6 +155,33 @@ public sealed class EventWatchTests
         Assert.Empty(await OpenAsync(test));
     }
 
+    [Fact]
+    public async Task A_task_that_failed_and_an_address_that_is_lost_are_noted_once()
+    {
+        await using TestDaemon test = await TestDaemon.StartAsync();
+        var task = new TaskInfo(7, "scrub", "v", "failed", 0.5, test.Daemon.Clock.UtcNow, test.Daemon.Clock.UtcNow, "3 bad blocks");
+        test.Daemon.Metrics.Tasks = () => [task with { Id = 8, State = "running" }, task];
+        for (int i = 0; i < 3; i++) Assert.Empty(await OpenAsync(test));
+        EventInfo note = Assert.Single(test.Daemon.Events.List(), e => e.Code == EventCatalogue.TaskFailed);
+        Assert.Equal(("task 7", "scrub of v failed: 3 bad blocks"), (note.Subject, note.Detail));
+        test.Daemon.Sessions.ListenerFailed!("127.0.0.1:1", "too many open files");
+        Assert.Equal("127.0.0.1:1", Assert.Single(test.Daemon.Events.List(), e => e.Code == EventCatalogue.ListenerFailed).Subject);
+    }
+
+    [Fact]
+    public async Task A_volume_whose_reservations_cannot_be_read_is_told_until_it_is_served_again()
+    {
+        await using TestDaemon test = await TestDaemon.StartAsync();
+        VolumeRecord record = await test.CreateAsync("v");
+        StoreHost host = test.Daemon.Stores.All[0];
+        SharedVolume volume = (await host.Thread.InvokeAsync(() => test.Daemon.Volumes.OpenAsync(record, host)))!;
+        volume.Fault = "its saved persistent reservations are damaged";
+        EventInfo fault = Assert.Single(await OpenAsync(test));
+        Assert.Equal((EventCatalogue.VolumeFenced, "v"), (fault.Code, fault.Subject));
+        volume.Fault = null;
+        Assert.Empty(await OpenAsync(test));
+    }
+
     /// <summary>Looks, and gives the faults that are open; <paramref name="hours"/> later.</summary>
     private static async Task<IReadOnlyList<EventInfo>> OpenAsync(TestDaemon test, int hours = 0)
     {
