@@ -47,6 +47,9 @@ needed=(
     prometheus:/usr/bin/promtool
     libsqlite3-0:/usr/lib/$(uname -m)-linux-gnu/libsqlite3.so.0
     liblz4-1:/usr/lib/$(uname -m)-linux-gnu/liblz4.so.1
+    debootstrap:/usr/sbin/debootstrap
+    systemd-container:/usr/bin/systemd-nspawn
+    lintian:/usr/bin/lintian
 )
 missing=()
 for entry in "${needed[@]}"; do

@@ -2,30 +2,32 @@ using System.Collections.Concurrent;
 using BlockServer.Cluster;
 using BlockServer.Core;
 using BlockServer.Core.Api;
+using BlockServer.Io;
 
 namespace BlockServer.Blockd;
 
 /// <summary>
 /// The doors of the volumes (<see cref="VolumeAdmission"/>), one for all front ends and snapshots of a volume, and the limits that
-/// tenants share. Of <paramref name="diskShareBytes"/> several volumes of a disk have equal parts (<see cref="DiskShare"/>); 0: of as many as come. The tables are thread-safe; a door lives on the loop of its disk.
+/// tenants share. Of <paramref name="diskShareBytes"/> several volumes of a disk have equal parts (<see cref="DiskShare"/>); 0: of as many as come. The tables are thread-safe; a door lives on the loop of its volume.
 /// </summary>
 internal sealed class QosDoors(ulong diskShareBytes)
 {
     private readonly ConcurrentDictionary<uint, Entry> _doors = [];
-    private readonly ConcurrentDictionary<StoreHost, DiskShare> _shares = [];
+    private readonly ConcurrentDictionary<(StoreHost Host, LoopThread Thread), DiskShare> _shares = [];
     private readonly ConcurrentDictionary<string, SharedLimiter> _tenants = new(StringComparer.Ordinal);
 
     /// <summary>Whose limits a volume takes from too; null: nobody's. Asked on the volume's loop; set once, before volumes are
     /// served.</summary>
     public Func<VolumeRecord, string?> TenantOf { get; set; } = static _ => null;
 
-    /// <summary>The door of a volume, with the limits of its record in force. On the loop of <paramref name="host"/>.</summary>
-    public VolumeAdmission Of(VolumeRecord record, StoreHost host)
+    /// <summary>The door of a volume, with the limits of its record in force. On <paramref name="thread"/>, the volume's. Volumes of
+    /// different loops do not share a disk's part with each other.</summary>
+    public VolumeAdmission Of(VolumeRecord record, LoopThread thread, StoreHost host)
     {
-        if (!_doors.TryGetValue(record.Id, out Entry? known) || known.Host != host)
+        if (!_doors.TryGetValue(record.Id, out Entry? known) || known.Host != host || known.Thread != thread)
         {
-            DiskShare? share = diskShareBytes == 0 ? null : _shares.GetOrAdd(host, _ => new DiskShare(diskShareBytes));
-            known = new Entry(host, new VolumeAdmission(host.Thread.Loop, share));
+            DiskShare? share = diskShareBytes == 0 ? null : _shares.GetOrAdd((host, thread), _ => new DiskShare(diskShareBytes));
+            known = new Entry(host, thread, new VolumeAdmission(thread.Loop, share));
             _doors[record.Id] = known;
         }
 
@@ -36,7 +38,7 @@ internal sealed class QosDoors(ulong diskShareBytes)
     /// <summary>The limits or the tenant of a volume have changed: that holds at once, also for requests that wait. Any thread.</summary>
     public void OnChanged(VolumeRecord record)
     {
-        if (_doors.TryGetValue(record.Id, out Entry? known)) known.Host.Thread.Post(() => Apply(record, known));
+        if (_doors.TryGetValue(record.Id, out Entry? known)) known.Thread.Post(() => Apply(record, known));
     }
 
     /// <summary>What all volumes of a tenant may be asked for together; null takes the limits away. They hold at once. Any thread.</summary>
@@ -51,7 +53,7 @@ internal sealed class QosDoors(ulong diskShareBytes)
     /// <summary>The disk is out of service. Any thread.</summary>
     public void ForgetDisk(Guid storeId)
     {
-        foreach (StoreHost host in _shares.Keys.Where(h => h.StoreId == storeId)) _shares.TryRemove(host, out _);
+        foreach ((StoreHost Host, LoopThread Thread) key in _shares.Keys.Where(k => k.Host.StoreId == storeId)) _shares.TryRemove(key, out _);
         foreach ((uint volume, _) in _doors.Where(d => d.Value.Host.StoreId == storeId)) _doors.TryRemove(volume, out _);
     }
 
@@ -66,10 +68,12 @@ internal sealed class QosDoors(ulong diskShareBytes)
 
     private SharedLimiter LimiterOf(string tenant) => _tenants.GetOrAdd(tenant, static _ => new SharedLimiter());
 
-    /// <summary>A door and what it was told last; on the loop of its disk.</summary>
-    private sealed class Entry(StoreHost host, VolumeAdmission door)
+    /// <summary>A door and what it was told last; on the volume's loop.</summary>
+    private sealed class Entry(StoreHost host, LoopThread thread, VolumeAdmission door)
     {
         public StoreHost Host { get; } = host;
+
+        public LoopThread Thread { get; } = thread;
 
         public VolumeAdmission Door { get; } = door;
 

@@ -77,6 +77,8 @@ public static class CommandLine
         TargetCommands.AddTo(commands);
         ReservationCommands.AddTo(commands);
         TaskCommands.AddTo(commands);
+        TokenCommands.AddTo(commands);
+        TenantCommands.AddTo(commands);
         TopCommand.AddTo(commands);
         QosCommands.AddTo(commands);
         EventCommands.AddTo(commands);
