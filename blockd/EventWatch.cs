@@ -27,7 +27,7 @@ internal sealed class EventWatch : IAsyncDisposable
 
     private readonly Daemon _daemon;
     private readonly WatchedMetaStore _meta;
-    private readonly Dictionary<StoreHost, DiskWatch> _disks = [];
+    private readonly Dictionary<StoreHost, DiskJudge> _disks = [];
     private readonly Dictionary<StoreHost, Task<DiskLook>> _looking = [];
     private readonly SemaphoreSlim _one = new(1, 1);
     private readonly CancellationTokenSource _stop = new();
@@ -36,7 +36,7 @@ internal sealed class EventWatch : IAsyncDisposable
 
     public EventWatch(Daemon daemon, WatchedMetaStore meta) => (_daemon, _meta) = (daemon, meta);
 
-    /// <summary>When the server's certificate ends; null: there is none.</summary>
+    /// <summary>When a certificate ends that is looked at in place of the server's own.</summary>
     public DateTimeOffset? CertificateEnds { get; set; }
 
     /// <summary>Begins to look.</summary>
@@ -92,7 +92,7 @@ internal sealed class EventWatch : IAsyncDisposable
             if (name is not null && volume.Fault is { } fault) faults.Add(new SeenFault(EventCatalogue.VolumeFenced, name, fault));
         }
 
-        if (CertificateEnds is { } ends)
+        if ((CertificateEnds ?? _daemon.Tls?.Current.EndsAt) is { } ends)
         {
             TimeSpan left = ends - _daemon.Clock.GetUtcNow();
             if (left <= TimeSpan.Zero) faults.Add(new SeenFault(EventCatalogue.CertificateExpired, "certificate", $"the certificate ended at {ends:u}"));
@@ -105,7 +105,7 @@ internal sealed class EventWatch : IAsyncDisposable
 
     private async Task<IReadOnlyList<SeenFault>> LookAsync(TimeSpan now, StoreHost host)
     {
-        if (!_disks.TryGetValue(host, out DiskWatch? watch)) _disks[host] = watch = new DiskWatch(_daemon.Settings.LowSpacePercent);
+        if (!_disks.TryGetValue(host, out DiskJudge? watch)) _disks[host] = watch = new DiskJudge(_daemon.Settings.LowSpacePercent);
         var pulse = new DiskPulse(host.Name, host.Answered, host.InFlight);
         if (!_looking.ContainsKey(host) && watch.IsWorthALook(pulse))
         {

@@ -60,6 +60,9 @@ public sealed class DiskFile : IFile
     /// <summary>What was asked of the medium. On the loop.</summary>
     public DiskCounters Counters { get; } = new();
 
+    /// <summary>Requests are under way. May be read from any thread.</summary>
+    public bool IsBusy => Volatile.Read(ref _inFlight) > 0;
+
     /// <summary>errno of the last failed request; 0 when none failed.</summary>
     public int LastErrno { get; private set; }
 

@@ -71,7 +71,7 @@ internal static class VolumeCommands
             var request = new CreateVolume(
                 context.Get(name)!, context.Get(size), context.Get(copies), looks.Of(context, new ExportOptions()),
                 context.Get(description), store, context.Get(key) ?? Guid.NewGuid().ToString("N"),
-                limits.IsAnyGiven(context) ? limits.Of(context, QosLimits.None) : null);
+                Qos: limits.IsAnyGiven(context) ? limits.Of(context, QosLimits.None) : null);
             return Show(context, await context.Client.ChangeAsync(
                 HttpMethod.Post, "v1/volumes", request, ApiJson.Default.CreateVolume, ApiJson.Default.VolumeInfo, cancel));
         },

@@ -138,7 +138,7 @@ public sealed class EventLogTests : IDisposable
     [Fact]
     public void A_disk_hangs_after_five_seconds_and_until_it_answers()
     {
-        var watch = new DiskWatch(10);
+        var watch = new DiskJudge(10);
         DiskLook look = Look();
         Assert.Empty(Codes(watch, 0, 10, 1, look));
         Assert.Empty(Codes(watch, 4, 10, 1, null));
@@ -152,7 +152,7 @@ public sealed class EventLogTests : IDisposable
     [Fact]
     public void A_slow_disk_is_told_and_forgiven()
     {
-        var watch = new DiskWatch(10);
+        var watch = new DiskJudge(10);
         Assert.Empty(Codes(watch, 0, 1, 0, Look(operations: 100, nanos: 1_000_000_000)));
         Assert.Equal([EventCatalogue.DiskSlow], Codes(watch, 2, 2, 1, Look(operations: 101, nanos: 2_000_000_000)));
         Assert.Equal([EventCatalogue.DiskSlow], Codes(watch, 4, 3, 1, Look(operations: 102, nanos: 2_300_000_000))); // not yet quick
@@ -162,7 +162,7 @@ public sealed class EventLogTests : IDisposable
     [Fact]
     public void Errors_stay_for_an_hour_and_levels_have_a_gap()
     {
-        var watch = new DiskWatch(10);
+        var watch = new DiskJudge(10);
         Assert.Empty(Codes(watch, 0, 1, 0, Look()));
         Assert.Equal([EventCatalogue.DiskErrors, EventCatalogue.Checksum], Codes(watch, 2, 2, 0, Look(ioErrors: 1, checksums: 2)));
         Assert.Equal([EventCatalogue.DiskErrors, EventCatalogue.Checksum], Codes(watch, 3000, 3, 0, Look(ioErrors: 1, checksums: 3)));
@@ -178,7 +178,7 @@ public sealed class EventLogTests : IDisposable
         Assert.Equal([EventCatalogue.DiskFailed], Codes(watch, 6612, 9, 0, Look(StoreState.Failed, ioErrors: 7, checksums: 3, free: 0)));
     }
 
-    private static string[] Codes(DiskWatch watch, int seconds, ulong answered, int inFlight, DiskLook? look) =>
+    private static string[] Codes(DiskJudge watch, int seconds, ulong answered, int inFlight, DiskLook? look) =>
         [.. watch.Judge(TimeSpan.FromSeconds(seconds), new DiskPulse("d", answered, inFlight), look).Select(f => f.Code)];
 
     private static DiskLook Look(
