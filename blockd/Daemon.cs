@@ -57,9 +57,10 @@ internal sealed class Daemon
             uuid => Sessions.Reading(uuid).Count > 0 || Targets.List().Any(t => t.Luns.Any(l => l.Snapshot == uuid)));
         PolicyRunner = new PolicyRunner(PolicyEngine, Policies, stop, Warn);
         StartedAt = SystemClock.Instance.UtcNow;
-        Events = new EventLog(Clock, Path.Combine(settings.DataDir, "events.jsonl"));
+        Events = new EventLog(SystemClock.Instance, Path.Combine(settings.DataDir, "events.jsonl"));
         EventWatch = new EventWatch(this, meta);
         Metrics = new Metrics(this);
+        Sessions.ListenerFailed = (address, why) => Events.Note(EventCatalogue.ListenerFailed, address, $"{address} is not served any more: {why}");
         Sessions.Lost = (session, reason) => Events.Note(
             EventCatalogue.SessionLost, session.Peer, $"{session.Protocol} client {session.Peer} is gone: {reason}");
     }
@@ -150,9 +151,6 @@ internal sealed class Daemon
 
     public Sessions Sessions { get; }
 
-    /// <summary>It ends.</summary>
-    public bool IsStopping { get; private set; }
-
     /// <summary>What an operator should know.</summary>
     public EventLog Events { get; }
 
@@ -161,9 +159,6 @@ internal sealed class Daemon
 
     /// <summary>What /metrics shows.</summary>
     public Metrics Metrics { get; }
-
-    /// <summary>What a person's watch says.</summary>
-    public IWallClock Clock { get; } = SystemClock.Instance;
 
     public Meters Meters { get; } = new();
 
@@ -261,6 +256,13 @@ internal sealed class Daemon
         return stuck.Count == 0;
     }
 
+    /// <summary>The limits of a tenant have changed: they hold at once, for the volumes that have become its own too.</summary>
+    public void ApplyLimits(string tenant)
+    {
+        Volumes.Doors.SetTenant(tenant, Tenants.Find(tenant)?.IopsMax is { } iops ? new QosLimits(iops) : null);
+        foreach (VolumeRecord volume in Directory.List().Where(v => TenantDirectory.IsOf(tenant, v.Name))) Volumes.Doors.OnChanged(volume);
+    }
+
     /// <summary>A volume has another size or other export options: whoever is attached is told.</summary>
     public void OnChanged(VolumeRecord record) => Volumes.OnChanged(record);
 
@@ -331,6 +333,8 @@ internal sealed class Daemon
         await Policies.LoadAsync();
         await Tokens.LoadAsync();
         await Tenants.LoadAsync();
+        Volumes.Doors.TenantOf = volume => Tenants.OwnerOf(volume.Name)?.Name;
+        foreach (TenantRecord tenant in Tenants.List()) ApplyLimits(tenant.Name);
         await Denied.LoadAsync();
         await ScrubRecords.LoadAsync();
         await Volumes.LoadAsync();

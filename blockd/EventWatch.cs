@@ -1,5 +1,7 @@
+using System.Globalization;
 using BlockServer.Cluster;
 using BlockServer.Core;
+using BlockServer.Core.Api;
 using BlockServer.Io;
 
 namespace BlockServer.Blockd;
@@ -29,11 +31,12 @@ internal sealed class EventWatch : IAsyncDisposable
     private readonly Dictionary<StoreHost, Task<DiskLook>> _looking = [];
     private readonly SemaphoreSlim _one = new(1, 1);
     private readonly CancellationTokenSource _stop = new();
+    private HashSet<long> _failedTasks = [];
     private Task _running = Task.CompletedTask;
 
     public EventWatch(Daemon daemon, WatchedMetaStore meta) => (_daemon, _meta) = (daemon, meta);
 
-    /// <summary>When the server's certificate ends; null: there is none.</summary>
+    /// <summary>When a certificate ends that is looked at in place of the server's own.</summary>
     public DateTimeOffset? CertificateEnds { get; set; }
 
     /// <summary>Begins to look.</summary>
@@ -83,19 +86,21 @@ internal sealed class EventWatch : IAsyncDisposable
             if (outcome.HasHookFailed) faults.Add(new SeenFault(EventCatalogue.HookFailed, policy.Name, outcome.Result));
         }
 
-        foreach (VolumeRecord volume in _daemon.Directory.List())
+        foreach (SharedVolume volume in _daemon.Volumes.List().Where(v => v.Fault is not null))
         {
-            if (_daemon.Volumes.Find(volume.Id)?.Fault is { } fault) faults.Add(new SeenFault(EventCatalogue.VolumeFenced, volume.Name, fault));
+            string? name = _daemon.Directory.List().FirstOrDefault(v => v.Id == volume.Id)?.Name;
+            if (name is not null && volume.Fault is { } fault) faults.Add(new SeenFault(EventCatalogue.VolumeFenced, name, fault));
         }
 
-        if (CertificateEnds is { } ends)
+        if ((CertificateEnds ?? _daemon.Tls?.Current.EndsAt) is { } ends)
         {
-            TimeSpan left = ends - _daemon.Clock.UtcNow;
+            TimeSpan left = ends - _daemon.Clock.GetUtcNow();
             if (left <= TimeSpan.Zero) faults.Add(new SeenFault(EventCatalogue.CertificateExpired, "certificate", $"the certificate ended at {ends:u}"));
             else if (left < s_certificateWarning) faults.Add(new SeenFault(EventCatalogue.CertificateExpiring, "certificate", $"the certificate ends at {ends:u}"));
         }
 
         _daemon.Events.Reconcile(s_codes, faults);
+        NoteFailedTasks();
     }
 
     private async Task<IReadOnlyList<SeenFault>> LookAsync(TimeSpan now, StoreHost host)
@@ -115,6 +120,14 @@ internal sealed class EventWatch : IAsyncDisposable
         }
 
         return watch.Judge(now, pulse, look);
+    }
+
+    private void NoteFailedTasks()
+    {
+        TaskInfo[] failed = [.. _daemon.Metrics.Tasks().Where(t => t.State == "failed")];
+        foreach (TaskInfo task in failed.Where(t => !_failedTasks.Contains(t.Id)))
+            _daemon.Events.Note(EventCatalogue.TaskFailed, string.Create(CultureInfo.InvariantCulture, $"task {task.Id}"), $"{task.Kind} of {task.Target} failed: {task.Result}");
+        _failedTasks = [.. failed.Select(t => t.Id)];
     }
 
     /// <summary>On the loop of the disk. What waits in quarantine is as good as free: the next flush frees it.</summary>

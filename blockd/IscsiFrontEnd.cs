@@ -73,6 +73,7 @@ internal sealed class IscsiFrontEnd
         catch (IOException e)
         {
             _log($"iscsi: {listener.Address} is not served any more: {e.Message}");
+            _sessions.ListenerFailed?.Invoke(listener.Address, e.Message);
         }
     }
 

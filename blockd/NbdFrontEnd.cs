@@ -147,6 +147,7 @@ internal sealed class NbdFrontEnd(
         catch (IOException e)
         {
             log($"nbd: {listener.Address} is not served any more: {e.Message}");
+            sessions.ListenerFailed?.Invoke(listener.Address, e.Message);
         }
     }
 

@@ -75,9 +75,9 @@ internal sealed class QosDoors(ulong diskShareBytes)
     /// <summary>A door and what it was told last; on the loop of its volume.</summary>
     private sealed class Entry(LoopThread thread, StoreHost host, VolumeAdmission door)
     {
-        public LoopThread Thread { get; } = thread;
-
         public StoreHost Host { get; } = host;
+
+        public LoopThread Thread { get; } = thread;
 
         public VolumeAdmission Door { get; } = door;
 

@@ -139,6 +139,9 @@ internal sealed class Sessions(ConnectionLimits limits)
 
     public void Remove(Session session) => _sessions.TryRemove(session.Id, out _);
 
+    /// <summary>Told of an address at which the kernel accepts no more connections, and why. Any thread; set once.</summary>
+    public Action<string, string>? ListenerFailed { get; set; }
+
     /// <summary>Told of a session that ended without a farewell, and why. Any thread; set once.</summary>
     public Action<Session, string>? Lost { get; set; }
 

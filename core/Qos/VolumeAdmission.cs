@@ -34,6 +34,9 @@ public sealed class VolumeAdmission
     /// <summary>The limits in force.</summary>
     public QosLimits Limits => _limits;
 
+    /// <summary>The limits of its tenant, or null.</summary>
+    public QosLimits? TenantLimits => _tenant?.Owner.Limits;
+
     /// <summary>Requests that wait.</summary>
     public int Waiting { get; private set; }
 

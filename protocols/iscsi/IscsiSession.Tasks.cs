@@ -136,6 +136,7 @@ public sealed partial class IscsiSession
         Counters.ReadBytes += (uint)command.InLength;
         Counters.WrittenBytes += (uint)command.OutLength;
         if (hasFailed) Counters.Errors++;
+        if (command.Status == ScsiStatus.TaskSetFull) _target.Meter?.OnTaskSetFull(command.Lun);
         ulong bytes = (uint)Math.Max(command.InLength, command.OutLength);
         _target.Meter?.OnCommand(command.Lun, command.Cdb[0], bytes, _loop.NowNanos - task.BeganNanos, task.QueuedNanos, hasFailed);
         task.Connection.EnqueueAnswer(task);

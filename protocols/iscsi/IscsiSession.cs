@@ -35,7 +35,7 @@ public interface IIscsiMeter
     /// <paramref name="queuedNanos"/> to be let in. <paramref name="lun"/> is the field of the header.</summary>
     void OnCommand(ulong lun, byte operationCode, ulong bytes, ulong durationNanos, ulong queuedNanos, bool hasFailed);
 
-    /// <summary>A command was answered TASK SET FULL by the transport.</summary>
+    /// <summary>A command was answered TASK SET FULL.</summary>
     void OnTaskSetFull(ulong lun);
 }
 

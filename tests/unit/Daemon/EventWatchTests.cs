@@ -147,11 +147,38 @@ public sealed class EventWatchTests
     public async Task A_certificate_that_ends_soon_is_told_and_one_that_has_ended_too()
     {
         await using TestDaemon test = await TestDaemon.StartAsync();
-        test.Daemon.EventWatch.CertificateEnds = test.Daemon.Clock.UtcNow + TimeSpan.FromDays(29);
+        test.Daemon.EventWatch.CertificateEnds = test.Daemon.Clock.GetUtcNow() + TimeSpan.FromDays(29);
         Assert.Equal(EventCatalogue.CertificateExpiring, Assert.Single(await OpenAsync(test)).Code);
-        test.Daemon.EventWatch.CertificateEnds = test.Daemon.Clock.UtcNow - TimeSpan.FromSeconds(1);
+        test.Daemon.EventWatch.CertificateEnds = test.Daemon.Clock.GetUtcNow() - TimeSpan.FromSeconds(1);
         Assert.Equal(EventCatalogue.CertificateExpired, Assert.Single(await OpenAsync(test)).Code);
-        test.Daemon.EventWatch.CertificateEnds = test.Daemon.Clock.UtcNow + TimeSpan.FromDays(31);
+        test.Daemon.EventWatch.CertificateEnds = test.Daemon.Clock.GetUtcNow() + TimeSpan.FromDays(31);
+        Assert.Empty(await OpenAsync(test));
+    }
+
+    [Fact]
+    public async Task A_task_that_failed_and_an_address_that_is_lost_are_noted_once()
+    {
+        await using TestDaemon test = await TestDaemon.StartAsync();
+        var task = new TaskInfo(7, "scrub", "v", "failed", 0.5, test.Daemon.Clock.GetUtcNow(), test.Daemon.Clock.GetUtcNow(), "3 bad blocks");
+        test.Daemon.Metrics.Tasks = () => [task with { Id = 8, State = "running" }, task];
+        for (int i = 0; i < 3; i++) Assert.Empty(await OpenAsync(test));
+        EventInfo note = Assert.Single(test.Daemon.Events.List(), e => e.Code == EventCatalogue.TaskFailed);
+        Assert.Equal(("task 7", "scrub of v failed: 3 bad blocks"), (note.Subject, note.Detail));
+        test.Daemon.Sessions.ListenerFailed!("127.0.0.1:1", "too many open files");
+        Assert.Equal("127.0.0.1:1", Assert.Single(test.Daemon.Events.List(), e => e.Code == EventCatalogue.ListenerFailed).Subject);
+    }
+
+    [Fact]
+    public async Task A_volume_whose_reservations_cannot_be_read_is_told_until_it_is_served_again()
+    {
+        await using TestDaemon test = await TestDaemon.StartAsync();
+        VolumeRecord record = await test.CreateAsync("v");
+        StoreHost host = test.Daemon.Stores.All[0];
+        SharedVolume volume = (await host.Thread.InvokeAsync(() => test.Daemon.Volumes.OpenAsync(record, host.Thread)))!;
+        volume.Fault = "its saved persistent reservations are damaged";
+        EventInfo fault = Assert.Single(await OpenAsync(test));
+        Assert.Equal((EventCatalogue.VolumeFenced, "v"), (fault.Code, fault.Subject));
+        volume.Fault = null;
         Assert.Empty(await OpenAsync(test));
     }
 

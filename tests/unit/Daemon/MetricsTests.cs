@@ -127,6 +127,24 @@ public sealed class MetricsTests
     }
 
     [Fact]
+    public async Task What_a_tenant_may_be_asked_for_holds_for_all_its_volumes()
+    {
+        await using ApiServer server = await ApiServer.StartAsync();
+        Assert.Equal(201, (await server.SendAsync("POST", "/v1/tenants", "{\"name\":\"acme\",\"iopsMax\":100}")).Status);
+        VolumeAdmission[] doors = [await DoorAsync("acme.a"), await DoorAsync("acme.b"), await DoorAsync("other")];
+        Assert.Equal([100UL, 100UL, null], doors.Select(d => d.TenantLimits?.Iops));
+        Assert.Equal(200, (await server.SendAsync("PATCH", "/v1/tenants/acme", "{\"iopsMax\":50}")).Status);
+        Assert.Equal([50UL, 50UL, null], doors.Select(d => d.TenantLimits?.Iops));
+
+        async Task<VolumeAdmission> DoorAsync(string name)
+        {
+            var record = await server.Test.CreateAsync(name);
+            StoreHost host = server.Test.Daemon.Stores.Find(record.StoreId)!;
+            return (await host.Thread.InvokeAsync(() => server.Test.Daemon.Volumes.OpenAsync(record, host.Thread)))!.Door;
+        }
+    }
+
+    [Fact]
     public async Task Events_are_listed_by_the_api_and_pfcli()
     {
         await using ApiServer server = await ApiServer.StartAsync();
