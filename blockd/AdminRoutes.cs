@@ -20,6 +20,7 @@ internal sealed class AdminRoutes : IAdminRoutes
     private readonly SnapshotRoutes _snapshots;
     private readonly StreamRoutes _streams;
     private readonly ApiAccess _access;
+    private readonly DiskRoutes _disks;
     private readonly Dictionary<string, Func<ApiCall, Task>> _handlers;
 
     /// <summary>Routes to <paramref name="daemon"/>.</summary>
@@ -32,6 +33,7 @@ internal sealed class AdminRoutes : IAdminRoutes
         _populations = new Populations(daemon, _tasks);
         _snapshots = new SnapshotRoutes(daemon, _tasks, _targets, _populations, DescribeAsync, _thick.BeginAsync);
         _streams = new StreamRoutes(daemon, DescribeAsync);
+        _disks = new DiskRoutes(daemon, _tasks);
         _handlers = new(StringComparer.Ordinal)
         {
             ["GET version"] = VersionAsync,
@@ -46,6 +48,7 @@ internal sealed class AdminRoutes : IAdminRoutes
             ["GET disks"] = DisksAsync,
             ["POST disks"] = AddDiskAsync,
             ["DELETE disks/{id}"] = RemoveDiskAsync,
+            ["GET audit"] = AuditAsync,
             ["GET sessions"] = SessionsAsync,
             ["DELETE sessions/{id}"] = CutAsync,
             ["GET stats"] = StatsAsync,
@@ -54,9 +57,10 @@ internal sealed class AdminRoutes : IAdminRoutes
             ["DELETE tasks/{id}"] = CancelAsync,
             ["GET openapi.json"] = c => c.AnswerAsync(s_openApi),
         };
-        foreach ((string key, Func<ApiCall, Task> handler) in _targets.Handlers.Concat(_snapshots.Handlers).Concat(_streams.Handlers).Concat(new PolicyRoutes(daemon).Handlers)
-            .Concat(new TokenRoutes(daemon).Handlers).Concat(new TenantRoutes(daemon).Handlers)) _handlers.Add(key, handler);
-        Check.That(_handlers.Keys.ToHashSet().SetEquals(ApiRouteTable.All.Select(r => r.Key)));
+        foreach ((string key, Func<ApiCall, Task> handler) in _targets.Handlers.Concat(_snapshots.Handlers).Concat(_streams.Handlers).Concat(_disks.Handlers)
+            .Concat(new PolicyRoutes(daemon).Handlers).Concat(new DenyRoutes(daemon).Handlers).Concat(new TokenRoutes(daemon).Handlers)
+            .Concat(new TenantRoutes(daemon).Handlers).Concat(new AofRoutes(daemon, _targets).Handlers)) _handlers.Add(key, handler);
+        Core.Check.That(_handlers.Keys.ToHashSet().SetEquals(ApiRouteTable.All.Select(r => r.Key)));
     }
 
     /// <summary>Takes up what the last run of the daemon left unfinished.</summary>
@@ -65,13 +69,24 @@ internal sealed class AdminRoutes : IAdminRoutes
         await _thick.BeginAsync();
         await _populations.ResumeAsync();
         await _snapshots.ResumeAsync();
+        await _disks.ResumeAsync();
+        _disks.Start();
     }
 
     /// <inheritdoc/>
     public Task HandleAsync(ApiCall call)
     {
         ApiRoute route = ApiRouteTable.Find(call);
-        _access.Check(route, call);
+        try
+        {
+            _access.Check(route, call);
+        }
+        catch (ApiException)
+        {
+            call.WasRefused = true;
+            throw;
+        }
+
         return _handlers[route.Key](call);
     }
 
@@ -184,6 +199,7 @@ internal sealed class AdminRoutes : IAdminRoutes
             ScrubReport report = await host.Thread.InvokeAsync(() => host.Store.ScrubAsync(
                 volume.Id, request.BytesPerSecond, r => progress(r.BlocksTotal == 0 ? 1 : (double)r.BlocksRead / r.BlocksTotal), cancel));
             cancel.ThrowIfCancellationRequested();
+            if (report.Finished) await _disks.NoteAsync(volume, report);
             if (report.Bad.Count == 0) return $"{report.BlocksRead} blocks read, all good";
             BadBlock first = report.Bad[0];
             throw new IOException($"{report.Bad.Count} bad blocks, the first at byte {first.OffsetBytes} ({first.Reason})");
@@ -205,7 +221,7 @@ internal sealed class AdminRoutes : IAdminRoutes
     private async Task DisksAsync(ApiCall call)
     {
         var disks = new List<DiskInfo>();
-        foreach (StoreHost host in _daemon.Stores.All) disks.Add(await host.DescribeAsync());
+        foreach (StoreHost host in _daemon.Stores.All) disks.Add(await host.DescribeAsync() with { Draining = _daemon.Directory.IsDraining(host.StoreId) });
         foreach (AbsentDisk absent in _daemon.Disks.Absent) disks.Add(Describe(absent));
         await call.AnswerAsync(new DiskList(disks), ApiJson.Default.DiskList);
     }
@@ -213,9 +229,8 @@ internal sealed class AdminRoutes : IAdminRoutes
     private async Task AddDiskAsync(ApiCall call)
     {
         AddDisk request = await call.ReadAsync(ApiJson.Default.AddDisk);
-        if (!Path.IsPathRooted(request.Path) || request.Path.Contains('\0'))
-            throw new ApiException(400, "invalid-path", "the path must be absolute", "path");
-        if (request.Name is not null && !VolumeName.IsValid(request.Name, out string? reason)) throw new ApiException(400, "invalid-name", reason, "name");
+        call.About(request.Path);
+        Check(request);
         try
         {
             StoreHost host = await _daemon.Disks.AddAsync(request);
@@ -224,12 +239,21 @@ internal sealed class AdminRoutes : IAdminRoutes
             await _thick.BeginAsync();
             await _populations.ResumeAsync();
             await _daemon.ServedTargets.ApplyAllAsync();
+            await _disks.ResumeAsync();
             await call.AnswerAsync(await host.DescribeAsync(), ApiJson.Default.DiskInfo, 201);
         }
         catch (DiskException e)
         {
             throw new ApiException(e.Status, e.Code, e.Message, e.Field);
         }
+    }
+
+    /// <summary>Throws 400 when the request is malformed.</summary>
+    public static void Check(AddDisk request)
+    {
+        if (!Path.IsPathRooted(request.Path) || request.Path.Contains('\0'))
+            throw new ApiException(400, "invalid-path", "the path must be absolute", "path");
+        if (request.Name is not null && !VolumeName.IsValid(request.Name, out string? reason)) throw new ApiException(400, "invalid-name", reason, "name");
     }
 
     private async Task RemoveDiskAsync(ApiCall call)
@@ -251,6 +275,15 @@ internal sealed class AdminRoutes : IAdminRoutes
 
     private DiskInfo Describe(AbsentDisk disk) => new(
         disk.Id, disk.Name, disk.Path, "absent", disk.State, 0, 0, 0, 0, 0, 0, 0, _daemon.Directory.CountOn(disk.Id), 0, 0, 0, 0, disk.Reason);
+
+    private Task AuditAsync(ApiCall call)
+    {
+        long limit = call.QueryNumber("limit") ?? 100, before = call.QueryNumber("before") ?? long.MaxValue;
+        if (limit is < 1 or > AuditLog.ListMax) throw new ApiException(400, "invalid-query", $"limit is 1 to {AuditLog.ListMax}", "limit");
+        string kind = call.Query("kind") ?? "all";
+        if (kind is not ("all" or "changes" or "refused")) throw new ApiException(400, "invalid-query", "kind is changes, refused or all", "kind");
+        return call.AnswerAsync(new AuditList(_daemon.Audit.List((int)limit, before, kind != "refused", kind != "changes")), ApiJson.Default.AuditList);
+    }
 
     // The counters of a session belong to its loop: they are read there, in one visit to each loop.
     private async Task SessionsAsync(ApiCall call)
@@ -350,7 +383,7 @@ internal sealed class AdminRoutes : IAdminRoutes
             v.Id, v.Uuid, v.Name, v.SizeBytes, used.GetValueOrDefault(v.Id), 1, used.ContainsKey(v.Id) ? VolumeDirectory.ImportFault(v) is not null ? "initializing" : "online" : "unavailable", v.Export,
             v.Description, v.StoreId, sessions.GetValueOrDefault(v.Id), v.Revision, v.CreatedAt, used.ContainsKey(v.Id) ? v.IsPopulating ? _populations.FaultOf(v.Id) : null : WhyNot(v),
             reservations.GetValueOrDefault(v.Id), BaseOf(layers.GetValueOrDefault(v.Id)), layers.GetValueOrDefault(v.Id)?.IsFlattening ?? false,
-            layers.GetValueOrDefault(v.Id)?.Snapshots.Count ?? 0, StreamRoutes.Describe(v.Import), v.IsImage))];
+            layers.GetValueOrDefault(v.Id)?.Snapshots.Count ?? 0, StreamRoutes.Describe(v.Import), v.IsImage, v.IsAppendOnly, v.IsSealed))];
     }
 
     private string WhyNot(VolumeRecord volume)

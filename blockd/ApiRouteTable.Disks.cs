@@ -14,5 +14,15 @@ internal static partial class ApiRouteTable
                 (409, "other-cluster"), (409, "size-differs")]) { Role = ApiRole.Admin },
         new("DELETE", "disks/{id}", "Takes a disk out of service; its content stays.", 204, null, null, [s_force],
             [(404, "no-such-disk"), (409, "disk-in-use"), (400, "invalid-query")]) { Role = ApiRole.Admin },
+        new("POST", "disks/{id}/drain", "Begins to move every volume off a disk; nothing new is placed there.", 202, typeof(TaskInfo), typeof(DrainDisk), [],
+            [(404, "no-such-disk"), (409, "no-other-disk")]) { Role = ApiRole.Admin },
+        new("POST", "disks/{id}/replace", "Puts another disk into service, moves everything to it, and takes the old one out.", 202, typeof(TaskInfo), typeof(AddDisk), [],
+            [(404, "no-such-disk"), (400, "invalid-path"), s_badName, (400, "invalid-size"), (409, "disk-in-service"), (409, "disk-is-a-copy"), (409, "disk-refused"),
+                (409, "damaged-store"), (409, "name-taken"), (409, "no-such-file"), (409, "not-a-disk"), (409, "not-blank"),
+                (409, "other-cluster"), (409, "size-differs")]) { Role = ApiRole.Admin },
+        new("POST", "disks/{id}/scrub", "Begins to read everything on a disk and to verify every checksum.", 202, typeof(TaskInfo), typeof(ScrubRequest), [],
+            [(404, "no-such-disk")]),
+        new("GET", "bad-blocks", "The blocks that scrubs could not read right, by volume and offset.", 200, typeof(BadBlockList), null, [], []),
+        new("POST", "rebalance", "Begins to move volumes until all disks are used alike.", 202, typeof(TaskInfo), typeof(Rebalance), [], []) { Role = ApiRole.Admin },
     ];
 }

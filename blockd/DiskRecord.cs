@@ -7,7 +7,8 @@ namespace BlockServer.Blockd;
 /// <param name="Name">The operator's name.</param>
 /// <param name="IsRemoved">Taken out of service by the operator: not served again until it is added again, even when its
 /// file lies in the data directory.</param>
-internal sealed record DiskRecord(string Path, string Name, bool IsRemoved = false);
+/// <param name="IsDraining">It is being emptied, or is empty because it was: nothing new is placed there.</param>
+internal sealed record DiskRecord(string Path, string Name, bool IsRemoved = false, bool IsDraining = false);
 
 [JsonSerializable(typeof(DiskRecord))]
 internal sealed partial class DiskRecordJson : JsonSerializerContext;

@@ -131,7 +131,10 @@ internal sealed class Disks(
             StoreHost? host = Stores.Find(id);
             AbsentDisk? absent = FindAbsent(id);
             if (host is null && absent is null) throw new DiskException(404, "no-such-disk", $"there is no disk '{id}'", null);
-            if (await directory.ForgetAsync(id, isForced) is { } fault) throw new DiskException(409, fault.Code, fault.Detail, null);
+            // A disk that does not answer may keep whoever has asked it for ever: then it is given up.
+            Task<DirectoryFault?> forgetting = directory.ForgetAsync(id, isForced);
+            if (host is not null && await Task.WhenAny(forgetting, Task.Delay(StopWait)) != forgetting) host.GiveUp();
+            if (await forgetting is { } fault) throw new DiskException(409, fault.Code, fault.Detail, null);
             try
             {
                 await RecordAsync(id, new DiskRecord(host?.DiskPath ?? absent!.Path, host?.Name ?? absent!.Name, IsRemoved: true));
@@ -145,14 +148,44 @@ internal sealed class Disks(
             ImmutableInterlocked.TryRemove(ref _absent, id, out _);
             if (host is null) return;
             Stores.Remove(id);
+            directory.SetDraining(id, false);
             cut(id);
-            if (await host.CloseAsync() is { } trouble) warn(trouble);
+            Task<string?> closing = host.CloseAsync();
+            ulong answered = host.Answered;
+            // As long as it answers at all it may take its time.
+            while (await Task.WhenAny(closing, Task.Delay(StopWait)) != closing && host.Answered != answered) answered = host.Answered;
+            host.GiveUp();
+            string? trouble = closing.IsCompleted ? await closing
+                : $"disk {host.Name} ({host.DiskPath}) answers nothing and is given up; what was acknowledged is on it, and it can be added again after a restart";
+            if (trouble is not null) warn(trouble);
         }
         finally
         {
             _change.Release();
         }
     }
+
+    /// <summary>Writes down that a disk is to be emptied, or not any more. Throws <see cref="DiskException"/>.</summary>
+    public async Task MarkDrainingAsync(Guid id, bool isDraining)
+    {
+        await _change.WaitAsync();
+        try
+        {
+            StoreHost host = Stores.Find(id) ?? throw new DiskException(404, "no-such-disk", $"there is no disk '{id}' in service", null);
+            await RecordAsync(id, new DiskRecord(host.DiskPath, host.Name, IsDraining: isDraining));
+            directory.SetDraining(id, isDraining);
+        }
+        catch (MetaException e)
+        {
+            throw new DiskException(503, "metadata-unavailable", e.Message, null);
+        }
+        finally
+        {
+            _change.Release();
+        }
+    }
+
+    private TimeSpan StopWait => TimeSpan.FromSeconds(settings.StopWaitSeconds);
 
     private static string DiskKey(Guid id) => "disk/" + id.ToString("D");
 
@@ -238,7 +271,8 @@ internal sealed class Disks(
         try
         {
             StoreHost host = await OpenAsync(path, name);
-            if (record is null || record.Path != path) await RecordAsync(id, new DiskRecord(path, name));
+            if (record is null || record.Path != path) await RecordAsync(id, new DiskRecord(path, name, IsDraining: record?.IsDraining ?? false));
+            if (record is { IsDraining: true }) directory.SetDraining(id, true);
             if (host.Warning is { } warning) warn($"disk {name}: {warning}");
         }
         catch (IOException e)

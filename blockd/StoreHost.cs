@@ -10,7 +10,13 @@ namespace BlockServer.Blockd;
 /// except where "on the loop" is said.</summary>
 internal sealed class StoreHost : IMoveSide
 {
+    /// <summary>A disk that has answered nothing for so long hangs: some take this long to find an error.</summary>
+    private const long HungMillis = 10_000;
+
     private readonly DiskFile _file;
+    private ulong _answeredSeen;
+    private long _answeredAt = Environment.TickCount64;
+    private readonly TaskCompletionSource<IoStatus> _givenUp = new(TaskCreationOptions.RunContinuationsAsynchronously);
 
     private StoreHost(LoopThread thread, DiskFile file, ILayeredStore store, string name)
     {
@@ -25,6 +31,9 @@ internal sealed class StoreHost : IMoveSide
 
     /// <summary>On the loop only.</summary>
     public ILayeredStore Store { get; }
+
+    /// <summary>Its append-only volumes. On the loop only.</summary>
+    public IAppendStore Appends => (IAppendStore)Store;
 
     public string Name { get; }
 
@@ -89,6 +98,16 @@ internal sealed class StoreHost : IMoveSide
     /// <inheritdoc/>
     public Task<T> RunAsync<T>(Func<ILayeredStore, ValueTask<T>> work) => Thread.InvokeAsync(() => work(Store));
 
+    /// <summary>The disk answers nothing and is not waited for any more: whoever has asked it for something is answered
+    /// Unavailable.</summary>
+    public void GiveUp() => _givenUp.TrySetResult(IoStatus.Unavailable);
+
+    private async Task<IoStatus> AskAsync(Func<ValueTask<IoStatus>> work)
+    {
+        Task<IoStatus> asked = Thread.InvokeAsync(work);
+        return await await Task.WhenAny(asked, _givenUp.Task);
+    }
+
     /// <inheritdoc/>
     public Task<ulong?> FreeBytesAsync() => Thread.InvokeAsync(
         () => new ValueTask<ulong?>(Store.State == StoreState.Online ? FreeBytes(Store.GetStats()) : null));
@@ -98,13 +117,13 @@ internal sealed class StoreHost : IMoveSide
         Thread.InvokeAsync(() => new ValueTask<IReadOnlyList<VolumeHead>>([.. Store.Volumes]));
 
     /// <inheritdoc/>
-    public Task<IoStatus> CreateAsync(VolumeHead head) => Thread.InvokeAsync(() => Store.CreateVolumeAsync(head));
+    public Task<IoStatus> CreateAsync(VolumeHead head) => AskAsync(() => Store.CreateVolumeAsync(head));
 
     /// <inheritdoc/>
-    public Task<IoStatus> UpdateAsync(VolumeHead head) => Thread.InvokeAsync(() => Store.UpdateVolumeAsync(head));
+    public Task<IoStatus> UpdateAsync(VolumeHead head) => AskAsync(() => Store.UpdateVolumeAsync(head));
 
     /// <inheritdoc/>
-    public Task<IoStatus> DeleteAsync(uint volumeId) => Thread.InvokeAsync(() => Store.DeleteVolumeAsync(volumeId));
+    public Task<IoStatus> DeleteAsync(uint volumeId) => AskAsync(() => Store.DeleteVolumeAsync(volumeId));
 
     /// <inheritdoc/>
     public Task<ulong> HighestUsedByteAsync(uint volumeId) => Thread.InvokeAsync(() => Store.HighestUsedByteAsync(volumeId));
@@ -118,7 +137,8 @@ internal sealed class StoreHost : IMoveSide
         var layers = new Dictionary<uint, VolumeLayers>();
         foreach (uint id in volumeIds)
         {
-            if (Store.State != StoreState.Online || Store.OpenVolume(id) is null) continue;
+            // Of a failed store too: what it holds can be read, and moved.
+            if (Store.State == StoreState.Closed || Store.OpenVolume(id) is null) continue;
             (uint VolumeId, Guid Snapshot)? basis = Store.BaseOf(id);
             string? name = basis is { } b ? Store.Snapshots(b.VolumeId).FirstOrDefault(s => s.Uuid == b.Snapshot)?.Name : null;
             layers.Add(id, new VolumeLayers(Store.Snapshots(id), basis, Store.IsFlattening(id), name));
@@ -128,21 +148,21 @@ internal sealed class StoreHost : IMoveSide
     });
 
     /// <inheritdoc/>
-    public Task<IoStatus> CutAsync(IReadOnlyList<SnapshotRequest> requests) => Thread.InvokeAsync(() => Store.CreateSnapshotsAsync(requests));
+    public Task<IoStatus> CutAsync(IReadOnlyList<SnapshotRequest> requests) => AskAsync(() => Store.CreateSnapshotsAsync(requests));
 
     /// <inheritdoc/>
     public Task<IoStatus> DeleteSnapshotAsync(uint volumeId, Guid snapshot) =>
-        Thread.InvokeAsync(() => Store.DeleteSnapshotAsync(volumeId, snapshot));
+        AskAsync(() => Store.DeleteSnapshotAsync(volumeId, snapshot));
 
     /// <inheritdoc/>
-    public Task<IoStatus> RollBackAsync(Guid snapshot, SnapshotRequest safety) => Thread.InvokeAsync(() => Store.RollBackAsync(snapshot, safety));
+    public Task<IoStatus> RollBackAsync(Guid snapshot, SnapshotRequest safety) => AskAsync(() => Store.RollBackAsync(snapshot, safety));
 
     /// <inheritdoc/>
     public Task<IoStatus> CloneAsync(VolumeHead head, uint volumeId, Guid snapshot) =>
-        Thread.InvokeAsync(() => Store.CreateCloneAsync(head, volumeId, snapshot));
+        AskAsync(() => Store.CreateCloneAsync(head, volumeId, snapshot));
 
     /// <inheritdoc/>
-    public Task<IoStatus> FlattenAsync(uint volumeId) => Thread.InvokeAsync(() => Store.FlattenAsync(volumeId));
+    public Task<IoStatus> FlattenAsync(uint volumeId) => AskAsync(() => Store.FlattenAsync(volumeId));
 
     /// <summary>Allocated bytes of each of <paramref name="volumeIds"/> that is served, in one visit to the loop; empty when the
     /// store has failed.</summary>
@@ -168,7 +188,23 @@ internal sealed class StoreHost : IMoveSide
             StoreId, Name, DiskPath, _file.IsBlockDevice ? "device" : "file", StateWord(state), _file.SizeBytes,
             stats.BlocksTotal * Units.BlockBytes, stats.BlocksUsed * Units.BlockBytes, FreeBytes(stats), stats.SlotsTotal,
             stats.SlotsUsed, stats.MetadataResidentBytes, volumes, stats.ChecksumErrors, stats.IoErrors, stats.BlocksBad, stats.RingOccupancy,
-            stats.FailReason, stats.ExtentsScattered, stats.BlocksRelaid * Units.BlockBytes);
+            stats.FailReason, stats.ExtentsScattered, stats.BlocksRelaid * Units.BlockBytes,
+            Health: state == StoreState.Failed ? "failed" : IsHung ? "hung" : stats.ChecksumErrors + stats.IoErrors + stats.BlocksBad > 0 ? "failing" : "good");
+    }
+
+    /// <summary>Requests are under way, and none has been answered for some seconds. Any thread.</summary>
+    public bool IsHung
+    {
+        get
+        {
+            long now = Environment.TickCount64;
+            lock (_givenUp)
+            {
+                ulong answered = _file.Answered;
+                if (answered != _answeredSeen || !_file.IsBusy) (_answeredSeen, _answeredAt) = (answered, now);
+                return now - _answeredAt >= HungMillis;
+            }
+        }
     }
 
     /// <summary>Closes store and file; the sentence that went wrong, or null.</summary>

@@ -14,6 +14,7 @@ public sealed partial class VolumeDirectory
 
     private readonly ConcurrentDictionary<uint, MoveRecord> _moves = []; // by the number of the first volume
     private readonly ConcurrentDictionary<uint, uint> _movedWith = []; // volume to move
+    private readonly ConcurrentDictionary<Guid, bool> _draining = [];
     private readonly ConcurrentDictionary<Guid, bool> _cutForMove = []; // nobody is shown these
     private readonly ConcurrentDictionary<(Guid Store, uint Volume), bool> _leaving = []; // homes that somebody still reads from
 
@@ -22,6 +23,16 @@ public sealed partial class VolumeDirectory
 
     /// <summary>The move that a volume takes part in, or null.</summary>
     public MoveRecord? MoveOf(uint volumeId) => _movedWith.TryGetValue(volumeId, out uint move) ? _moves.GetValueOrDefault(move) : null;
+
+    /// <summary>Nothing new is placed on a store, or again.</summary>
+    public void SetDraining(Guid storeId, bool isDraining)
+    {
+        if (isDraining) _draining[storeId] = true;
+        else _draining.TryRemove(storeId, out _);
+    }
+
+    /// <summary>The store is being emptied.</summary>
+    public bool IsDraining(Guid storeId) => _draining.ContainsKey(storeId);
 
     /// <summary>A snapshot that a move has cut for itself: it is nobody's business.</summary>
     public bool IsCutForMove(Guid snapshot) => _cutForMove.ContainsKey(snapshot);
@@ -145,8 +156,8 @@ public sealed partial class VolumeDirectory
         foreach (MoveMember member in move.Members) _leaving.TryRemove((move.From, member.Id), out _);
     }
 
-    /// <summary>Deletes what moves have left on the stores that serve. False while something is still there: a clone that goes
-    /// holds its base, and a store that is away keeps what it has.</summary>
+    /// <summary>Deletes what moves have left on the stores that serve. False while something is still to go there: a clone
+    /// that goes holds its base. A store that is away keeps what it has until it is back.</summary>
     public Task<bool> SweepMovesAsync() => AloneAsync(SweepMovesAloneAsync, _ => false);
 
     /// <summary>Why a volume cannot be changed: it is on its way to another disk. Null when it is not.</summary>
@@ -162,7 +173,7 @@ public sealed partial class VolumeDirectory
             (Guid store, uint id) = LeftOf(entry);
             if (_leaving.ContainsKey((store, id)) || !_hosts.TryGetValue(store, out IVolumeHost? host) || await host.FreeBytesAsync() is null)
             {
-                isDone = false;
+                isDone &= !_leaving.ContainsKey((store, id)); // for a disk that does not serve nobody waits
                 continue;
             }
 
@@ -188,6 +199,13 @@ public sealed partial class VolumeDirectory
             if (await host.LayersAsync(id) is not { } layers) return ([], AwayFault());
             if (ImportFault(member) is { } coming) return ([], coming);
             if (MoveFault(member) is { } moving) return ([], moving);
+            if (member.IsAppendOnly)
+            {
+                // A move copies blocks; the length and what is remembered of the clients would stay behind.
+                return ([], new DirectoryFault(IoStatus.Conflict, "volume-is-append-only", $"'{member.Name}' is append-only and stays on its disk; "
+                    + $"to have its bytes elsewhere: pfcli aof_read -v {member.Name} into a file there"));
+            }
+
             if (layers.IsFlattening)
                 return ([], new DirectoryFault(IoStatus.Conflict, "volume-flattening", $"'{member.Name}' is being flattened; wait until that has ended"));
             if (_unsettled.Contains(id)) return ([], new DirectoryFault(IoStatus.Conflict, "changed-meanwhile", $"'{member.Name}' is being changed; try again in a moment"));

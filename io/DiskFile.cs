@@ -54,6 +54,9 @@ public sealed class DiskFile : IFile
     /// <summary>Requests that were answered. May be read from any thread.</summary>
     public ulong Answered => Volatile.Read(ref _answered);
 
+    /// <summary>Requests are under way. May be read from any thread.</summary>
+    public bool IsBusy => Volatile.Read(ref _inFlight) > 0;
+
     /// <summary>errno of the last failed request; 0 when none failed.</summary>
     public int LastErrno { get; private set; }
 

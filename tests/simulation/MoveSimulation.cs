@@ -86,9 +86,8 @@ internal sealed class MoveSimulation
             _loop = new SimLoop(_random.NextUInt64());
             if (!Open() || (life == 0 ? !Create() : !Judge())) return;
             // The last lives are long enough for a move to end.
-            ulong end = _loop.EventCount + (life > LivesMax - 10 ? EventsPerLifeMax : _random.NextBelow(_random.NextChance(0.2) ? 2_000UL : 150UL));
-            _loop.StopBeforeEvent = _ => Violation is not null || _loop.EventCount >= end;
-            Live();
+            ulong length = life > LivesMax - 10 ? EventsPerLifeMax : _random.NextBelow(_random.NextChance(0.2) ? 2_000UL : 150UL);
+            Live(length);
             Hash = (Hash ^ _loop.EventHash) * 1099511628211;
             Die();
         }
@@ -156,12 +155,14 @@ internal sealed class MoveSimulation
         return task.GetAwaiter().GetResult();
     }
 
-    private void Live()
+    private void Live(ulong length)
     {
         bool isOver = false;
         int running = Clients;
         foreach (VolumeModel volume in _volumes) Use(volume.Head.Id);
         if (_snapshots.Count < 2 && _directory.Moves.Count == 0 && _random.NextChance(0.5)) CutOne();
+        ulong end = _loop.EventCount + length;
+        _loop.StopBeforeEvent = _ => Violation is not null || _loop.EventCount >= end;
         for (int i = 0; i < Clients; i++) _ = ClientAsync(() => isOver, () => running--);
         Task moving = MoveAsync(() => isOver = true);
         _loop.RunUntil(() => moving.IsCompleted && running == 0, EventsPerLifeMax);
@@ -175,7 +176,7 @@ internal sealed class MoveSimulation
         VolumeModel volume = _volumes[_random.NextBelow(_volumes.Count)];
         string name = $"s{_snapshots.Count}";
         byte[] content = _loop.Run(ReadAllAsync(_used[volume.Head.Id].Device));
-        if (_loop.IsStopped || Finish(_directory.CutAsync(name, [volume.Head.Name], default)).Fault is not null) return;
+        if (Finish(_directory.CutAsync(name, [volume.Head.Name], default)).Fault is not null) return;
         _snapshots.Add((volume.Head.Id, name, content));
     }
 

@@ -1,4 +1,5 @@
 using System.CommandLine;
+using BlockServer.Client;
 
 namespace BlockServer.Pfcli;
 
@@ -22,6 +23,14 @@ public sealed class GeneralOptions
         Recursive = true,
     };
 
+    /// <summary>--ca-file FILE.</summary>
+    public Option<string?> CaFile { get; } = new("--ca-file")
+    {
+        Description = "Authority (PEM) that signed the certificate of an https server (default: $BLOCKD_CA_FILE, else the system's authorities)",
+        HelpName = "FILE",
+        Recursive = true,
+    };
+
     /// <summary>--json.</summary>
     public Option<bool> Json { get; } = new("--json") { Description = "Write JSON with stable names, for scripts", Recursive = true };
 
@@ -30,13 +39,16 @@ public sealed class GeneralOptions
 }
 
 /// <summary>What a running command works with.</summary>
-public sealed class CommandContext(CliHost host, ParseResult parsed, AdminClient client, Printer printer, bool yes)
+public sealed class CommandContext(CliHost host, ParseResult parsed, AdminClient client, BlockdClient blockd, Printer printer, bool yes)
 {
     /// <summary>The world around.</summary>
     public CliHost Host => host;
 
     /// <summary>The daemon.</summary>
     public AdminClient Client => client;
+
+    /// <summary>The daemon's append-only volumes.</summary>
+    public BlockdClient Blockd => blockd;
 
     /// <summary>The output.</summary>
     public Printer Printer => printer;
@@ -96,8 +108,12 @@ public sealed class CommandSet(RootCommand root, CliHost host, GeneralOptions ge
         Uri server = socket is null ? ServerOf(given) : new Uri("http://localhost/");
         string token = AccessToken.Read(parsed.GetValue(general.TokenFile) ?? AccessToken.DefaultPath(host.Environment));
         var printer = new Printer(host, parsed.GetValue(general.Json));
-        using var client = new AdminClient(server, token, socket is null ? host.Transport() : host.UnixTransport(socket), given);
-        return await run(new CommandContext(host, parsed, client, printer, parsed.GetValue(general.Yes)), cancel);
+        string? authority = parsed.GetValue(general.CaFile) ?? host.Environment("BLOCKD_CA_FILE");
+        HttpMessageHandler Transport() =>
+            socket is null ? Authority.Trust(host.Transport(), string.IsNullOrEmpty(authority) ? null : authority) : host.UnixTransport(socket);
+        using var client = new AdminClient(server, token, Transport(), given);
+        using var blockd = new BlockdClient(server, token, Transport());
+        return await run(new CommandContext(host, parsed, client, blockd, printer, parsed.GetValue(general.Yes)), cancel);
     }
 
     private const string UnixPrefix = "unix:";

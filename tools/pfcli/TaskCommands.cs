@@ -54,6 +54,18 @@ internal static class TaskCommands
         });
     }
 
+    /// <summary>Begins a long job, and stays until it has ended unless told otherwise.</summary>
+    public static async Task<int> BeginAsync<T>(
+        CommandContext context, Option<bool> noWait, string path, T request, System.Text.Json.Serialization.Metadata.JsonTypeInfo<T> type, CancellationToken cancel)
+    {
+        TaskInfo task = await context.Client.ChangeAsync(HttpMethod.Post, path, request, type, ApiJson.Default.TaskInfo, cancel);
+        if (!context.Get(noWait)) task = await FollowAsync(context, task, cancel);
+        return Conclude(context, task);
+    }
+
+    /// <summary>The option not to stay.</summary>
+    public static Option<bool> NoWait() => new("--no-wait") { Description = "Only start it; look with query_task" };
+
     private static string PathOf(long id) => "v1/tasks/" + id.ToString(CultureInfo.InvariantCulture);
 
     private static string[] Row(TaskInfo t) =>

@@ -44,7 +44,7 @@ public sealed class ApiServer : IAsyncDisposable
         if (time is not null) _test.Daemon.Clock = time;
         var routes = new AdminRoutes(_test.Daemon);
         UnixPath = Path.Combine(Path.GetTempPath(), Path.GetRandomFileName());
-        _api = await AdminApi.StartAsync(routes, _test.Daemon.ApiTokens, [address, new(null, UnixPath)], limits, time, _test.Daemon.Calls);
+        _api = await AdminApi.StartAsync(routes, _test.Daemon.ApiTokens, [address, new(null, UnixPath)], limits, time, _test.Daemon);
         await routes.ResumeAsync(); // as the daemon does
         Port = new Uri(_api.Addresses[0]).Port;
         Token = (await File.ReadAllTextAsync(_test.Daemon.TokenPath)).Trim();

@@ -1,0 +1,170 @@
+using BlockServer.Blockd;
+using BlockServer.Cluster;
+using BlockServer.Core;
+using BlockServer.Core.Api;
+using Xunit;
+
+namespace BlockServer.Tests.Unit.Daemon;
+
+/// <summary>Disks that are emptied, replaced and evened out, and one that does not answer any more.</summary>
+public sealed class DrainTests
+{
+    private const ulong DiskBytes = 160 * Units.MiB;
+
+    private static async Task<Guid> AddAsync(TestDaemon test, string name, ulong bytes = DiskBytes) =>
+        (await test.Daemon.Disks.AddAsync(new AddDisk(test.PathOf(name + ".blk"), name, bytes))).StoreId;
+
+    private static (Drains Drains, AdminTasks Tasks) Begin(TestDaemon test)
+    {
+        var tasks = new AdminTasks();
+        return (new Drains(test.Daemon, tasks, new Moves(test.Daemon, tasks)), tasks);
+    }
+
+    private static async Task<TaskInfo> EndedAsync(AdminTasks tasks, TaskInfo task)
+    {
+        while (tasks.Find(task.Id) is { EndedAt: null }) await Task.Delay(5, TestContext.Current.CancellationToken);
+        return tasks.Find(task.Id)!;
+    }
+
+    private static async Task WriteAsync(TestDaemon test, VolumeRecord volume, ulong bytes)
+    {
+        StoreHost host = test.Daemon.Stores.Find(volume.StoreId)!;
+        var data = new byte[bytes];
+        new Random((int)volume.Id).NextBytes(data);
+        Assert.Equal(IoStatus.Ok, await host.Thread.InvokeAsync(() => host.Store.OpenVolume(volume.Id)!.WriteAsync(0, data, WriteFlags.Fua)));
+    }
+
+    private static async Task CheckAsync(TestDaemon test, string name, ulong bytes)
+    {
+        VolumeRecord volume = test.Daemon.Directory.Find(name)!;
+        StoreHost host = test.Daemon.Stores.Find(volume.StoreId)!;
+        byte[] data = new byte[bytes], expected = new byte[bytes];
+        new Random((int)volume.Id).NextBytes(expected);
+        Assert.Equal(IoStatus.Ok, (await host.Thread.InvokeAsync(() => host.Store.OpenVolume(volume.Id)!.ReadAsync(0, data))).Status);
+        Assert.Equal(expected, data);
+    }
+
+    [Fact]
+    public async Task A_drained_disk_is_empty_takes_nothing_new_and_can_be_removed()
+    {
+        await using TestDaemon test = await TestDaemon.StartAsync("store-size=160m");
+        Guid first = test.Daemon.Stores.All[0].StoreId;
+        (Drains drains, AdminTasks tasks) = Begin(test);
+        Assert.Equal("no-other-disk", (await Assert.ThrowsAsync<DiskException>(() => drains.BeginAsync(first))).Code);
+        for (int i = 0; i < 8; i++) await WriteAsync(test, await test.CreateAsync($"v{i}", 4 * Units.MiB), Units.MiB);
+        Guid second = await AddAsync(test, "second"), third = await AddAsync(test, "third");
+
+        TaskInfo done = await EndedAsync(tasks, await drains.BeginAsync(first));
+        Assert.Equal("succeeded", done.State);
+        Assert.Equal(0, test.Daemon.Directory.CountOn(first));
+        Assert.True(test.Daemon.Directory.CountOn(second) > 0 && test.Daemon.Directory.CountOn(third) > 0);
+        for (int i = 0; i < 8; i++) await CheckAsync(test, $"v{i}", Units.MiB);
+        for (int i = 0; i < 4; i++) Assert.NotEqual(first, (await test.CreateAsync($"new{i}")).StoreId);
+        // What is empty because it was emptied stays so over a restart.
+        await test.RestartAsync();
+        Assert.NotEqual(first, (await test.CreateAsync("later")).StoreId);
+        await test.Daemon.RemoveDiskAsync(first, isForced: false);
+        Assert.Null(test.Daemon.Stores.Find(first));
+        for (int i = 0; i < 8; i++) await CheckAsync(test, $"v{i}", Units.MiB);
+    }
+
+    [Fact]
+    public async Task A_drain_that_a_restart_interrupts_goes_on_and_one_that_is_cancelled_does_not()
+    {
+        await using TestDaemon test = await TestDaemon.StartAsync("store-size=160m");
+        Guid first = test.Daemon.Stores.All[0].StoreId;
+        for (int i = 0; i < 4; i++) await WriteAsync(test, await test.CreateAsync($"v{i}", 8 * Units.MiB), 8 * Units.MiB);
+        await AddAsync(test, "second");
+        await test.Daemon.Disks.MarkDrainingAsync(first, true);
+        Assert.Null((await test.Daemon.Directory.BeginMoveAsync("v1", test.Daemon.Stores.All.First(h => h.StoreId != first).StoreId)).Fault);
+        await test.RestartAsync();
+        (Drains drains, AdminTasks tasks) = Begin(test);
+        drains.Resume();
+        Assert.Equal("succeeded", (await EndedAsync(tasks, Assert.Single(tasks.List(), t => t.Kind == "drain"))).State);
+        Assert.Equal(0, test.Daemon.Directory.CountOn(first));
+
+        await test.Daemon.Disks.MarkDrainingAsync(first, false);
+        Guid second = test.Daemon.Stores.All.First(h => h.StoreId != first).StoreId;
+        TaskInfo back = await drains.BeginAsync(second);
+        tasks.Cancel(back.Id);
+        Assert.Equal("cancelled", (await EndedAsync(tasks, back)).State);
+        Assert.False(test.Daemon.Directory.IsDraining(second));
+        Assert.Empty(test.Daemon.Directory.Moves);
+        for (int i = 0; i < 4; i++) await CheckAsync(test, $"v{i}", 8 * Units.MiB);
+    }
+
+    [Fact]
+    public async Task A_replaced_disk_is_out_of_service_with_everything_on_the_new_one()
+    {
+        await using TestDaemon test = await TestDaemon.StartAsync("store-size=160m");
+        Guid first = test.Daemon.Stores.All[0].StoreId;
+        await AddAsync(test, "bystander");
+        await WriteAsync(test, await test.CreateAsync("v", 8 * Units.MiB, first), 8 * Units.MiB);
+        (Drains drains, AdminTasks tasks) = Begin(test);
+        TaskInfo done = await EndedAsync(tasks, await drains.ReplaceAsync(first, new AddDisk(test.PathOf("fresh.blk"), "fresh", DiskBytes)));
+        Assert.True(done.State == "succeeded", done.Result);
+        Assert.Null(test.Daemon.Stores.Find(first));
+        Assert.Equal("fresh", test.Daemon.Stores.Find(test.Daemon.Directory.Find("v")!.StoreId)!.Name);
+        await CheckAsync(test, "v", 8 * Units.MiB);
+    }
+
+    [Fact]
+    public async Task Disks_are_evened_out_by_what_is_used()
+    {
+        await using TestDaemon test = await TestDaemon.StartAsync("store-size=160m");
+        Guid first = test.Daemon.Stores.All[0].StoreId;
+        for (int i = 0; i < 8; i++) await WriteAsync(test, await test.CreateAsync($"v{i}", 8 * Units.MiB, first), 8 * Units.MiB);
+        Guid second = await AddAsync(test, "second");
+        (Drains drains, AdminTasks tasks) = Begin(test);
+        TaskInfo done = await EndedAsync(tasks, drains.Rebalance());
+        Assert.True(done.State == "succeeded", done.Result);
+        Assert.Equal((4, 4), (test.Daemon.Directory.CountOn(first), test.Daemon.Directory.CountOn(second)));
+        for (int i = 0; i < 8; i++) await CheckAsync(test, $"v{i}", 8 * Units.MiB);
+        Assert.Contains("even", (await EndedAsync(tasks, drains.Rebalance())).Result, StringComparison.Ordinal);
+    }
+
+    [Fact]
+    public async Task A_disk_that_answers_nothing_is_removed_all_the_same()
+    {
+        var stuck = new StuckFile();
+        await using TestDaemon test = await TestDaemon.StartAsync(file => stuck.Around(file), "store-size=160m", "stop-wait=1");
+        Guid first = test.Daemon.Stores.All[0].StoreId;
+        VolumeRecord volume = await test.CreateAsync("v", 4 * Units.MiB, first);
+        stuck.IsStuck = true;
+        // Somebody waits for the disk inside a change of the directory.
+        Task<DirectoryResult> waiting = test.Daemon.Directory.CreateAsync(new CreateVolume("never", Units.MiB, StoreId: first));
+        await test.Daemon.RemoveDiskAsync(first, isForced: true);
+        Assert.Null(test.Daemon.Stores.Find(first));
+        Assert.Equal("disk-unavailable", (await waiting).Fault!.Code);
+        Assert.NotNull(test.Daemon.Directory.Find(volume.Name));
+        Assert.Contains(test.Daemon.Warnings, w => w.Contains("given up", StringComparison.Ordinal));
+        stuck.IsStuck = false;
+        stuck.Release();
+    }
+
+    [Fact]
+    public async Task What_a_failed_disk_still_reads_moves_to_another_one_and_is_written_again()
+    {
+        var faulty = new FaultyFile();
+        await using TestDaemon test = await TestDaemon.StartAsync(file => faulty.Around(file), "store-size=160m");
+        Guid first = test.Daemon.Stores.All[0].StoreId;
+        VolumeRecord volume = await test.CreateAsync("v", 8 * Units.MiB, first);
+        await WriteAsync(test, volume, 8 * Units.MiB);
+        await test.Daemon.Directory.CutAsync("s", ["v"], default);
+        await WriteAsync(test, volume, Units.MiB);
+        faulty.FailsFlush = true;
+        StoreHost host = test.Daemon.Stores.Find(first)!;
+        Assert.NotEqual(IoStatus.Ok, await host.Thread.InvokeAsync(() => host.Store.OpenVolume(volume.Id)!.WriteAsync(0, new byte[4096], WriteFlags.Fua)));
+        faulty.FailsFlush = false;
+        faulty.Around(null);
+        Assert.Equal("failed", (await host.DescribeAsync()).Status);
+        Assert.Equal("failed", (await host.DescribeAsync()).Health);
+        Guid second = await AddAsync(test, "second");
+        (Drains drains, AdminTasks tasks) = Begin(test);
+        TaskInfo done = await EndedAsync(tasks, await drains.BeginAsync(first));
+        Assert.True(done.State == "succeeded", done.Result);
+        Assert.Equal(second, test.Daemon.Directory.Find("v")!.StoreId);
+        Assert.Equal("s", Assert.Single((await test.Daemon.Directory.SnapshotsAsync(test.Daemon.Directory.Find("v")!)).Snapshots).Info.Name);
+        await WriteAsync(test, test.Daemon.Directory.Find("v")!, 8 * Units.MiB);
+    }
+}

@@ -1,0 +1,106 @@
+using BlockServer.Blockd;
+using BlockServer.Cluster;
+using BlockServer.Core;
+using BlockServer.Core.Api;
+using BlockServer.Io;
+using Xunit;
+
+namespace BlockServer.Tests.Unit.Daemon;
+
+/// <summary>Reading and verifying whole disks: what is found is kept, and what was done is not done again.</summary>
+public sealed class ScrubsTests
+{
+    private static async Task<TaskInfo> PassAsync(TestDaemon test)
+    {
+        var tasks = new AdminTasks();
+        TaskInfo task = new Scrubs(test.Daemon, tasks, SystemClock.Instance).Begin(test.Daemon.Stores.All[0], 0);
+        while (tasks.Find(task.Id) is { EndedAt: null }) await Task.Delay(5, TestContext.Current.CancellationToken);
+        return tasks.Find(task.Id)!;
+    }
+
+    private static async Task WriteAsync(TestDaemon test, VolumeRecord volume, int blocks, int seed = 1)
+    {
+        StoreHost host = test.Daemon.Stores.Find(volume.StoreId)!;
+        var data = new byte[blocks * Units.BlockBytes];
+        new Random(seed).NextBytes(data);
+        Assert.Equal(IoStatus.Ok, await host.Thread.InvokeAsync(() => host.Store.OpenVolume(volume.Id)!.WriteAsync(0, data, WriteFlags.Fua)));
+    }
+
+    [Fact]
+    public async Task Bad_blocks_are_listed_by_volume_and_offset_over_restarts_until_a_scrub_finds_them_good()
+    {
+        var faulty = new FaultyFile();
+        await using TestDaemon test = await TestDaemon.StartAsync(file => faulty.Around(file));
+        await WriteAsync(test, await test.CreateAsync("good"), 2);
+        VolumeRecord bad = await test.CreateAsync("bad");
+        await WriteAsync(test, bad, 3);
+        Assert.Equal("succeeded", (await PassAsync(test)).State);
+        Assert.Empty(test.Daemon.ScrubRecords.Bad());
+
+        // The blocks that were read in a pass were written in order: those of the second volume lie behind those of the first.
+        faulty.FailsReads = 0..int.MaxValue;
+        TaskInfo failed = await PassAsync(test);
+        faulty.FailsReads = null;
+        Assert.Equal("failed", failed.State);
+        Assert.Contains("5 bad", failed.Result, StringComparison.Ordinal);
+        Assert.Equal(
+            [0UL, 4096, 8192], test.Daemon.ScrubRecords.Bad().Where(b => b.VolumeId == bad.Id).Select(b => b.OffsetBytes));
+        await test.RestartAsync();
+        Assert.Equal(5, test.Daemon.ScrubRecords.Bad().Count);
+        Assert.All(test.Daemon.ScrubRecords.Bad(), b => Assert.Equal(IoStatus.IoError, b.Reason));
+        Assert.Null((await test.Daemon.Directory.DeleteAsync("good", null, null)).Fault);
+        Assert.Equal("succeeded", (await PassAsync(test)).State);
+        Assert.Empty(test.Daemon.ScrubRecords.Bad());
+    }
+
+    [Fact]
+    public async Task A_pass_goes_on_behind_the_last_volume_that_was_read_and_is_due_again_after_its_period()
+    {
+        await using TestDaemon test = await TestDaemon.StartAsync("scrub-period=2");
+        VolumeRecord first = await test.CreateAsync("first"), second = await test.CreateAsync("second");
+        await WriteAsync(test, first, 10);
+        await WriteAsync(test, second, 7);
+        Guid store = first.StoreId;
+        DateTimeOffset began = SystemClock.Instance.UtcNow - TimeSpan.FromHours(1);
+        Assert.True(await test.Daemon.ScrubRecords.KeepAsync(store, new ScrubRecord(began, null, first.Id, [])));
+        await test.RestartAsync();
+        Assert.StartsWith("7 blocks", (await PassAsync(test)).Result, StringComparison.Ordinal);
+        ScrubRecord ended = test.Daemon.ScrubRecords.Find(store);
+        Assert.Equal(began, ended.BeganAt);
+        Assert.NotNull(ended.EndedAt);
+
+        var tasks = new AdminTasks();
+        var clock = new ManualClock { UtcNow = ended.EndedAt.Value + TimeSpan.FromHours(47) };
+        var scrubs = new Scrubs(test.Daemon, tasks, clock);
+        scrubs.BeginDue();
+        Assert.Empty(tasks.List());
+        clock.UtcNow += TimeSpan.FromHours(2);
+        scrubs.BeginDue();
+        TaskInfo task = Assert.Single(tasks.List());
+        while (tasks.Find(task.Id) is { EndedAt: null }) await Task.Delay(5, TestContext.Current.CancellationToken);
+        Assert.StartsWith("17 blocks", tasks.Find(task.Id)!.Result, StringComparison.Ordinal);
+    }
+
+    [Fact]
+    public async Task Writes_in_the_middle_of_a_pass_are_never_called_bad()
+    {
+        await using TestDaemon test = await TestDaemon.StartAsync();
+        VolumeRecord volume = await test.CreateAsync("busy");
+        await WriteAsync(test, volume, 256);
+        var end = new TaskCompletionSource();
+        Task load = Task.Run(
+            async () =>
+            {
+                for (int i = 2; !end.Task.IsCompleted; i++) await WriteAsync(test, volume, 1 + i % 200, i);
+            }, TestContext.Current.CancellationToken);
+        for (int i = 0; i < 5; i++) Assert.Equal("succeeded", (await PassAsync(test)).State);
+        end.SetResult();
+        await load;
+        Assert.Empty(test.Daemon.ScrubRecords.Bad());
+    }
+
+    private sealed class ManualClock : IWallClock
+    {
+        public DateTimeOffset UtcNow { get; set; }
+    }
+}
