@@ -19,6 +19,7 @@ internal sealed class TokenRoutes(Daemon daemon)
     private async Task CreateAsync(ApiCall call)
     {
         CreateToken r = await call.ReadAsync(ApiJson.Default.CreateToken);
+        call.About($"{r.Name}, {r.Role}");
         if (r.ExpiresSeconds is < 1 or > SecondsMax)
             throw new ApiException(400, "invalid-expiry", "a token expires after 1 second to ten years, or never", "expiresSeconds");
         if (r.Tenant is { } tenant && daemon.Tenants.Find(tenant) is null) throw TenantRoutes.NoTenant(tenant, "tenant");
@@ -69,6 +70,7 @@ internal sealed class TenantRoutes(Daemon daemon)
     private async Task CreateAsync(ApiCall call)
     {
         CreateTenant r = await call.ReadAsync(ApiJson.Default.CreateTenant);
+        call.About(r.Name);
         if (!r.Adopt && UseOf(r.Name) is { } there)
             throw new ApiException(409, "tenant-would-adopt", $"{there} would become the tenant's; rename that, choose another name, or say adopt", "name");
         Must(await daemon.Tenants.CreateAsync(new TenantRecord(r.Name, r.BytesMax, r.VolumesMax, r.IopsMax, r.Description, daemon.Clock.GetUtcNow())));

@@ -5,6 +5,7 @@ using BlockServer.Core;
 using BlockServer.Core.Api;
 using Microsoft.AspNetCore.Connections;
 using Microsoft.AspNetCore.Server.Kestrel.Core;
+using Microsoft.AspNetCore.Server.Kestrel.Https;
 
 namespace BlockServer.Blockd;
 
@@ -28,17 +29,24 @@ internal sealed class AdminApi : IAsyncDisposable
     private readonly IAdminRoutes _routes;
     private readonly ApiTokens _tokens;
     private readonly ApiCalls _calls;
+    private readonly Denied? _denied;
+    private readonly AuditLog? _audit;
+    private readonly TlsFiles? _tls;
+    private readonly IdempotencyKeys _keys = new();
     private readonly ApiLimits _limits;
     private readonly AuthThrottle _throttle;
 
-    private AdminApi(WebApplication app, IAdminRoutes routes, ApiTokens tokens, ApiCalls calls, ApiLimits limits, TimeProvider time)
+    private AdminApi(WebApplication app, IAdminRoutes routes, ApiTokens tokens, Daemon? daemon, ApiLimits limits, TimeProvider time)
     {
         _app = app;
         _limits = limits;
         _throttle = new AuthThrottle(time);
         _routes = routes;
         _tokens = tokens;
-        _calls = calls;
+        _calls = daemon?.Calls ?? new ApiCalls();
+        _denied = daemon?.Denied;
+        _audit = daemon?.Audit;
+        _tls = daemon?.Tls;
     }
 
     /// <summary>Where it listens, as URLs.</summary>
@@ -48,24 +56,28 @@ internal sealed class AdminApi : IAsyncDisposable
     public static async Task<AdminApi> StartAsync(Daemon daemon, IReadOnlyList<ListenAddress> addresses)
     {
         var routes = new AdminRoutes(daemon);
-        AdminApi api = await StartAsync(routes, daemon.ApiTokens, addresses, calls: daemon.Calls);
+        AdminApi api = await StartAsync(routes, daemon.ApiTokens, addresses, daemon: daemon);
         await routes.ResumeAsync();
         for (int i = 0; i < addresses.Count; i++)
         {
             string address = addresses[i].Tcp is null ? addresses[i].ToString() : api.Addresses.ElementAtOrDefault(i) ?? "http://" + addresses[i];
-            daemon.AddListener(new ListenerInfo("api", address, false, !addresses[i].IsLocal));
+            bool isTls = IsTls(addresses[i], daemon);
+            daemon.AddListener(new ListenerInfo("api", address, isTls, !isTls && !addresses[i].IsLocal));
+            if (!isTls && !addresses[i].IsLocal) daemon.Warn($"the admin API at {address} is not encrypted: whoever listens on the way reads its tokens (--insecure)");
         }
 
         return api;
     }
 
-    /// <summary>Serves <paramref name="routes"/> to those whose tokens <paramref name="tokens"/> knows.</summary>
+    /// <summary>Serves <paramref name="routes"/> to those whose tokens <paramref name="tokens"/> knows. What <paramref name="daemon"/> keeps
+    /// of calls is kept there: the audit log, who is denied, what is being answered.</summary>
     public static async Task<AdminApi> StartAsync(
         IAdminRoutes routes, ApiTokens tokens, IReadOnlyList<ListenAddress> addresses, ApiLimits? wanted = null, TimeProvider? time = null,
-        ApiCalls? calls = null)
+        Daemon? daemon = null)
     {
         ApiLimits limits = wanted ?? new ApiLimits();
-        var perAddress = new AddressLimit(limits.ConnectionsPerAddressMax);
+        var perAddress = new AddressLimit(limits.ConnectionsPerAddressMax, daemon?.Denied);
+        if (daemon is not null) daemon.CutDeniedApi = perAddress.CutDenied;
         // No arguments and an empty root: the daemon's settings are the only ones.
         WebApplicationBuilder builder = WebApplication.CreateEmptyBuilder(new WebApplicationOptions { Args = [] });
         builder.WebHost.UseKestrelCore().ConfigureKestrel(kestrel =>
@@ -87,6 +99,14 @@ internal sealed class AdminApi : IAsyncDisposable
                     {
                         o.Protocols = HttpProtocols.Http1;
                         o.Use(perAddress.Guard);
+                        if (IsTls(address, daemon))
+                        {
+                            o.UseHttps(new TlsHandshakeCallbackOptions
+                            {
+                                HandshakeTimeout = limits.HeadersTimeout,
+                                OnConnection = _ => ValueTask.FromResult(daemon!.Tls!.Current.OptionsWithoutClients()),
+                            });
+                        }
                     });
                 }
                 else
@@ -98,11 +118,15 @@ internal sealed class AdminApi : IAsyncDisposable
         });
         builder.Services.AddSingleton<IMemoryPoolFactory<byte>>(new ApiMemory());
         WebApplication app = builder.Build();
-        var api = new AdminApi(app, routes, tokens, calls ?? new ApiCalls(), limits, time ?? TimeProvider.System);
+        var api = new AdminApi(app, routes, tokens, daemon, limits, time ?? TimeProvider.System);
         app.Run(api.HandleAsync);
         await app.StartAsync();
         return api;
     }
+
+    /// <summary>HTTPS is spoken there: beyond loopback wherever there is a certificate, and on this machine if that is asked for.</summary>
+    private static bool IsTls(ListenAddress address, Daemon? daemon) =>
+        daemon?.Tls is not null && address.Tcp is not null && (!address.IsLocal || daemon.Settings.IsApiAlwaysTls);
 
     /// <inheritdoc/>
     public async ValueTask DisposeAsync()
@@ -116,9 +140,10 @@ internal sealed class AdminApi : IAsyncDisposable
     {
         context.Response.Headers.CacheControl = "no-store";
         context.Response.Headers.XContentTypeOptions = "nosniff";
+        var trail = new AuditTrail(_audit, context);
         try
         {
-            await RouteAsync(context);
+            await RouteAsync(context, trail);
         }
         catch (ApiException e)
         {
@@ -143,12 +168,18 @@ internal sealed class AdminApi : IAsyncDisposable
             await Console.Error.WriteLineAsync($"api {context.Request.Method} {context.Request.Path}: {e}");
             await WriteProblemAsync(context, new ApiException(500, "internal-error", "the daemon failed; its log says more"));
         }
+        finally
+        {
+            trail.End();
+        }
     }
 
-    private async Task RouteAsync(HttpContext context)
+    private async Task RouteAsync(HttpContext context, AuditTrail trail)
     {
         HttpRequest request = context.Request;
-        if (!IsOurHost(request.Host.Host, context.Connection.LocalIpAddress))
+        // Over TLS the certificate's names are ours as well: no page of another name gets here by DNS.
+        bool isNamed = request.IsHttps && _tls?.Current.IsNamed(request.Host.Host) == true;
+        if (!isNamed && !IsOurHost(request.Host.Host, context.Connection.LocalIpAddress))
             throw new ApiException(421, "wrong-host", "the Host header does not name this daemon");
         string path = request.Path.Value ?? "";
         if (path == "/healthz" && HttpMethods.IsGet(request.Method))
@@ -158,6 +189,8 @@ internal sealed class AdminApi : IAsyncDisposable
         }
 
         (ApiCaller caller, TokenRecord? token) = CheckToken(context);
+        trail.CallerId = caller.Id;
+        if (token is not null && _denied?.IsToken(token.Id) == true) throw TokenDenied();
         if (request.Method is not ("GET" or "POST" or "PATCH" or "DELETE" or "HEAD"))
         {
             context.Response.Headers.Allow = "GET, POST, PATCH, DELETE";
@@ -169,7 +202,8 @@ internal sealed class AdminApi : IAsyncDisposable
         string[] parts = path.Split('/');
         if (parts.Length < 3 || parts[0].Length > 0 || parts[1] != "v1" || IsTrickyPath(context))
             throw new ApiException(404, "no-such-resource", "there is no such resource");
-        await ServeAsync(context, new ApiCall(context, parts[2..], caller), token);
+        trail.Call = new ApiCall(context, parts[2..], caller);
+        await ServeAsync(context, trail.Call, token);
     }
 
     /// <summary>Answers a call that may be made; a token that is revoked or expires meanwhile ends it.</summary>
@@ -180,8 +214,9 @@ internal sealed class AdminApi : IAsyncDisposable
         {
             // Looked at again: who revokes a token looks for its calls afterwards.
             if (token is not null && _tokens.IsRevoked(token)) throw WrongToken(context);
+            if (token is not null && _denied?.IsToken(token.Id) == true) throw TokenDenied();
             using ITimer? end = token?.ExpiresAt is { } until ? _tokens.At(until, context.Abort) : null;
-            await _routes.HandleAsync(call);
+            await _keys.ServeAsync(context, call, () => _routes.HandleAsync(call));
         }
         finally
         {
@@ -212,6 +247,8 @@ internal sealed class AdminApi : IAsyncDisposable
         context.Response.Headers.WWWAuthenticate = "Bearer";
         throw new ApiException(401, "no-token", "send a token as Authorization: Bearer TOKEN; DIR/admin.token holds the administrator's");
     }
+
+    private static ApiException TokenDenied() => new(403, "denied", "this token is denied; ask the node's administrator");
 
     private static ApiException WrongToken(HttpContext context)
     {
@@ -244,6 +281,13 @@ internal sealed class AdminApi : IAsyncDisposable
             throw new ApiException(415, "wrong-content-type", "send " + StreamMedia.Type);
         }
 
+        if (HttpMethods.IsPost(request.Method) && parts is ["", "v1", "volumes", _, "append"])
+        {
+            if (type != AppendMedia.Type) throw new ApiException(415, "wrong-content-type", "send " + AppendMedia.Type);
+            if (request.ContentLength > Units.RequestBytesMax) throw new ApiException(413, "body-too-large", "one append has at most 32 MiB");
+            return;
+        }
+
         if (request.ContentLength > _limits.BodyBytesMax) throw new ApiException(413, "body-too-large", "a body has at most 1 MiB");
         bool hasBody = request.ContentLength is > 0 || request.Headers.TransferEncoding.Count > 0;
         bool needsBody = !HttpMethods.IsDelete(request.Method);
@@ -265,6 +309,7 @@ internal sealed class AdminApi : IAsyncDisposable
     private static async Task WriteProblemAsync(HttpContext context, ApiException problem)
     {
         if (context.Response.HasStarted) return;
+        context.Items[AuditTrail.CodeKey] = problem.Code;
         context.Response.StatusCode = problem.Status;
         context.Response.ContentType = "application/problem+json";
         var body = new ApiProblem(
@@ -292,12 +337,25 @@ internal sealed class ApiCall(HttpContext context, string[] parts, ApiCaller cal
     /// <summary>Who calls.</summary>
     public ApiCaller Caller { get; } = caller;
 
+    /// <summary>The address that he calls from; null for a unix socket.</summary>
+    public System.Net.IPAddress? Address => context.Connection.RemoteIpAddress;
+
+    /// <summary>What the body names, for the audit log; never a secret.</summary>
+    public string? Subject { get; private set; }
+
+    /// <summary>The caller may not do it: that goes to the audit log, whatever he is answered.</summary>
+    public bool WasRefused { get; set; }
+
+    /// <summary>Says what the body names, for the audit log.</summary>
+    public void About(string name) => Subject = name;
+
     /// <summary>The caller sees this volume: it is of nobody else. What is not seen is answered as what does not exist.</summary>
     public bool Sees(string volume) => Caller.Sees(volume);
 
     /// <summary>Throws unless a new volume or policy of this name would be the caller's.</summary>
     public void MustOwn(string name, string field = "name")
     {
+        About(name);
         if (!Caller.Owns(name)) throw NotYours(field);
     }
 
@@ -380,6 +438,39 @@ internal sealed class ApiCall(HttpContext context, string[] parts, ApiCaller cal
     {
         context.Response.StatusCode = 204;
         return Task.CompletedTask;
+    }
+
+    /// <summary>The body of an append, which must say its length: at most <see cref="Units.RequestBytesMax"/>. The array is the
+    /// pool's and goes back to it.</summary>
+    public async Task<byte[]> BytesAsync()
+    {
+        if (context.Request.ContentLength is not { } length) throw new ApiException(411, "length-needed", "say how long the bytes are (Content-Length)");
+        if (context.Features.Get<Microsoft.AspNetCore.Http.Features.IHttpMaxRequestBodySizeFeature>() is { } size) size.MaxRequestBodySize = Units.RequestBytesMax;
+        byte[] bytes = System.Buffers.ArrayPool<byte>.Shared.Rent((int)length);
+        try
+        {
+            await context.Request.Body.ReadExactlyAsync(bytes.AsMemory(0, (int)length), context.RequestAborted);
+            return bytes;
+        }
+        catch
+        {
+            System.Buffers.ArrayPool<byte>.Shared.Return(bytes);
+            throw;
+        }
+    }
+
+    /// <summary>Length of the body, or null.</summary>
+    public long? BodyLength => context.Request.ContentLength;
+
+    /// <summary>Sets a header of the answer.</summary>
+    public void Say(string header, string value) => context.Response.Headers[header] = value;
+
+    /// <summary>Answers with bytes.</summary>
+    public Task AnswerAsync(string type, ReadOnlyMemory<byte> bytes)
+    {
+        context.Response.ContentType = type;
+        context.Response.ContentLength = bytes.Length;
+        return context.Response.Body.WriteAsync(bytes, context.RequestAborted).AsTask();
     }
 
     /// <summary>The body, however long it is and however slowly it comes: for what is taken in pieces.</summary>

@@ -19,8 +19,8 @@ internal sealed class AdminRoutes : IAdminRoutes
     private readonly Populations _populations;
     private readonly SnapshotRoutes _snapshots;
     private readonly StreamRoutes _streams;
-    private readonly DiskRoutes _disks;
     private readonly ApiAccess _access;
+    private readonly DiskRoutes _disks;
     private readonly Dictionary<string, Func<ApiCall, Task>> _handlers;
 
     /// <summary>Routes to <paramref name="daemon"/>.</summary>
@@ -48,6 +48,7 @@ internal sealed class AdminRoutes : IAdminRoutes
             ["GET disks"] = DisksAsync,
             ["POST disks"] = AddDiskAsync,
             ["DELETE disks/{id}"] = RemoveDiskAsync,
+            ["GET audit"] = AuditAsync,
             ["GET sessions"] = SessionsAsync,
             ["DELETE sessions/{id}"] = CutAsync,
             ["GET stats"] = StatsAsync,
@@ -56,8 +57,9 @@ internal sealed class AdminRoutes : IAdminRoutes
             ["DELETE tasks/{id}"] = CancelAsync,
             ["GET openapi.json"] = c => c.AnswerAsync(s_openApi),
         };
-        foreach ((string key, Func<ApiCall, Task> handler) in _targets.Handlers.Concat(_snapshots.Handlers).Concat(_streams.Handlers).Concat(_disks.Handlers).Concat(new PolicyRoutes(daemon).Handlers)
-            .Concat(new TokenRoutes(daemon).Handlers).Concat(new TenantRoutes(daemon).Handlers)) _handlers.Add(key, handler);
+        foreach ((string key, Func<ApiCall, Task> handler) in _targets.Handlers.Concat(_snapshots.Handlers).Concat(_streams.Handlers).Concat(_disks.Handlers)
+            .Concat(new PolicyRoutes(daemon).Handlers).Concat(new DenyRoutes(daemon).Handlers).Concat(new TokenRoutes(daemon).Handlers)
+            .Concat(new TenantRoutes(daemon).Handlers).Concat(new AofRoutes(daemon, _targets).Handlers)) _handlers.Add(key, handler);
         Core.Check.That(_handlers.Keys.ToHashSet().SetEquals(ApiRouteTable.All.Select(r => r.Key)));
     }
 
@@ -75,7 +77,16 @@ internal sealed class AdminRoutes : IAdminRoutes
     public Task HandleAsync(ApiCall call)
     {
         ApiRoute route = ApiRouteTable.Find(call);
-        _access.Check(route, call);
+        try
+        {
+            _access.Check(route, call);
+        }
+        catch (ApiException)
+        {
+            call.WasRefused = true;
+            throw;
+        }
+
         return _handlers[route.Key](call);
     }
 
@@ -218,6 +229,7 @@ internal sealed class AdminRoutes : IAdminRoutes
     private async Task AddDiskAsync(ApiCall call)
     {
         AddDisk request = await call.ReadAsync(ApiJson.Default.AddDisk);
+        call.About(request.Path);
         Check(request);
         try
         {
@@ -263,6 +275,15 @@ internal sealed class AdminRoutes : IAdminRoutes
 
     private DiskInfo Describe(AbsentDisk disk) => new(
         disk.Id, disk.Name, disk.Path, "absent", disk.State, 0, 0, 0, 0, 0, 0, 0, _daemon.Directory.CountOn(disk.Id), 0, 0, 0, 0, disk.Reason);
+
+    private Task AuditAsync(ApiCall call)
+    {
+        long limit = call.QueryNumber("limit") ?? 100, before = call.QueryNumber("before") ?? long.MaxValue;
+        if (limit is < 1 or > AuditLog.ListMax) throw new ApiException(400, "invalid-query", $"limit is 1 to {AuditLog.ListMax}", "limit");
+        string kind = call.Query("kind") ?? "all";
+        if (kind is not ("all" or "changes" or "refused")) throw new ApiException(400, "invalid-query", "kind is changes, refused or all", "kind");
+        return call.AnswerAsync(new AuditList(_daemon.Audit.List((int)limit, before, kind != "refused", kind != "changes")), ApiJson.Default.AuditList);
+    }
 
     // The counters of a session belong to its loop: they are read there, in one visit to each loop.
     private async Task SessionsAsync(ApiCall call)
@@ -362,7 +383,7 @@ internal sealed class AdminRoutes : IAdminRoutes
             v.Id, v.Uuid, v.Name, v.SizeBytes, used.GetValueOrDefault(v.Id), 1, used.ContainsKey(v.Id) ? VolumeDirectory.ImportFault(v) is not null ? "initializing" : "online" : "unavailable", v.Export,
             v.Description, v.StoreId, sessions.GetValueOrDefault(v.Id), v.Revision, v.CreatedAt, used.ContainsKey(v.Id) ? v.IsPopulating ? _populations.FaultOf(v.Id) : null : WhyNot(v),
             reservations.GetValueOrDefault(v.Id), BaseOf(layers.GetValueOrDefault(v.Id)), layers.GetValueOrDefault(v.Id)?.IsFlattening ?? false,
-            layers.GetValueOrDefault(v.Id)?.Snapshots.Count ?? 0, StreamRoutes.Describe(v.Import), v.IsImage))];
+            layers.GetValueOrDefault(v.Id)?.Snapshots.Count ?? 0, StreamRoutes.Describe(v.Import), v.IsImage, v.IsAppendOnly, v.IsSealed))];
     }
 
     private string WhyNot(VolumeRecord volume)

@@ -13,6 +13,9 @@ internal sealed class ApiCalls
     /// <summary>It has been answered.</summary>
     public void Leave(HttpContext context) => _calls.TryRemove(context, out _);
 
+    /// <summary>A call of this caller is being answered.</summary>
+    public bool Has(string callerId) => _calls.Values.Contains(callerId);
+
     /// <summary>Cuts the connections of a token that is worth nothing any more. How many.</summary>
     public int Cut(string callerId) => CutAll((_, id) => id == callerId);
 

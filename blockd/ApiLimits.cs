@@ -1,3 +1,4 @@
+using System.Collections.Concurrent;
 using System.Net;
 using Microsoft.AspNetCore.Connections;
 
@@ -31,10 +32,11 @@ internal sealed record ApiLimits
     public int ConnectionsPerAddressMax { get; init; } = 16;
 }
 
-/// <summary>Counts connections by address and drops those beyond the limit. Thread-safe.</summary>
-internal sealed class AddressLimit(int perAddressMax)
+/// <summary>Counts connections by address and drops those beyond the limit, and of denied addresses. Thread-safe.</summary>
+internal sealed class AddressLimit(int perAddressMax, Denied? denied = null)
 {
     private readonly Lock _lock = new();
+    private readonly ConcurrentDictionary<ConnectionContext, IPAddress> _connections = [];
     private readonly Dictionary<IPAddress, int> _open = [];
 
     /// <summary>The middleware of one listener.</summary>
@@ -53,15 +55,32 @@ internal sealed class AddressLimit(int perAddressMax)
             return;
         }
 
+        _connections[connection] = address;
         try
         {
-            await next(connection);
+            if (denied?.IsAddress(address) == true) connection.Abort();
+            else await next(connection);
         }
         finally
         {
+            _connections.TryRemove(connection, out _);
             Leave(address);
         }
     };
+
+    /// <summary>Cuts the connections of addresses that are denied. How many.</summary>
+    public int CutDenied()
+    {
+        int cut = 0;
+        foreach ((ConnectionContext connection, IPAddress address) in _connections)
+        {
+            if (denied?.IsAddress(address) != true) continue;
+            connection.Abort();
+            cut++;
+        }
+
+        return cut;
+    }
 
     private bool TryEnter(IPAddress address)
     {

@@ -2,7 +2,7 @@ using BlockServer.Core.Api;
 
 namespace BlockServer.Blockd;
 
-// The routes of tokens and tenants.
+// The routes of tokens, tenants, the audit log and who is denied.
 internal static partial class ApiRouteTable
 {
     private static ApiRoute[] AccessRoutes =>
@@ -23,5 +23,15 @@ internal static partial class ApiRouteTable
         new("DELETE", "tenants/{name}", "Deletes a tenant that has nothing any more; its tokens are revoked.", 204, null, null,
             [new("revision", "integer", "The tenant's revision.")],
             [s_noTenant, (400, "id-or-revision-needed"), s_badQuery, (409, "tenant-in-use"), (412, "revision-differs"), s_meanwhile]) { Role = ApiRole.Admin },
+        new("GET", "audit", "What was changed and refused, newest first.", 200, typeof(AuditList), null,
+            [new("limit", "integer", "At most so many, up to 1000; default: 100."), new("before", "integer", "Only what came before this sequence."),
+                new("kind", "string", "changes, refused or all (default).")],
+            [s_badQuery]) { Role = ApiRole.Admin },
+        new("GET", "denied", "Who is kept out.", 200, typeof(DeniedList), null, [], []) { Role = ApiRole.Admin },
+        new("POST", "denied", "Keeps an initiator, address or token out: what is open is cut at once, what comes is refused.", 201, typeof(DeniedInfo), typeof(Deny), [],
+            [(400, "invalid-kind"), (400, "invalid-value"), (400, "invalid-reason"), (404, "no-such-token"), (409, "would-deny-you"), (409, "too-many-denied"), s_meanwhile])
+            { Role = ApiRole.Admin },
+        new("DELETE", "denied", "Takes a denial back.", 204, null, null, [new("kind", "string", "As in the denial."), new("value", "string", "As in the denial.")],
+            [(400, "invalid-kind"), (400, "invalid-value"), (404, "not-denied"), s_meanwhile]) { Role = ApiRole.Admin },
     ];
 }

@@ -20,7 +20,7 @@ internal static partial class ApiRouteTable
             [s_badName, s_noVolume, s_noSnapshot, s_badQuery, (409, "snapshot-in-use"), (409, "snapshot-is-lun"), (409, "snapshot-has-clones"), (409, "clone-being-deleted"), s_meanwhile, s_coming, (412, "uuid-differs"), s_noDisk]),
         new("POST", "volumes/{name}/snapshots/{snapshot}/rollback", "Makes the volume what the snapshot is; what it was is kept as another snapshot.", 200,
             typeof(RollbackInfo), typeof(RollbackSnapshot), [],
-            [s_badName, s_noVolume, s_noSnapshot, (409, "volume-in-use"), (409, "snapshot-exists"), s_coming, s_image, (409, "volume-flattening"), s_meanwhile, s_noDisk, (507, "no-space")]),
+            [s_badName, s_noVolume, s_noSnapshot, (409, "volume-in-use"), (409, "snapshot-exists"), s_coming, s_image, (409, "volume-flattening"), s_meanwhile, (412, "revision-differs"), (412, "uuid-differs"), s_quotaBytes, s_noDisk, (507, "no-space")]),
         new("GET", "volumes/{name}/diff", "What differs between a snapshot and a later one, or what is written now.", 200, typeof(DiffInfo), null,
             [new("from", "string", "Name of the snapshot."), new("to", "string", "Name of the other one; default: what is written now."),
                 new("offset", "integer", "Where to begin, in bytes."), new("ranges", "integer", "At most so many ranges, 1 to 10,000 (default).")],

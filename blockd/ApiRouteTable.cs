@@ -49,12 +49,12 @@ internal static partial class ApiRouteTable
     public static readonly (int Status, string Code)[] CommonCodes =
     [
         (400, "bad-request"), (401, "no-token"), (401, "wrong-token"), (404, "no-such-resource"), (405, "wrong-method"),
-        (403, "wrong-role"), (403, "whole-node"), (421, "wrong-host"), (429, "too-many-failures"), (500, "internal-error"), (503, "metadata-unavailable"),
+        (403, "wrong-role"), (403, "whole-node"), (403, "denied"), (421, "wrong-host"), (429, "too-many-failures"), (500, "internal-error"), (503, "metadata-unavailable"),
     ];
 
     /// <summary>Refusals that every change may get besides.</summary>
     public static readonly (int Status, string Code)[] ChangeCodes =
-        [(400, "invalid-json"), (403, "cross-origin"), (413, "body-too-large"), (415, "wrong-content-type")];
+        [(400, "invalid-json"), (400, "invalid-idempotency-key"), (403, "cross-origin"), (409, "idempotency-key-reused"), (409, "request-running"), (413, "body-too-large"), (415, "wrong-content-type")];
 
     private static readonly (int, string) s_noVolume = (404, "no-such-volume");
     private static readonly (int, string) s_badName = (400, "invalid-name");
@@ -79,7 +79,7 @@ internal static partial class ApiRouteTable
     public static readonly ApiRoute[] All =
     [
         .. NodeRoutes, .. VolumeRoutes, .. SnapshotRoutes, .. StreamRoutes, .. PolicyRoutes, .. DiskRoutes, .. TargetRoutes, .. TaskRoutes,
-        .. AccessRoutes,
+        .. AofRoutes, .. AccessRoutes,
     ];
 
     /// <summary>The route of a call; throws 404 or, with the methods that would do, 405.</summary>

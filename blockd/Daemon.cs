@@ -32,7 +32,10 @@ internal sealed class Daemon
         Settings settings, DataDirectory data, SqliteMetaStore meta, List<LoopThread> threads, StartWatch watch, Func<IFile, IFile>? layer)
     {
         Settings = settings;
-        Sessions = new Sessions(settings.Limits.OfConnections(settings.Connections, settings.ConnectionsPerAddress));
+        DenyList = new DenyDirectory(meta);
+        Denied = new Denied(DenyList);
+        Sessions = new Sessions(settings.Limits.OfConnections(settings.Connections, settings.ConnectionsPerAddress)) { Denied = Denied };
+        Audit = AuditLog.Open(data.AuditPath, Warn);
         _data = data;
         _meta = meta;
         _threads = threads;
@@ -70,6 +73,31 @@ internal sealed class Daemon
 
     /// <summary>Who shares the node.</summary>
     public TenantDirectory Tenants { get; }
+
+    /// <summary>The black list as it is kept.</summary>
+    public DenyDirectory DenyList { get; }
+
+    /// <summary>The black list as it is asked.</summary>
+    public Denied Denied { get; }
+
+    /// <summary>What the admin API changed and refused.</summary>
+    public AuditLog Audit { get; }
+
+    /// <summary>Certificate and key, or null: nothing is encrypted.</summary>
+    public TlsFiles? Tls { get; private init; }
+
+    /// <summary>Cuts the API's connections of denied addresses; set by the API.</summary>
+    public Func<int>? CutDeniedApi { get; set; }
+
+    /// <summary>Puts the black list in force as it is now: whoever is on it is cut, on every front end. How many connections.</summary>
+    public int EnforceDenied()
+    {
+        Denied.Refresh();
+        return Sessions.CutDenied() + (CutDeniedApi?.Invoke() ?? 0) + Calls.CutAll((_, id) => Denied.IsToken(id));
+    }
+
+    /// <summary>Everything that the metadata hold now.</summary>
+    public ValueTask<IReadOnlyList<MetaEntry>> MetadataAsync() => _meta.RangeAsync("");
 
     /// <summary>Who a token of the admin API stands for.</summary>
     public ApiTokens ApiTokens => new(TokenHash, Tokens, Tenants, Directory, Clock);
@@ -140,8 +168,7 @@ internal sealed class Daemon
         Settings settings, int systemdSockets, Action<string> log, StartWatch? watch = null, Func<IFile, IFile>? layer = null)
     {
         // First, so that a wrong file changes nothing anywhere.
-        TlsIdentity? tls = settings.TlsCert is null ? null
-            : TlsIdentity.Load(settings.TlsCert, settings.TlsKey!, settings.TlsCa, settings.TlsClients, SystemClock.Instance);
+        TlsFiles? tls = TlsFiles.Open(settings, log);
         DataDirectory data = DataDirectory.Open(settings.DataDir);
         Daemon? daemon = null;
         try
@@ -149,7 +176,7 @@ internal sealed class Daemon
             data.ProtectMetadata();
             SqliteMetaStore meta = SqliteMetaStore.Open(data.MetadataPath);
             var threads = new List<LoopThread>();
-            daemon = new Daemon(settings, data, meta, threads, watch ?? new StartWatch(), layer);
+            daemon = new Daemon(settings, data, meta, threads, watch ?? new StartWatch(), layer) { Tls = tls };
             for (int i = 0; i < settings.Loops; i++)
             {
                 LoopThread thread = LoopFactory.Create(
@@ -165,6 +192,7 @@ internal sealed class Daemon
         {
             if (daemon is not null) await daemon.StopAsync(log);
             else data.Dispose();
+            if (daemon is null) tls?.Dispose();
             throw;
         }
     }
@@ -195,6 +223,9 @@ internal sealed class Daemon
         Policies.Dispose();
         Tokens.Dispose();
         Tenants.Dispose();
+        DenyList.Dispose();
+        Audit.Dispose();
+        Tls?.Dispose();
         PolicyRunner.Dispose();
         Disks.Dispose();
         await _meta.DisposeAsync();
@@ -254,7 +285,7 @@ internal sealed class Daemon
         return null;
     }
 
-    private async Task OpenAsync(int systemdSockets, TlsIdentity? tls, Action<string> log)
+    private async Task OpenAsync(int systemdSockets, TlsFiles? tls, Action<string> log)
     {
         if (_threads[0].FallbackReason is { } fallback) Warn($"the aio engine is used: {fallback}");
         MetaEntry? known = await _meta.GetAsync(TokenKey);
@@ -269,9 +300,10 @@ internal sealed class Daemon
 
         await Targets.LoadAsync();
         await Policies.LoadAsync();
-        await ScrubRecords.LoadAsync();
         await Tokens.LoadAsync();
         await Tenants.LoadAsync();
+        await Denied.LoadAsync();
+        await ScrubRecords.LoadAsync();
         await Volumes.LoadAsync();
         await Disks.OpenAllAsync();
         foreach (string note in await Directory.ReconcileAsync(Stores.All)) Warn(note);
@@ -290,11 +322,11 @@ internal sealed class Daemon
         PolicyRunner.Start();
     }
 
-    private async Task ListenAsync(int systemdSockets, TlsIdentity? tls, Action<string> log)
+    private async Task ListenAsync(int systemdSockets, TlsFiles? tls, Action<string> log)
     {
         LoopThread first = _threads[0];
-        var options = Settings.Limits.OfNbd() with { TlsMode = Settings.Tls, Tls = tls is null ? null : new TlsUpgrade(first.Loop, tls) };
-        bool isProven = tls is { Clients: TlsClients.Required };
+        var options = Settings.Limits.OfNbd() with { TlsMode = Settings.Tls, Tls = tls is null ? null : new TlsUpgrade(first.Loop, () => tls.Current) };
+        bool isProven = tls is { Current.Clients: TlsClients.Required };
         _nbd = new NbdFrontEnd(first, Directory, Volumes, Sessions, Meters, options, isProven, Settings.Insecure, Settings.Stdio, log);
         string?[] secrets = [tls is null ? null : Settings.TlsKey, Settings.IscsiChap];
         foreach (string file in secrets.OfType<string>())
@@ -330,6 +362,6 @@ internal sealed class Daemon
             Warn($"{listener.Protocol} at {listener.Address} is open to everybody who reaches it (--insecure)");
     }
 
-    /// <summary>Tells the operator.</summary>
+    /// <summary>Adds to what the node warns of.</summary>
     public void Warn(string warning) => _warnings.Enqueue(warning);
 }

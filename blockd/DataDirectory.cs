@@ -26,6 +26,9 @@ internal sealed class DataDirectory : IDisposable
 
     public string TokenPath => Path.Combine(DirectoryPath, "admin.token");
 
+    /// <summary>Where the audit log lies.</summary>
+    public string AuditPath => Path.Combine(DirectoryPath, "audit");
+
     /// <summary>Where the store number <paramref name="index"/> lies by default.</summary>
     public string StorePath(int index) => Path.Combine(DirectoryPath, $"store-{index}.blk");
 

@@ -193,7 +193,7 @@ internal sealed class Imports(VolumeDirectory directory, StoreSet stores, Shared
         if (isImage) throw new ApiException(400, "invalid-query", "only a full stream makes an image; bring the increment in, then pfcli create_image", "image");
         if (known is null)
             throw new ApiException(409, "wrong-base", $"the stream is an increment and there is no volume '{name}' with its base; import the full stream first");
-        if (VolumeDirectory.ImageFault(known) is { } fault) throw AdminRoutes.Refusal(fault);
+        if ((VolumeDirectory.ImageFault(known) ?? VolumeDirectory.AppendOnlyFault(known)) is { } fault) throw AdminRoutes.Refusal(fault);
         if (known.Import is { Base: null }) throw new ApiException(409, "import-unfinished", $"'{name}' is not whole itself yet");
         if (!goesOn)
         {

@@ -100,9 +100,10 @@ internal sealed class IscsiFrontEnd
     {
         var login = new IscsiLogin(_thread.Loop, connection, portal, _options);
         LinkedListNode<Handshake> waiting = _sessions.BeginHandshake(
-            new Handshake(_thread, () => login.Cut("the server is shutting down"), login.Cut));
+            new Handshake(_thread, () => login.Cut("the server is shutting down"), login.Cut, connection.Peer));
         try
         {
+            if (_sessions.Denied?.IsPeer(connection.Peer) == true) login.Cut("its address is denied"); // since it was let in
             IscsiNegotiated? negotiated = await login.RunAsync();
             if (login.WereCredentialsWrong) _sessions.Failed(address, _thread.Loop.NowNanos);
             if (negotiated is null) return login.EndReason ?? "left during login";
@@ -180,6 +181,7 @@ internal sealed class IscsiFrontEnd
                     _sessions.NextId(), () => target.Volumes, target.Name, negotiated.Connection.Peer, listener, false, identity,
                     SystemClock.Instance.UtcNow, handle, () => target.Snapshots);
                 _sessions.Add(known);
+                if (_sessions.Denied?.IsSession(known) == true) target.Iscsi.Cut(session.Tsih, "it is denied");
                 if (target.Volumes.Any(_volumes.IsClosed)) target.Iscsi.Cut(session.Tsih, "a stream has begun to come into a volume");
             });
         }
@@ -193,6 +195,7 @@ internal sealed class IscsiFrontEnd
     private (IscsiLoginStatus Status, string Why)? RefusalOf(ServedTarget target, LoginMachine login, string peer, PortalPlace portal)
     {
         string name = login.Target!.Name;
+        if (IsDenied(login.InitiatorName, peer)) return (IscsiLoginStatus.AuthorizationFailure, $"{login.InitiatorName} or its address is denied");
         if (Catalog.Find(name) is not { } view || view.Key != target.Key) return (IscsiLoginStatus.NotFound, $"target {name} is gone");
         IscsiLoginStatus status = IscsiRules.Decide(view, login.InitiatorName, IscsiRules.AddressOf(peer), portal, _settings.Insecure);
         if (status != IscsiLoginStatus.Success) return (status, $"target {name} does not let {login.InitiatorName} in any more");
@@ -202,6 +205,9 @@ internal sealed class IscsiFrontEnd
         string why = Targets.FaultOf(view, view.Luns[0]) ?? "its disk does not serve it";
         return (IscsiLoginStatus.ServiceUnavailable, $"volume '{view.Luns[0].Volume.Name}' cannot be served: {why}");
     }
+
+    private bool IsDenied(string initiator, string peer) =>
+        _sessions.Denied is { } denied && (denied.IsInitiator(initiator) || denied.IsPeer(peer));
 
     private static SessionFigures FiguresOf(IscsiCounters counters) =>
         new(counters.Reads, counters.ReadBytes, counters.Writes, counters.WrittenBytes, counters.InFlight);
@@ -220,6 +226,7 @@ internal sealed class IscsiFrontEnd
         public IscsiLookup Find(string targetName, string initiatorName, string peer)
         {
             if (owner._isStopping) return new IscsiLookup(IscsiLoginStatus.ServiceUnavailable);
+            if (owner.IsDenied(initiatorName, peer)) return new IscsiLookup(IscsiLoginStatus.AuthorizationFailure);
             if (owner.Catalog.Find(targetName) is not { } target) return new IscsiLookup(IscsiLoginStatus.NotFound);
             IscsiLoginStatus status = IscsiRules.Decide(target, initiatorName, IscsiRules.AddressOf(peer), Place, owner._settings.Insecure);
             if (status == IscsiLoginStatus.NotFound && target.Enabled)
@@ -248,6 +255,7 @@ internal sealed class IscsiFrontEnd
         public IReadOnlyList<IscsiListing> List(string initiatorName, string? user, string peer)
         {
             System.Net.IPAddress? address = IscsiRules.AddressOf(peer);
+            if (owner.IsDenied(initiatorName, peer)) return [];
             return
             [
                 .. owner.Catalog.List()

@@ -75,7 +75,7 @@ internal sealed class NbdFrontEnd(
             Name = snapshot is null ? record.Name : $"{record.Name}@{snapshot}",
             Description = record.Description ?? "",
             Device = opened.Device,
-            SizeBytes = opened.Snapshot?.SizeBytes ?? record.SizeBytes,
+            SizeBytes = opened.Device.SizeBytes,
             IsReadOnly = snapshot is not null || record.Export.ReadOnly || record.IsImage,
             Meter = snapshot is null ? meters.Of(record.Id) : null,
             Contexts = new SnapshotContexts(this, opened.Volume, opened.Snapshot?.Uuid),
@@ -173,7 +173,8 @@ internal sealed class NbdFrontEnd(
     private async Task<string> ServeAsync(SocketConnection connection, string listener, string address, NbdOptions here)
     {
         var handshake = new NbdHandshake(thread.Loop, connection, this, here);
-        LinkedListNode<Handshake> waiting = sessions.BeginHandshake(new Handshake(thread, handshake.RequestStop, handshake.Cut));
+        LinkedListNode<Handshake> waiting = sessions.BeginHandshake(new Handshake(thread, handshake.RequestStop, handshake.Cut, connection.Peer));
+        if (sessions.Denied?.IsPeer(connection.Peer) == true) handshake.Cut("its address is denied"); // since it was let in
         NbdNegotiated? negotiated = await handshake.RunAsync();
         sessions.EndHandshake(waiting);
         if (handshake.FailedToProve) sessions.Failed(address, thread.Loop.NowNanos);
@@ -228,6 +229,12 @@ internal sealed class NbdFrontEnd(
             {
                 connection.Close();
                 return "a stream has begun to come into the volume";
+            }
+
+            if (sessions.Denied?.IsSession(session) == true)
+            {
+                connection.Close();
+                return "its address is denied";
             }
 
             return await transmission.RunAsync();

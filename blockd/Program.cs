@@ -115,6 +115,11 @@ internal static class Program
         }
 
         Daemon daemon = await starting;
+        using PosixSignalRegistration hangUp = PosixSignalRegistration.Create(PosixSignal.SIGHUP, context =>
+        {
+            context.Cancel = true; // it means: look at your files again
+            if (daemon.Tls?.Look() == true) Log("the TLS files were read again");
+        });
         int code = 0;
         try
         {

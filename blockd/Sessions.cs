@@ -13,7 +13,7 @@ internal sealed record SessionHandle(
     string Protocol, LoopThread Thread, Action<string> Cut, Action RequestStop, Func<SessionFigures> Figures);
 
 /// <summary>A connection that has not negotiated yet; its members are called on <paramref name="Thread"/>.</summary>
-internal sealed record Handshake(LoopThread Thread, Action RequestStop, Action<string> Cut);
+internal sealed record Handshake(LoopThread Thread, Action RequestStop, Action<string> Cut, string Peer = "");
 
 /// <summary>A snapshot that is read.</summary>
 internal sealed record SnapshotUse(uint VolumeId, Guid Uuid, string Name);
@@ -24,6 +24,12 @@ internal sealed class Session(
     DateTimeOffset since, SessionHandle handle, Func<IReadOnlyList<SnapshotUse>>? snapshots = null)
 {
     public string Id { get; } = id;
+
+    /// <summary>Address and port of the client, or unix:.</summary>
+    public string Peer { get; } = peer;
+
+    /// <summary>Name of the iSCSI initiator, or null.</summary>
+    public string? Initiator => Target is null ? null : identity?.Split(' ')[0];
 
     /// <summary>The volumes that it reaches now. Any thread.</summary>
     public IReadOnlyList<uint> Volumes => volumes();
@@ -53,7 +59,7 @@ internal sealed class Session(
             .Concat(Snapshots.Where(s => names.ContainsKey(s.VolumeId)).Select(s => $"{names[s.VolumeId]}@{s.Name}")));
         SessionFigures figures = handle.Figures();
         return new SessionInfo(
-            Id, handle.Protocol, volume, peer, listener, isTls, identity, since, figures.Reads, figures.ReadBytes,
+            Id, handle.Protocol, volume, Peer, listener, isTls, identity, since, figures.Reads, figures.ReadBytes,
             figures.Writes, figures.WrittenBytes, figures.InFlight, Target);
     }
 }
@@ -82,6 +88,21 @@ internal sealed class Sessions(ConnectionLimits limits)
     private readonly ConcurrentDictionary<string, Session> _sessions = new(StringComparer.Ordinal);
     private int _connections;
     private long _next;
+
+    /// <summary>Who is kept out, or null: nobody.</summary>
+    public Denied? Denied { get; init; }
+
+    /// <summary>Cuts sessions and handshakes of those who are denied. How many.</summary>
+    public int CutDenied()
+    {
+        if (Denied is not { } denied) return 0;
+        Session[] sessions = [.. _sessions.Values.Where(denied.IsSession)];
+        Handshake[] handshakes;
+        lock (_lock) handshakes = [.. _handshakes.Where(h => denied.IsPeer(h.Peer))];
+        foreach (Session session in sessions) session.Cut("it is denied");
+        foreach (Handshake handshake in handshakes) handshake.Thread.Post(() => handshake.Cut("its address is denied"));
+        return sessions.Length + handshakes.Length;
+    }
 
     /// <summary>Connections in any phase.</summary>
     public int Connections => Volatile.Read(ref _connections);
@@ -112,6 +133,7 @@ internal sealed class Sessions(ConnectionLimits limits)
     public string? Enter(string peer, ulong nowNanos, out string address)
     {
         address = AddressOf(peer);
+        if (Denied?.IsPeer(peer) == true) return "its address is denied (pfcli list_denied)";
         lock (_lock)
         {
             if (_failing.TryGetValue(address, out Failing? failing) && nowNanos < failing.BlockedUntil)

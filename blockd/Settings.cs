@@ -44,6 +44,9 @@ internal sealed record Settings
 
     public required IReadOnlyList<ListenAddress> Api { get; init; }
 
+    /// <summary>The API speaks HTTPS at loopback too.</summary>
+    public required bool IsApiAlwaysTls { get; init; }
+
     /// <summary>Size of the first store file; null: half of the free disk, at most 64 GiB.</summary>
     public required ulong? StoreSizeBytes { get; init; }
 
@@ -157,6 +160,7 @@ internal static class SettingsReader
         ("iscsi-prefix", "IQN", false, "Name of the target of volume NAME is IQN:NAME. Default: iqn.2026-11.org.blockserver."),
         ("iscsi-chap", "FILE", false, "CHAP users of discovery and of targets that have none of their own: a line 'user NAME SECRET' each, and at most one 'mutual NAME SECRET' by which the target proves itself."),
         ("api", "ADDRESS", true, "Where the admin API is served: ADDRESS:PORT, unix:PATH or none; repeatable. Default: 127.0.0.1:49180."),
+        ("api-tls", "MODE", false, "beyond (default): the admin API speaks HTTPS, by --tls-cert, at addresses beyond loopback. always: at every TCP address."),
         ("store-size", "SIZE", false, "Size of the first store file DIR/store-0.blk, for instance 20g. Default: half of the free disk, at most 64g."),
         ("durability", "MODE", false, "flush: like a disk with a cache, FLUSH and FUA make writes durable (default). ack: every write is durable when answered."),
         ("engine", "ENGINE", false, "How the disk is driven: auto (default: io_uring, else aio), io_uring or aio."),
@@ -170,7 +174,7 @@ internal static class SettingsReader
         ("loops", "COUNT", false, "Threads that serve, 1 to 64. Default: 1. Stores are spread over them."),
         ("busy-poll", "MICROSECONDS", false, "How long a thread that serves looks for the next request before it sleeps, while requests come faster than that; 0 to 1000. Default: 50, and 0 unless there is a processor more than --loops. 0 saves processor time, a sleep costs a client that waits for each answer some latency. io_uring only."),
         ("tls", "MODE", false, "off, optional or required: whether NBD clients use TLS. Default: off without --tls-cert, else optional, but required when an address is beyond loopback or --tls-clients is required. Beyond loopback optional means required unless --insecure."),
-        ("tls-cert", "FILE", false, "Certificate (PEM) for NBD's STARTTLS, with its intermediates behind it."),
+        ("tls-cert", "FILE", false, "Certificate (PEM) for NBD's STARTTLS and for HTTPS, with its intermediates behind it. Read again when the file changes."),
         ("tls-key", "FILE", false, "Private key (PEM, no passphrase) of --tls-cert."),
         ("tls-ca", "FILE", false, "Authorities (PEM) that sign client certificates."),
         ("tls-clients", "MODE", false, "Client certificates: none (default), optional or required."),
@@ -237,7 +241,9 @@ internal static class SettingsReader
             if (clients != TlsClients.Required && nbd.FirstOrDefault(a => !a.IsLocal) is { } open)
                 throw new SettingException("--nbd", open.ToString(), BeyondHelp);
             if (api.FirstOrDefault(a => !a.IsLocal) is { } openApi)
-                throw new SettingException("--api", openApi.ToString(), "the API speaks plain HTTP: bind it to loopback behind a TLS proxy, or say --insecure");
+            {
+                if (cert is null) throw new SettingException("--api", openApi.ToString(), "an address beyond loopback needs HTTPS: give --tls-cert and --tls-key, or say --insecure");
+            }
         }
 
         return new Settings
@@ -250,6 +256,7 @@ internal static class SettingsReader
             IscsiPrefix = prefix,
             IscsiChap = chap,
             Api = stdio is null ? api : [],
+            IsApiAlwaysTls = IsApiAlwaysTls(),
             StoreSizeBytes = Size("store-size", StoreBytesMin, 16 * Units.TiB - Units.MiB),
             Durability = Choice("durability", "flush", "ack") == "ack" ? Durability.Ack : Durability.Flush,
             Engine = Choice("engine", "auto", "io_uring", "aio"),
@@ -316,6 +323,12 @@ internal static class SettingsReader
             ulong rate = Size("relayout-rate", Units.MiB, Units.TiB) ?? 64 * Units.MiB;
             if (Choice("relayout", "on", "off") == "on") return rate;
             return One("relayout-rate") is not { } text ? 0UL : throw new SettingException("--relayout-rate", text, "it contradicts --relayout off");
+        }
+
+        bool IsApiAlwaysTls()
+        {
+            if (Choice("api-tls", "beyond", "always") == "beyond") return false;
+            return cert is not null ? true : throw new SettingException("--api-tls", "always", "it needs --tls-cert and --tls-key");
         }
 
         NbdTlsMode TlsMode()

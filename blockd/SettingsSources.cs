@@ -11,8 +11,8 @@ internal sealed class SettingsSources
     /// <summary>What every variable of the environment begins with.</summary>
     public const string Prefix = "BLOCKD_";
 
-    // Variables with our prefix that are no settings: the file to read, and pfcli's token.
-    private static readonly string[] s_others = [Prefix + "CONFIG", Prefix + "TOKEN_FILE"];
+    // Variables with our prefix that are no settings: the file to read, and what is pfcli's.
+    private static readonly string[] s_others = [Prefix + "CONFIG", Prefix + "TOKEN_FILE", Prefix + "CA_FILE"];
 
     private readonly Dictionary<string, IReadOnlyList<string>> _values = new(StringComparer.Ordinal);
     private readonly Dictionary<string, string> _origins = new(StringComparer.Ordinal);

@@ -78,6 +78,7 @@ internal sealed class SnapshotRoutes(
     private async Task CreateAsync(ApiCall call)
     {
         CreateSnapshot request = await call.ReadAsync(ApiJson.Default.CreateSnapshot);
+        call.About($"{request.Name} of {string.Join(", ", request.Volumes)}");
         if (request.Volumes.FirstOrDefault(v => v is not null && !call.Sees(v)) is { } unseen) throw AdminRoutes.NoVolume(unseen);
         SnapshotResult cut = Must(await daemon.Directory.CutAsync(request.Name, request.Volumes, new SnapshotLabel(request.Clean)));
         await call.AnswerAsync(new SnapshotList(await DescribeAsync(call, cut.Snapshots, withUsage: false)), ApiJson.Default.SnapshotList, 201);
@@ -129,6 +130,10 @@ internal sealed class SnapshotRoutes(
         int sessions = daemon.Sessions.CountOf(volume.Id);
         if (sessions > 0 && !request.Force)
             throw new ApiException(409, "volume-in-use", $"{sessions} clients are attached; detach them, or say force: then they are cut off", "force");
+        if (request.Revision is { } revision && revision != volume.Revision)
+            throw new ApiException(412, "revision-differs", $"the volume has revision {volume.Revision} now; read it again", "revision");
+        if (request.Uuid is { } uuid && (await FindAsync(call)).Info.Uuid != uuid)
+            throw new ApiException(412, "uuid-differs", $"'{call.Parts[3]}' is another snapshot now; read it again", "uuid");
         SnapshotResult back = Must(await daemon.Directory.RollBackAsync(volume.Name, call.Parts[3], request.SafetyName));
         VolumeRecord now = daemon.Directory.Find(volume.Name) ?? volume;
         daemon.OnChanged(now);

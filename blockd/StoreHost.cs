@@ -32,6 +32,9 @@ internal sealed class StoreHost : IMoveSide
     /// <summary>On the loop only.</summary>
     public ILayeredStore Store { get; }
 
+    /// <summary>Its append-only volumes. On the loop only.</summary>
+    public IAppendStore Appends => (IAppendStore)Store;
+
     public string Name { get; }
 
     public string DiskPath => _file.Path;

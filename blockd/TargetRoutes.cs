@@ -173,6 +173,7 @@ internal sealed class TargetRoutes(Daemon daemon, ApiAccess access)
     {
         CreateTarget request = await call.ReadAsync(ApiJson.Default.CreateTarget);
         string name = NameOf(request.Name);
+        call.About(name);
         if (!call.Caller.OwnsTarget(name)) throw call.NotYours("name");
         if (daemon.Catalog.Find(name) is { IsOwn: true } own)
         {
@@ -206,6 +207,7 @@ internal sealed class TargetRoutes(Daemon daemon, ApiAccess access)
     {
         string name = Configured(call);
         AddLun request = await call.ReadAsync(ApiJson.Default.AddLun);
+        call.About(request.Volume);
         string[] parts = request.Volume.Split('@', 2);
         VolumeRecord volume = (call.Sees(parts[0]) ? daemon.Directory.Find(parts[0]) : null) ?? throw AdminRoutes.NoVolume(parts[0], "volume");
         SnapshotInfo? snapshot = parts.Length == 1 ? null

@@ -54,9 +54,6 @@ public sealed partial class VolumeDirectory
         if (volume.StoreId == to) return (null, new DirectoryFault(IoStatus.Conflict, "already-there", $"'{name}' lies on that disk already", "storeId"));
         (List<VolumeRecord> family, DirectoryFault? fault) = await FamilyAsync(volume, from);
         if (fault is not null) return (null, fault);
-        // What a client has appended, and which of his appends they were, is more than a device shows.
-        if ((await from.ListAsync()).Any(h => h.IsAppendOnly && family.Any(v => v.Id == h.Id)))
-            return (null, new DirectoryFault(IoStatus.Conflict, "append-only", $"'{name}' is append-only, and such volumes stay on their disk"));
         foreach (VolumeRecord member in family)
         {
             if (await meta.GetAsync(LeftKey(to, member.Id)) is not null)
@@ -202,6 +199,13 @@ public sealed partial class VolumeDirectory
             if (await host.LayersAsync(id) is not { } layers) return ([], AwayFault());
             if (ImportFault(member) is { } coming) return ([], coming);
             if (MoveFault(member) is { } moving) return ([], moving);
+            if (member.IsAppendOnly)
+            {
+                // A move copies blocks; the length and what is remembered of the clients would stay behind.
+                return ([], new DirectoryFault(IoStatus.Conflict, "volume-is-append-only", $"'{member.Name}' is append-only and stays on its disk; "
+                    + $"to have its bytes elsewhere: pfcli aof_read -v {member.Name} into a file there"));
+            }
+
             if (layers.IsFlattening)
                 return ([], new DirectoryFault(IoStatus.Conflict, "volume-flattening", $"'{member.Name}' is being flattened; wait until that has ended"));
             if (_unsettled.Contains(id)) return ([], new DirectoryFault(IoStatus.Conflict, "changed-meanwhile", $"'{member.Name}' is being changed; try again in a moment"));

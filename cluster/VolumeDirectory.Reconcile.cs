@@ -182,7 +182,8 @@ public sealed partial class VolumeDirectory
         string name = head.Name;
         if (Find(name) is not null || !VolumeName.IsValid(name, out _)) name = $"rescued-{head.Id}";
         var record = new VolumeRecord(
-            head.Id, head.Uuid, name, head.SizeBytes, VolumeState.Ready, new ExportOptions(), null, host.StoreId, clock.UtcNow, null, Epoch: head.Epoch);
+            head.Id, head.Uuid, name, head.SizeBytes, VolumeState.Ready, ExportOf(new ExportOptions(), head.IsAppendOnly), null, host.StoreId, clock.UtcNow, null,
+            Epoch: head.Epoch, IsAppendOnly: head.IsAppendOnly, IsSealed: head.IsSealed);
         if (name != head.Name && await host.UpdateAsync(head with { Name = name }) != IoStatus.Ok)
         {
             notes.Add($"volume '{head.Name}' was found on disk {host.StoreId} but could not be renamed to '{name}'");

@@ -67,7 +67,7 @@ public sealed partial class VolumeDirectory
         (VolumeSnapshot? found, DirectoryFault? fault) = await FindSnapshotAsync(volume, snapshot);
         if (found is null) return fault!;
         VolumeRecord old = found.Volume;
-        if (ImageFault(old) is { } image) return image;
+        if ((ImageFault(old) ?? SealedFault(old)) is { } image) return image;
         if (MoveFault(old) is { } moving) return moving;
         if (Quota?.FaultOf(old.Name, found.Info.SizeBytes, old, List()) is { } tooMuch) return tooMuch;
         IVolumeHost host = _hosts[old.StoreId];
@@ -133,9 +133,9 @@ public sealed partial class VolumeDirectory
             if (basis is null) return missing!;
         }
 
-        ulong size = request.SizeBytes ?? basis?.Info.SizeBytes ?? from.SizeBytes;
+        ulong size = request.SizeBytes ?? (from.IsAppendOnly ? null : basis?.Info.SizeBytes) ?? from.SizeBytes;
         ExportOptions export = request.Export ?? from.Export with { ReadOnly = false, Thick = false };
-        var wanted = new CreateVolume(request.Name, size, 1, export, request.Description, from.StoreId, request.IdempotencyKey);
+        var wanted = new CreateVolume(request.Name, size, 1, export, request.Description, from.StoreId, request.IdempotencyKey, from.IsAppendOnly);
         if (Repeated(wanted) is { } repeated) return repeated;
         if (BlockFault(export, size) is { } odd) return odd;
         if (Quota?.FaultOf(request.Name, size, null, List()) is { } tooMuch) return tooMuch;

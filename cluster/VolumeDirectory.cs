@@ -117,7 +117,7 @@ public sealed partial class VolumeDirectory(IMetaStore meta, IWallClock clock, I
     {
         if (Find(request.Name) is not { } existing) return null;
         bool isSame = request.IdempotencyKey is not null && existing.IdempotencyKey == request.IdempotencyKey
-            && existing.SizeBytes == request.SizeBytes;
+            && existing.SizeBytes == request.SizeBytes && existing.IsAppendOnly == request.AppendOnly;
         return isSame ? existing : NameTaken(request.Name);
     }
 
@@ -127,8 +127,9 @@ public sealed partial class VolumeDirectory(IMetaStore meta, IWallClock clock, I
     {
         (uint id, MetaEntry? counter) = await NextIdAsync();
         var record = new VolumeRecord(
-            id, random.NextGuid(), request.Name, request.SizeBytes, VolumeState.Creating, request.Export ?? new ExportOptions(),
-            request.Description, host.StoreId, clock.UtcNow, request.IdempotencyKey, import, IsPopulating: isPopulating);
+            id, random.NextGuid(), request.Name, request.SizeBytes, VolumeState.Creating, ExportOf(request.Export ?? new ExportOptions(), request.AppendOnly),
+            request.Description, host.StoreId, clock.UtcNow, request.IdempotencyKey, import, IsPopulating: isPopulating,
+            IsAppendOnly: request.AppendOnly);
         _unsettled.Add(id); // until what follows is known to have happened, or not
         MetaResult written = await CommitAsync(
             [new(CounterKey, counter?.ModRevision ?? 0), new(NameKey(record.Name), 0), new(VolumeKey(id), 0)],
@@ -162,6 +163,7 @@ public sealed partial class VolumeDirectory(IMetaStore meta, IWallClock clock, I
         if (Find(name) is not { } old) return NoVolume(name);
         if (!isImport && ImportFault(old) is { } coming) return coming;
         if (ImageFault(old, change) is { } image) return image;
+        if (AppendOnlyFault(old, change) is { } appends) return appends;
         if (change.Revision is { } revision && revision != old.Revision) return RevisionFault(old);
         string newName = change.Name ?? old.Name;
         ulong newSize = change.SizeBytes ?? old.SizeBytes;
@@ -171,7 +173,7 @@ public sealed partial class VolumeDirectory(IMetaStore meta, IWallClock clock, I
         {
             Name = newName,
             SizeBytes = newSize,
-            Export = change.Export ?? old.Export,
+            Export = ExportOf(change.Export ?? old.Export, old.IsAppendOnly),
             Description = change.Description ?? old.Description,
             State = VolumeState.Ready,
         };
@@ -264,7 +266,10 @@ public sealed partial class VolumeDirectory(IMetaStore meta, IWallClock clock, I
         return record;
     }
 
-    private static VolumeHead HeadOf(VolumeRecord record) => new(record.Id, record.Uuid, record.Name, record.SizeBytes, record.Epoch);
+    private static VolumeHead HeadOf(VolumeRecord record) => new(record.Id, record.Uuid, record.Name, record.SizeBytes, record.Epoch)
+    {
+        IsAppendOnly = record.IsAppendOnly, IsSealed = record.IsSealed,
+    };
 
     private static DirectoryFault? SizeFault(ulong bytes)
     {

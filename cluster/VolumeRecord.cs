@@ -39,10 +39,12 @@ public enum VolumeState
 /// <param name="IsImage">Its content never changes again; <see cref="ExportOptions.ReadOnly"/> is set and stays.</param>
 /// <param name="IsPopulating">It is a clone that becomes a copy: nobody may attach it before it shares nothing any more.</param>
 /// <param name="Epoch">Counts its homes, from 1: without this record the store with the higher one in its head is believed.</param>
+/// <param name="IsAppendOnly">Bytes are only added at its end; its size is the length that it never exceeds.</param>
+/// <param name="IsSealed">It is append-only and takes nothing more, for ever.</param>
 public sealed record VolumeRecord(
     uint Id, Guid Uuid, string Name, ulong SizeBytes, VolumeState State, ExportOptions Export, string? Description,
     Guid StoreId, DateTimeOffset CreatedAt, string? IdempotencyKey, ImportRecord? Import = null, bool IsImage = false, bool IsPopulating = false,
-    ulong Epoch = 1)
+    ulong Epoch = 1, bool IsAppendOnly = false, bool IsSealed = false)
 {
     /// <summary>Revision of the transaction that wrote this record; what clients compare.</summary>
     [JsonIgnore]

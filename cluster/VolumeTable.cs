@@ -54,7 +54,9 @@ internal sealed class VolumeTable
     private void Promise(VolumeRecord record, bool isGiven)
     {
         (ulong bytes, int count) = _promised.GetValueOrDefault(record.StoreId);
-        _promised[record.StoreId] = isGiven ? (bytes + record.SizeBytes, count + 1) : (bytes - record.SizeBytes, count - 1);
+        // The size of an append-only volume is a limit, not a promise.
+        ulong size = record.IsAppendOnly ? 0 : record.SizeBytes;
+        _promised[record.StoreId] = isGiven ? (bytes + size, count + 1) : (bytes - size, count - 1);
     }
 
     private sealed class Snapshot(ImmutableSortedDictionary<string, VolumeRecord> names)

@@ -80,6 +80,22 @@ public sealed class TlsIdentity
         return new TlsIdentity(SslStreamCertificateContext.Create(pair, chain, offline: true), authorities, clients);
     }
 
+    /// <summary>The certificate is made for a server of this name, or address.</summary>
+    public bool IsNamed(string host) => _certificate.TargetCertificate.MatchesHostname(host, allowWildcards: true, allowCommonName: false);
+
+    /// <summary>The rules of a handshake in which clients are asked for nothing: they prove themselves otherwise.</summary>
+    public SslServerAuthenticationOptions OptionsWithoutClients() => new()
+    {
+        ServerCertificateContext = _certificate,
+        EnabledSslProtocols = SslProtocols.Tls12 | SslProtocols.Tls13,
+        EncryptionPolicy = EncryptionPolicy.RequireEncryption,
+        CipherSuitesPolicy = s_suites,
+        AllowRenegotiation = false,
+        AllowTlsResume = false,
+        ClientCertificateRequired = false,
+        CertificateRevocationCheckMode = X509RevocationMode.NoCheck,
+    };
+
     /// <summary>The rules of one handshake.</summary>
     internal SslServerAuthenticationOptions Options() => new()
     {

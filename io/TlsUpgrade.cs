@@ -9,8 +9,14 @@ namespace BlockServer.Io;
 /// loop. Records are sealed and opened on the loop itself: at about 3 GB/s that is cheaper than a hop to another thread.
 /// Lives on one loop. Has no deadline of its own: whoever asks closes the plain connection, and the handshake fails.
 /// </summary>
-public sealed class TlsUpgrade(ILoop loop, TlsIdentity identity) : ITlsUpgrade
+public sealed class TlsUpgrade(ILoop loop, Func<TlsIdentity> identity) : ITlsUpgrade
 {
+    /// <summary>With one identity for ever.</summary>
+    public TlsUpgrade(ILoop loop, TlsIdentity identity)
+        : this(loop, () => identity)
+    {
+    }
+
     /// <inheritdoc/>
     public ValueTask<TlsResult> UpgradeAsync(IConnection plain)
     {
@@ -28,7 +34,7 @@ public sealed class TlsUpgrade(ILoop loop, TlsIdentity identity) : ITlsUpgrade
         string? subject = null, failure = null;
         try
         {
-            await ssl.AuthenticateAsServerAsync(identity.Options(), CancellationToken.None);
+            await ssl.AuthenticateAsServerAsync(identity().Options(), CancellationToken.None);
             subject = ssl.RemoteCertificate?.Subject;
         }
 #pragma warning disable CA1031 // Whatever a peer provokes is its own end, not the daemon's.

@@ -284,7 +284,7 @@ public sealed partial class Store
             int length = (int)(Units.ExtentBytes - at % Units.ExtentBytes);
             if (under.Count == AppendPiecesAtOnce) status = await under.Dequeue();
 #pragma warning disable CA2012 // Several at once; each is awaited exactly once, above or below.
-            under.Enqueue(WriteAsync(volume, at, bytes.Slice((int)(at - start), length), isBounded: false));
+            under.Enqueue(WritePieceAsync(volume, at, bytes.Slice((int)(at - start), length)));
 #pragma warning restore CA2012
             at += (ulong)length;
         }
@@ -303,6 +303,17 @@ public sealed partial class Store
         RangeLock held = await _locks.TakeAsync(volume.Head.Id, StructureLock, 0, 1);
         if (!volume.IsDeleting) await DropBeyondAsync(volume);
         _locks.Give(held);
+        return status;
+    }
+
+    /// <summary>From memory of our own: what the caller lends need not be fit for the disk.</summary>
+    [AsyncMethodBuilder(typeof(LoopMethodBuilder<>))]
+    private async ValueTask<IoStatus> WritePieceAsync(Volume volume, ulong at, ReadOnlyMemory<byte> bytes)
+    {
+        IoBuffer buffer = await _pool.RentAsync(bytes.Length);
+        bytes.CopyTo(buffer.Slice(0, bytes.Length));
+        IoStatus status = await WriteAsync(volume, at, buffer.Slice(0, bytes.Length), isBounded: false);
+        buffer.Return();
         return status;
     }
 

@@ -180,7 +180,8 @@ class Blockd(Server):
                                          {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}, method=method)
         try:
             with urllib.request.urlopen(request, timeout=30) as answer:
-                return json.load(answer)
+                text = answer.read()
+                return json.loads(text) if text else None
         except urllib.error.HTTPError as e:
             raise BenchError(f"{path}: {e.code} {e.read().decode(errors='replace')}") from None
 

@@ -79,21 +79,22 @@ public sealed record ReservationInfo(
 /// <c>unavailable</c> with the reason. <paramref name="Reservation"/> is null while nobody has reserved it or registered with it.
 /// <paramref name="Base"/> is the snapshot that it was cloned from and still shares blocks with, as VOLUME@SNAPSHOT; while
 /// <paramref name="Flattening"/> it copies them. <paramref name="Import"/> is null unless a stream comes into it or was interrupted.
-/// An <paramref name="Image"/> never changes its content.</summary>
+/// An <paramref name="Image"/> never changes its content. Bytes are only added at the end of an <paramref name="AppendOnly"/> volume,
+/// of which the size is the maximum, and none to a <paramref name="Sealed"/> one.</summary>
 public sealed record VolumeInfo(
     uint Id, Guid Uuid, string Name, ulong SizeBytes, ulong UsedBytes, int RepCount, string Status,
     ExportOptions Export, string? Description, Guid StoreId, int Sessions, long Revision, DateTimeOffset CreatedAt,
     string? FailReason = null, ReservationInfo? Reservation = null, string? Base = null, bool Flattening = false, int Snapshots = 0,
-    ImportInfo? Import = null, bool Image = false);
+    ImportInfo? Import = null, bool Image = false, bool AppendOnly = false, bool Sealed = false);
 
 /// <summary>All volumes, by name.</summary>
 public sealed record VolumeList(IReadOnlyList<VolumeInfo> Volumes);
 
 /// <summary>Asks for a volume. <see cref="IdempotencyKey"/>: repeating the same request with the same key answers the same
-/// volume instead of a conflict.</summary>
+/// volume instead of a conflict. <see cref="AppendOnly"/>: bytes are only added at its end, up to the size.</summary>
 public sealed record CreateVolume(
     string Name, ulong SizeBytes, int RepCount = 1, ExportOptions? Export = null, string? Description = null,
-    Guid? StoreId = null, string? IdempotencyKey = null);
+    Guid? StoreId = null, string? IdempotencyKey = null, bool AppendOnly = false);
 
 /// <summary>Changes a volume; null leaves as it is.</summary>
 /// <param name="Revision">When given, the change is refused (412) unless the volume still has this revision.</param>
@@ -175,6 +176,13 @@ public sealed record TaskList(IReadOnlyList<TaskInfo> Tasks);
     RespectNullableAnnotations = true,
     RespectRequiredConstructorParameters = true,
     MaxDepth = 32)]
+[JsonSerializable(typeof(AofInfo))]
+[JsonSerializable(typeof(AofList))]
+[JsonSerializable(typeof(OpenAof))]
+[JsonSerializable(typeof(RenameAof))]
+[JsonSerializable(typeof(SealAof))]
+[JsonSerializable(typeof(AppendAnswerInfo))]
+[JsonSerializable(typeof(AppendSummary))]
 [JsonSerializable(typeof(ApiProblem))]
 [JsonSerializable(typeof(VersionInfo))]
 [JsonSerializable(typeof(NodeInfo))]
@@ -206,10 +214,11 @@ public sealed record TaskList(IReadOnlyList<TaskInfo> Tasks);
 [JsonSerializable(typeof(AddChapUser))]
 [JsonSerializable(typeof(DiscoveryInfo))]
 [JsonSerializable(typeof(AddDisk))]
-[JsonSerializable(typeof(MoveVolume))]
-[JsonSerializable(typeof(DrainDisk))]
-[JsonSerializable(typeof(Rebalance))]
-[JsonSerializable(typeof(BadBlockList))]
+[JsonSerializable(typeof(AuditEntry))]
+[JsonSerializable(typeof(AuditList))]
+[JsonSerializable(typeof(DeniedInfo))]
+[JsonSerializable(typeof(DeniedList))]
+[JsonSerializable(typeof(Deny))]
 [JsonSerializable(typeof(TokenList))]
 [JsonSerializable(typeof(TokenInfo))]
 [JsonSerializable(typeof(CreateToken))]
@@ -218,6 +227,10 @@ public sealed record TaskList(IReadOnlyList<TaskInfo> Tasks);
 [JsonSerializable(typeof(TenantInfo))]
 [JsonSerializable(typeof(CreateTenant))]
 [JsonSerializable(typeof(ChangeTenant))]
+[JsonSerializable(typeof(MoveVolume))]
+[JsonSerializable(typeof(DrainDisk))]
+[JsonSerializable(typeof(Rebalance))]
+[JsonSerializable(typeof(BadBlockList))]
 [JsonSerializable(typeof(SessionList))]
 [JsonSerializable(typeof(StatsInfo))]
 [JsonSerializable(typeof(ScrubRequest))]

@@ -41,7 +41,9 @@ public sealed record CreateSnapshot(string Name, IReadOnlyList<string> Volumes, 
 /// <summary>Asks for a volume to become what its snapshot is.</summary>
 /// <param name="SafetyName">Name of the snapshot that keeps what the volume was; null: one is made up.</param>
 /// <param name="Force">Also while clients are attached; they are cut off.</param>
-public sealed record RollbackSnapshot(string? SafetyName = null, bool Force = false);
+/// <param name="Uuid">When given, it is refused (412) unless the snapshot is this one.</param>
+/// <param name="Revision">When given, it is refused (412) unless the volume still has this revision.</param>
+public sealed record RollbackSnapshot(string? SafetyName = null, bool Force = false, Guid? Uuid = null, long? Revision = null);
 
 /// <summary>The volume after a rollback, and the snapshot that keeps what it was.</summary>
 public sealed record RollbackInfo(VolumeInfo Volume, SnapshotEntry Safety);

@@ -10,7 +10,7 @@ public sealed class ArrowTests
     private static readonly Dictionary<string, string[]> Allowed = new(StringComparer.Ordinal)
     {
         ["core"] = [],
-        ["tools/pfcli"] = ["core", "streams"],
+        ["tools/pfcli"] = ["core", "streams", "client"],
         ["tools/pfinspect"] = ["core", "io", "storage"],
     };
 

@@ -11,14 +11,15 @@ public sealed class AdminClient : IDisposable
 {
     private const long AnswerBytesMax = 64 << 20;
     private readonly HttpClient _http;
+    private readonly string _name;
 
     // For what takes as long as it takes.
     private readonly HttpClient _patient;
 
-    /// <summary>Speaks to <paramref name="server"/>; owns <paramref name="transport"/>.</summary>
-    public AdminClient(Uri server, string token, HttpMessageHandler transport)
+    /// <summary>Speaks to <paramref name="server"/>, which messages call <paramref name="name"/>; owns <paramref name="transport"/>.</summary>
+    public AdminClient(Uri server, string token, HttpMessageHandler transport, string? name = null)
     {
-        Server = server;
+        (Server, _name) = (server, name ?? server.ToString());
         _patient = new HttpClient(transport, disposeHandler: false) { BaseAddress = server, Timeout = Timeout.InfiniteTimeSpan };
         _patient.DefaultRequestHeaders.Authorization = new AuthenticationHeaderValue("Bearer", token);
         _http = new HttpClient(transport)
@@ -82,7 +83,7 @@ public sealed class AdminClient : IDisposable
         catch (Exception e) when (e is HttpRequestException or IOException)
         {
             throw new CliException(
-                $"no connection to blockd at {Server} ({(e.InnerException ?? e).Message}); is it running? Else give --server", inner: e);
+                $"no connection to blockd at {_name} ({(e.InnerException ?? e).Message}); is it running? Else give --server", inner: e);
         }
     }
 
@@ -138,12 +139,12 @@ public sealed class AdminClient : IDisposable
         }
         catch (OperationCanceledException e) when (!cancel.IsCancellationRequested)
         {
-            throw new CliException($"blockd at {Server} did not answer in time; look at its log, then repeat", inner: e);
+            throw new CliException($"blockd at {_name} did not answer in time; look at its log, then repeat", inner: e);
         }
         catch (Exception e) when (e is HttpRequestException or IOException)
         {
             throw new CliException(
-                $"no connection to blockd at {Server} ({(e.InnerException ?? e).Message}); is it running? Else give --server", inner: e);
+                $"no connection to blockd at {_name} ({(e.InnerException ?? e).Message}); is it running? Else give --server", inner: e);
         }
     }
 
@@ -165,8 +166,8 @@ public sealed class AdminClient : IDisposable
             : number switch
             {
                 404 => "not found",
-                >= 300 and < 400 => $"{Server} answers with a redirect; give blockd's own address with --server",
-                _ => $"{Server} answered HTTP {number}",
+                >= 300 and < 400 => $"{_name} answers with a redirect; give blockd's own address with --server",
+                _ => $"{_name} answered HTTP {number}",
             };
         if (number is 401) text += "; give the --token-file of this daemon";
         if (problem is { Code.Length: > 0 }) text += $" [{problem.Code}]";
@@ -174,6 +175,6 @@ public sealed class AdminClient : IDisposable
     }
 
     private CliException NotOurs(Exception? inner) => new(
-        $"what {Server} answers is not blockd's API, or of another version; check --server and use the pfcli of the same release",
+        $"what {_name} answers is not blockd's API, or of another version; check --server and use the pfcli of the same release",
         inner: inner);
 }

@@ -39,6 +39,28 @@ public sealed class CliHost
     /// <summary>Makes what carries the HTTP requests; the client owns and disposes it.</summary>
     public required Func<HttpMessageHandler> Transport { get; init; }
 
+    /// <summary>The same for a daemon that is reached by a unix socket.</summary>
+    public Func<string, HttpMessageHandler> UnixTransport { get; init; } = static path => new SocketsHttpHandler
+    {
+        AllowAutoRedirect = false,
+        UseProxy = false,
+        UseCookies = false,
+        ConnectCallback = async (_, cancel) =>
+        {
+            var socket = new System.Net.Sockets.Socket(System.Net.Sockets.AddressFamily.Unix, System.Net.Sockets.SocketType.Stream, System.Net.Sockets.ProtocolType.Unspecified);
+            try
+            {
+                await socket.ConnectAsync(new System.Net.Sockets.UnixDomainSocketEndPoint(path), cancel);
+                return new System.Net.Sockets.NetworkStream(socket, ownsSocket: true);
+            }
+            catch
+            {
+                socket.Dispose();
+                throw;
+            }
+        },
+    };
+
     /// <summary>Waits between two looks at the daemon.</summary>
     public required Func<TimeSpan, CancellationToken, Task> Delay { get; init; }
 

@@ -61,12 +61,14 @@ public static class CommandLine
         var root = new RootCommand("Administers blockd, the block storage server.");
         root.Options.Add(general.Server);
         root.Options.Add(general.TokenFile);
+        root.Options.Add(general.CaFile);
         root.Options.Add(general.Json);
         root.Options.Add(general.Yes);
         var commands = new CommandSet(root, host, general);
         VolumeCommands.AddTo(commands);
         SnapshotCommands.AddTo(commands);
         CloneCommands.AddTo(commands);
+        AofCommands.AddTo(commands);
         ImageCommands.AddTo(commands);
         PolicyCommands.AddTo(commands);
         ExportImageCommand.AddTo(commands);
@@ -81,6 +83,7 @@ public static class CommandLine
         TaskCommands.AddTo(commands);
         TokenCommands.AddTo(commands);
         TenantCommands.AddTo(commands);
+        AuditCommands.AddTo(commands);
         TopCommand.AddTo(commands);
         foreach (HelpOption option in root.Options.OfType<HelpOption>())
             option.Action = new HelpWithExamples((SynchronousCommandLineAction)option.Action!, commands, host);

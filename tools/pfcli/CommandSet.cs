@@ -1,4 +1,5 @@
 using System.CommandLine;
+using BlockServer.Client;
 
 namespace BlockServer.Pfcli;
 
@@ -11,13 +12,21 @@ public sealed class GeneralOptions
     /// <summary>--server URL.</summary>
     public Option<string> Server { get; } = new("--server")
     {
-        Description = "blockd's admin address", HelpName = "URL", Recursive = true, DefaultValueFactory = _ => DefaultServer,
+        Description = "blockd's admin address, or unix:/PATH", HelpName = "URL", Recursive = true, DefaultValueFactory = _ => DefaultServer,
     };
 
     /// <summary>--token-file FILE.</summary>
     public Option<string?> TokenFile { get; } = new("--token-file")
     {
         Description = "File with blockd's admin token (default: $BLOCKD_TOKEN_FILE, else blockd/admin.token in $XDG_DATA_HOME)",
+        HelpName = "FILE",
+        Recursive = true,
+    };
+
+    /// <summary>--ca-file FILE.</summary>
+    public Option<string?> CaFile { get; } = new("--ca-file")
+    {
+        Description = "Authority (PEM) that signed the certificate of an https server (default: $BLOCKD_CA_FILE, else the system's authorities)",
         HelpName = "FILE",
         Recursive = true,
     };
@@ -30,13 +39,16 @@ public sealed class GeneralOptions
 }
 
 /// <summary>What a running command works with.</summary>
-public sealed class CommandContext(CliHost host, ParseResult parsed, AdminClient client, Printer printer, bool yes)
+public sealed class CommandContext(CliHost host, ParseResult parsed, AdminClient client, BlockdClient blockd, Printer printer, bool yes)
 {
     /// <summary>The world around.</summary>
     public CliHost Host => host;
 
     /// <summary>The daemon.</summary>
     public AdminClient Client => client;
+
+    /// <summary>The daemon's append-only volumes.</summary>
+    public BlockdClient Blockd => blockd;
 
     /// <summary>The output.</summary>
     public Printer Printer => printer;
@@ -91,12 +103,20 @@ public sealed class CommandSet(RootCommand root, CliHost host, GeneralOptions ge
     private async Task<int> RunAsync(
         ParseResult parsed, Func<CommandContext, CancellationToken, Task<int>> run, CancellationToken cancel)
     {
-        Uri server = ServerOf(parsed.GetValue(general.Server)!);
+        string given = parsed.GetValue(general.Server)!;
+        string? socket = given.StartsWith(UnixPrefix, StringComparison.Ordinal) ? given[UnixPrefix.Length..] : null;
+        Uri server = socket is null ? ServerOf(given) : new Uri("http://localhost/");
         string token = AccessToken.Read(parsed.GetValue(general.TokenFile) ?? AccessToken.DefaultPath(host.Environment));
         var printer = new Printer(host, parsed.GetValue(general.Json));
-        using var client = new AdminClient(server, token, host.Transport());
-        return await run(new CommandContext(host, parsed, client, printer, parsed.GetValue(general.Yes)), cancel);
+        string? authority = parsed.GetValue(general.CaFile) ?? host.Environment("BLOCKD_CA_FILE");
+        HttpMessageHandler Transport() =>
+            socket is null ? Authority.Trust(host.Transport(), string.IsNullOrEmpty(authority) ? null : authority) : host.UnixTransport(socket);
+        using var client = new AdminClient(server, token, Transport(), given);
+        using var blockd = new BlockdClient(server, token, Transport());
+        return await run(new CommandContext(host, parsed, client, blockd, printer, parsed.GetValue(general.Yes)), cancel);
     }
+
+    private const string UnixPrefix = "unix:";
 
     private static Uri ServerOf(string text)
     {
@@ -104,7 +124,7 @@ public sealed class CommandSet(RootCommand root, CliHost host, GeneralOptions ge
             || server.UserInfo.Length > 0 || server.AbsolutePath != "/" || server.Query.Length > 0)
         {
             throw new CliException(
-                $"--server wants an address like {GeneralOptions.DefaultServer}, without a path", ExitCode.Usage);
+                $"--server wants an address like {GeneralOptions.DefaultServer}, without a path, or unix:/PATH", ExitCode.Usage);
         }
 
         if (server.Scheme == "http" && !server.IsLoopback)

@@ -1,3 +1,4 @@
+using System.Buffers;
 using BlockServer.Core;
 using BlockServer.Streams;
 using Microsoft.Win32.SafeHandles;
@@ -16,6 +17,9 @@ internal sealed class ImportSource : IDisposable
     private bool _isRaw;
     private StreamCursor? _from;
     private StreamInput? _input;
+    private StreamEncoder? _encoder;
+    private byte[] _content = [];
+    private ulong _at; // how far a raw image has become frames
 
     private ImportSource(Stream source, bool isFile)
     {
@@ -57,6 +61,7 @@ internal sealed class ImportSource : IDisposable
         if (_isRaw)
         {
             BeginRaw(sizeBytes);
+            if (from is not null) await ProveAsync(from, cancel);
             return;
         }
 
@@ -115,6 +120,10 @@ internal sealed class ImportSource : IDisposable
         ulong size = Math.Max(Units.VolumeBytesMin, Math.Max(sizeBytes, length) + (Units.SectorBytes - 1)) & ~(ulong)(Units.SectorBytes - 1);
         if (size > Units.VolumeBytesMax) throw new CliException("a volume has at most 64 TiB");
         Header = new StreamHeader { StreamId = _from?.StreamId ?? Guid.NewGuid(), SizeBytes = size };
+        _encoder = new StreamEncoder(Header);
+        _content = new byte[StreamHeader.DataBytesMax];
+        if (IsFile) (_source.Position, _begunBytes) = (0, 0);
+        else _begun.AsSpan(0, _begunBytes).CopyTo(_content);
     }
 
     private async Task SkipAsync(long bytes, CancellationToken cancel)
@@ -168,40 +177,53 @@ internal sealed class ImportSource : IDisposable
 
     private async Task SendRawAsync(AheadSender sender, Action<ulong> done, CancellationToken cancel)
     {
-        var encoder = new StreamEncoder(Header, null, _from?.Copy());
-        ulong at = encoder.Cursor.OffsetBytes, length = IsFile ? (ulong)_source.Length : Header.SizeBytes;
-        int begun = 0;
-        if (IsFile) _source.Position = (long)at;
-        else if (at > 0) await SkipAsync((long)at - _begunBytes, cancel);
-        else begun = _begunBytes;
-        var content = new byte[StreamHeader.DataBytesMax];
-        _begun.AsSpan(0, begun).CopyTo(content);
-        while (at < Header.SizeBytes)
+        while (_at < Header.SizeBytes)
         {
-            ulong hole = IsFile ? SparseFile.HoleAt(((FileStream)_source).SafeFileHandle, at, length, Header.SizeBytes) : 0;
-            if (hole > 0)
-            {
-                sender.Buffer.Advance(encoder.Empty(StreamKind.Hole, at, hole, sender.Buffer.GetSpan(StreamFrame.Size)));
-                at += hole;
-                if (at < length) _source.Position = (long)at;
-            }
-            else
-            {
-                int wanted = (int)Math.Min((ulong)content.Length - at % (ulong)content.Length, Header.SizeBytes - at);
-                int count = begun + await _source.ReadAtLeastAsync(content.AsMemory(begun, wanted - begun), wanted - begun, false, cancel);
-                begun = 0;
-                content.AsSpan(count, wanted - count).Clear(); // behind the end of the image
-                BatchEncoder.Write(encoder, at, content.AsSpan(0, wanted), sender.Buffer);
-                at += (ulong)wanted;
-            }
-
+            await EncodeAsync(Header.SizeBytes, sender.Buffer, cancel);
             await sender.SendAsync(cancel);
-            done(at);
+            done(_at);
         }
 
-        if (!IsFile && await _source.ReadAsync(content.AsMemory(0, 1), cancel) > 0) throw new CliException("the image is longer than --size");
-        sender.Buffer.Advance(encoder.End(sender.Buffer.GetSpan(StreamFrame.Size + StreamEncoder.TotalsBytes)));
+        if (!IsFile && await _source.ReadAsync(_content.AsMemory(0, 1), cancel) > 0) throw new CliException("the image is longer than --size");
+        sender.Buffer.Advance(_encoder!.End(sender.Buffer.GetSpan(StreamFrame.Size + StreamEncoder.TotalsBytes)));
         await sender.SendAsync(cancel);
+    }
+
+    /// <summary>Makes the frames again that were sent before: where they end the same cursor must stand, which holds a hash of all of
+    /// them and so of what the image contains. Throws <see cref="CliException"/>.</summary>
+    private async Task ProveAsync(StreamCursor from, CancellationToken cancel)
+    {
+        var known = new ArrayBufferWriter<byte>(StreamFrame.Size + StreamHeader.DataBytesMax);
+        while (_at < Math.Min(from.OffsetBytes, Header.SizeBytes))
+        {
+            known.ResetWrittenCount();
+            await EncodeAsync(from.OffsetBytes, known, cancel);
+        }
+
+        if (_encoder!.Cursor.ToString() != from.ToString())
+            throw new CliException("the image is not the one that the import began with, or was changed since; delete the volume and begin anew");
+    }
+
+    /// <summary>The next piece of a raw image becomes frames, the same wherever the sending began: holes are looked for only where
+    /// whole frames begin.</summary>
+    private async Task EncodeAsync(ulong end, ArrayBufferWriter<byte> target, CancellationToken cancel)
+    {
+        ulong hole = IsFile && _at % StreamHeader.DataBytesMax == 0
+            ? SparseFile.HoleAt(((FileStream)_source).SafeFileHandle, _at, (ulong)_source.Length, Header.SizeBytes) : 0;
+        if (hole > 0)
+        {
+            target.Advance(_encoder!.Empty(StreamKind.Hole, _at, hole, target.GetSpan(StreamFrame.Size)));
+            _at += hole;
+            _source.Position = (long)Math.Min(_at, (ulong)_source.Length);
+            return;
+        }
+
+        int wanted = (int)Math.Min(StreamHeader.DataBytesMax - _at % StreamHeader.DataBytesMax, end - _at);
+        int count = _begunBytes + await _source.ReadAtLeastAsync(_content.AsMemory(_begunBytes, wanted - _begunBytes), wanted - _begunBytes, false, cancel);
+        _begunBytes = 0;
+        _content.AsSpan(count, wanted - count).Clear(); // behind the end of the image
+        BatchEncoder.Write(_encoder!, _at, _content.AsSpan(0, wanted), target);
+        _at += (ulong)wanted;
     }
 }
 

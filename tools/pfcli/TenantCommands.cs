@@ -68,24 +68,21 @@ internal static class TenantCommands
     private static void AddSet(CommandSet commands)
     {
         Option<string> name = Name();
-        Option<ulong> bytes = Inputs.Size("--bytes", null, "Sizes of its volumes together, at most; 0: no limit", required: false);
-        var volumes = new Option<int?>("--volumes") { Description = "Its volumes, at most; 0: no limit", HelpName = "N" };
-        var iops = new Option<ulong?>("--iops") { Description = "Operations a second of its volumes together; 0: no limit", HelpName = "N" };
+        Option<ulong> bytes = Inputs.Size("--bytes", null, "Sizes of its volumes together, at most", required: false);
+        var volumes = new Option<int?>("--volumes") { Description = "Its volumes, at most", HelpName = "N" };
+        var iops = new Option<ulong?>("--iops") { Description = "Operations a second of its volumes together", HelpName = "N" };
+        var unlimited = new Option<string[]>("--unlimited") { Description = "A limit that goes: bytes, volumes or iops; repeatable", HelpName = "LIMIT", Arity = ArgumentArity.ZeroOrMore };
+        unlimited.AcceptOnlyFromAmong("bytes", "volumes", "iops");
         var description = new Option<string?>("--description") { Description = "Free text", HelpName = "TEXT" };
-        commands.Add("set_tenant", "Changes what a tenant may have; what is not named stays", [name, bytes, volumes, iops, description], async (context, cancel) =>
+        commands.Add("set_tenant", "Changes what a tenant may have; what is not named stays", [name, bytes, volumes, iops, unlimited, description], async (context, cancel) =>
         {
-            var unlimited = new List<string>();
-            ulong? bytesMax = context.IsGiven(bytes) ? context.Get(bytes) : null, iopsMax = context.Get(iops);
-            int? volumesMax = context.Get(volumes);
-            if (bytesMax == 0) unlimited.Add("bytesMax");
-            if (volumesMax == 0) unlimited.Add("volumesMax");
-            if (iopsMax == 0) unlimited.Add("iopsMax");
             var change = new ChangeTenant(
-                null, bytesMax is 0 ? null : bytesMax, volumesMax is 0 ? null : volumesMax, iopsMax is 0 ? null : iopsMax, context.Get(description), unlimited);
+                null, context.IsGiven(bytes) ? context.Get(bytes) : null, context.Get(volumes), context.Get(iops), context.Get(description),
+                [.. (context.Get(unlimited) ?? []).Select(u => u + "Max")]);
             return Show(context, await context.Client.ChangeAsync(
                 HttpMethod.Patch, PathOf(context.Get(name)!), change, ApiJson.Default.ChangeTenant, ApiJson.Default.TenantInfo, cancel));
         },
-        "pfcli set_tenant -t acme --bytes 4t --iops 0");
+        "pfcli set_tenant -t acme --bytes 4t --unlimited iops");
     }
 
     private static int Show(CommandContext context, TenantInfo tenant)

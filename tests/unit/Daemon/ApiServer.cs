@@ -16,6 +16,9 @@ public sealed class ApiServer : IAsyncDisposable
 
     public int Port { get; private set; }
 
+    /// <summary>The API's unix socket.</summary>
+    public string UnixPath { get; private set; } = "";
+
     public string Token { get; private set; } = "";
 
     internal TestDaemon Test => _test;
@@ -40,7 +43,8 @@ public sealed class ApiServer : IAsyncDisposable
         ListenAddress address = new(new IPEndPoint(IPAddress.Loopback, 0), null);
         if (time is not null) _test.Daemon.Clock = time;
         var routes = new AdminRoutes(_test.Daemon);
-        _api = await AdminApi.StartAsync(routes, _test.Daemon.ApiTokens, [address], limits, time, _test.Daemon.Calls);
+        UnixPath = Path.Combine(Path.GetTempPath(), Path.GetRandomFileName());
+        _api = await AdminApi.StartAsync(routes, _test.Daemon.ApiTokens, [address, new(null, UnixPath)], limits, time, _test.Daemon);
         await routes.ResumeAsync(); // as the daemon does
         Port = new Uri(_api.Addresses[0]).Port;
         Token = (await File.ReadAllTextAsync(_test.Daemon.TokenPath)).Trim();

@@ -10,7 +10,11 @@ public sealed class ImageCommandTests
 {
     private const ulong Size = 6 * Units.MiB;
 
-    private static async Task<(int Code, string Out, string Error)> RunAsync(StreamWorld world, Stream? input, Stream? output, params string[] args)
+    private static Task<(int Code, string Out, string Error)> RunAsync(StreamWorld world, Stream? input, Stream? output, params string[] args) =>
+        RunAsync(world, input, output, long.MaxValue, args);
+
+    /// <summary>Connections end when so many bytes of one request's body were sent.</summary>
+    private static async Task<(int Code, string Out, string Error)> RunAsync(StreamWorld world, Stream? input, Stream? output, long cutAt, string[] args)
     {
         using StringWriter text = new(), error = new();
         int code = await CommandLine.RunAsync(["--server", world.Url, "--token-file", world.Daemon.TokenPath, "--yes", .. args], new CliHost
@@ -19,7 +23,7 @@ public sealed class ImageCommandTests
             Error = error,
             In = TextReader.Null,
             Environment = _ => null,
-            Transport = () => new SocketsHttpHandler(),
+            Transport = () => cutAt == long.MaxValue ? new SocketsHttpHandler() : new SocketsHttpHandler { ConnectCallback = (context, cancel) => CutStream.ConnectAsync(context, cutAt, cancel) },
             Delay = Task.Delay,
             OpenIn = () => input!,
             OpenOut = () => output!,
@@ -51,6 +55,19 @@ public sealed class ImageCommandTests
         await world.WriteAsync("vm1", 5 << 20, new byte[1 << 19]);
         await world.CutAsync("vm1", 1);
         return world;
+    }
+
+    [Fact]
+    public async Task A_daemon_is_reached_by_its_unix_socket()
+    {
+        await using ApiServer server = await ApiServer.StartAsync();
+        await server.Test.CreateAsync("vm1", Size);
+        (int code, string text, string error) = await ApiPfcli.RunAsync("unix:" + server.UnixPath, server.Test.Daemon.TokenPath, ["list_volume"], TestContext.Current.CancellationToken);
+        Assert.True(code == 0, error);
+        Assert.Contains("vm1", text, StringComparison.Ordinal);
+        (code, _, error) = await ApiPfcli.RunAsync("unix:/nowhere", server.Test.Daemon.TokenPath, ["list_volume"], TestContext.Current.CancellationToken);
+        Assert.Equal(1, code);
+        Assert.Contains("no connection to blockd at unix:/nowhere", error, StringComparison.Ordinal);
     }
 
     [Fact]
@@ -169,7 +186,8 @@ public sealed class ImageCommandTests
     {
         await using StreamWorld world = await FilledAsync();
         string file = world.PathOf("vm1.file");
-        await DoneAsync(world, "export_image", "-v", "vm1", "-n", "s1", "--format", isRaw ? "raw" : "stream", "-o", file);
+        if (isRaw) await File.WriteAllBytesAsync(file, await world.ReadAsync("vm1"), TestContext.Current.CancellationToken);
+        else await DoneAsync(world, "export_image", "-v", "vm1", "-n", "s1", "--format", "stream", "-o", file);
         await RefusedAsync(world, "no-such-volume", "import_image", "-v", "vm2", "-i", file, "--resume");
         byte[] stream = isRaw ? Raw(await world.ReadAsync("vm1")) : await File.ReadAllBytesAsync(file, TestContext.Current.CancellationToken);
         Assert.Equal("truncated-stream", await world.ImportAsync("vm2", stream[..(stream.Length / 2)], "keep=true"));
@@ -189,6 +207,72 @@ public sealed class ImageCommandTests
             for (int at = 0; at < content.Length; at += 1 << 20) BatchEncoder.Write(encoder, (ulong)at, content.AsSpan(at, 1 << 20), output);
             return output.WrittenSpan.ToArray();
         }
+    }
+
+    /// <summary>Broken off twice, by a connection that ends after so many bytes: a sparse image goes on where it stood, and one that
+    /// was changed in between is refused although nothing of the change would have been sent again.</summary>
+    [Theory]
+    [InlineData(false)]
+    [InlineData(true)]
+    public async Task A_raw_image_goes_on_only_unchanged(bool isPipe)
+    {
+        await using StreamWorld world = await StreamWorld.StartAsync();
+        string file = world.PathOf("vm.img");
+        using (var image = new FileStream(file, FileMode.CreateNew))
+        {
+            // Holes that begin and end within a frame and along one, and zeros that were written.
+            image.SetLength((long)Size);
+            foreach ((int at, int length) in new[] { (0, 1_300_000), (1_700_000, 500_000), (4 << 20, 100_000), ((4 << 20) + 300_000, 900_000) })
+            {
+                image.Position = at;
+                image.Write(StreamWorld.Pattern((ulong)at, length));
+            }
+
+            image.Position = 600_000;
+            image.Write(new byte[200_000]);
+        }
+
+        byte[] content = await File.ReadAllBytesAsync(file, TestContext.Current.CancellationToken);
+        string[] import = ["import_image", "-v", "vm", "-i", isPipe ? "-" : file, "--format", "raw", "--keep", .. isPipe ? ["--size", $"{Size}"] : Array.Empty<string>()];
+        async Task<(int Code, string Error)> ImportAsync(byte[] from, long cutAt, params string[] more)
+        {
+            using var pipe = new MemoryStream(from);
+            (int code, _, string error) = await RunAsync(world, pipe, null, cutAt, [.. import, .. more]);
+            return (code, error);
+        }
+
+        ulong stood = 0;
+        foreach (string[] more in new string[][] { [], ["--resume"] })
+        {
+            (int code, string error) = await ImportAsync(content, 1_500_000, more);
+            Assert.NotEqual(0, code);
+            // The daemon may not even have begun.
+            ulong before = stood;
+            for (int i = 0; i < 1000 && (stood == before || world.Daemon.Imports.IsRunning("vm")); i++)
+            {
+                await Task.Delay(10, TestContext.Current.CancellationToken);
+                stood = StreamCursor.TryParse(world.Daemon.Directory.Find("vm")?.Import?.Cursor)?.OffsetBytes ?? 0;
+            }
+
+            Assert.True(stood > before, error);
+        }
+
+        Assert.InRange(stood, 2UL << 20, 5UL << 20);
+        byte[] changed = [.. content];
+        changed[5000] ^= 1;
+        void Put(byte[] from)
+        {
+            using var image = new FileStream(file, FileMode.Open, FileAccess.Write);
+            image.Position = 5000;
+            image.WriteByte(from[5000]);
+        }
+
+        Put(changed);
+        Assert.Contains("changed since", (await ImportAsync(changed, long.MaxValue, "--resume")).Error, StringComparison.Ordinal);
+        Put(content);
+        (int last, string said) = await ImportAsync(content, long.MaxValue, "--resume");
+        Assert.True(last == 0, said);
+        Assert.Equal(content, await world.ReadAsync("vm"));
     }
 
     [Theory]
@@ -271,5 +355,28 @@ public sealed class ImageCommandTests
         Assert.Contains("--base export-", said, StringComparison.Ordinal);
         await DoneAsync(world, "export_image", "-v", "vm1", "--format", "raw", "-o", world.PathOf("w"));
         Assert.Equal(3, (await world.SnapshotsAsync("vm1")).Count);
+    }
+
+    /// <summary>A connection that breaks once so many bytes were sent.</summary>
+    private sealed class CutStream(System.Net.Sockets.Socket socket, long left) : System.Net.Sockets.NetworkStream(socket, ownsSocket: true)
+    {
+        private long _left = left;
+
+        public static async ValueTask<Stream> ConnectAsync(SocketsHttpConnectionContext context, long cutAt, CancellationToken cancel)
+        {
+            var socket = new System.Net.Sockets.Socket(System.Net.Sockets.SocketType.Stream, System.Net.Sockets.ProtocolType.Tcp);
+            await socket.ConnectAsync(context.DnsEndPoint, cancel);
+            return new CutStream(socket, cutAt);
+        }
+
+        public override async ValueTask WriteAsync(ReadOnlyMemory<byte> buffer, CancellationToken cancellationToken = default)
+        {
+            int count = (int)Math.Min(buffer.Length, _left);
+            _left -= count;
+            await base.WriteAsync(buffer[..count], cancellationToken);
+            if (count == buffer.Length) return;
+            Socket.Shutdown(System.Net.Sockets.SocketShutdown.Send);
+            throw new IOException("the cable was pulled");
+        }
     }
 }

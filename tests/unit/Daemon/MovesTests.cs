@@ -185,14 +185,15 @@ public sealed class MovesTests
     }
 
     [Fact]
-    public async Task An_append_only_volume_stays_on_its_disk()
+    public async Task An_append_only_volume_stays_where_it_is()
     {
         await using TestDaemon test = await TestDaemon.StartAsync("store-size=160m");
         (Guid first, Guid second) = await DisksAsync(test);
-        StoreHost host = test.Daemon.Stores.Find(first)!;
-        Assert.Equal(IoStatus.Ok, await host.CreateAsync(new VolumeHead(77, Guid.NewGuid(), "log", Units.MiB, 1) { IsAppendOnly = true }));
-        await test.Daemon.Directory.ReconcileAsync([host]);
-        Assert.Equal("append-only", (await test.Daemon.Directory.BeginMoveAsync("log", second)).Fault!.Code);
+        VolumeDirectory directory = test.Daemon.Directory;
+        Assert.Null((await directory.CreateAsync(new CreateVolume("log", 8 * Units.MiB, StoreId: first, AppendOnly: true))).Fault);
+        Assert.Equal("volume-is-append-only", (await directory.BeginMoveAsync("log", second)).Fault!.Code);
+        Assert.Equal(first, directory.Find("log")!.StoreId);
+        Assert.Empty(directory.Moves);
     }
 
     [Fact]

@@ -84,8 +84,9 @@ internal static class RawHttp
         var whole = new StringBuilder();
         while (body.IndexOf("\r\n", StringComparison.Ordinal) is var end and > 0)
         {
-            int length = Convert.ToInt32(body[..end], 16);
-            if (length == 0) break;
+            // Bytes that are no text lose their count: what was whole until there is enough.
+            bool isCount = int.TryParse(body[..end], System.Globalization.NumberStyles.HexNumber, null, out int length) && end + 4 + length <= body.Length;
+            if (!isCount || length == 0) break;
             whole.Append(body, end + 2, length);
             body = body[(end + 4 + length)..];
         }

@@ -108,6 +108,8 @@ public sealed class SettingsTests
     [InlineData("iscsi-chap=/nonexistent/x", "no such file")]
     [InlineData("api=0.0.0.0:49180", "--insecure")]
     [InlineData("api=x", "ADDRESS:PORT")]
+    [InlineData("api-tls=never", "allowed: beyond, always")]
+    [InlineData("api-tls=always", "it needs --tls-cert")]
     [InlineData("store-size=79m", "80 MiB to")]
     [InlineData("store-size=17t", "TiB")]
     [InlineData("store-size=-1g", "store-size")]

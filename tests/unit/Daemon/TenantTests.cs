@@ -80,7 +80,11 @@ public sealed class TenantTests : IAsyncLifetime
         _ => throw new InvalidOperationException($"say in {nameof(BodyOf)} what {route.Key} is sent"),
     };
 
-    private static string Blur(string text, params string[] names) => names.Aggregate(text, (t, n) => n.Length > 2 ? t.Replace(n, "NAME", StringComparison.OrdinalIgnoreCase) : t.Replace($"\\u0027{n}\\u0027", "\\u0027NAME\\u0027", StringComparison.Ordinal));
+    private static string Blur(string text, params string[] names) => names.OrderByDescending(n => n.Length).Aggregate(text, (t, n) =>
+    {
+        t = t.Replace($"\\u0027{n}\\u0027", "NAME", StringComparison.OrdinalIgnoreCase); // as JSON writes its quotes
+        return n.Length > 3 ? t.Replace(n, "NAME", StringComparison.OrdinalIgnoreCase) : t;
+    });
 
     [Fact]
     public async Task No_route_tells_one_tenant_anything_of_another()
@@ -127,13 +131,13 @@ public sealed class TenantTests : IAsyncLifetime
     private async Task<string> AllOfAAsync()
     {
         var seen = new List<string>();
-        foreach (ApiRoute route in ApiRouteTable.All.Where(r => r.Method == "GET" && r.Reach is not (ApiReach.Node or ApiReach.Everybody) && r.Role < ApiRole.Admin))
+        foreach (ApiRoute route in ApiRouteTable.All.Where(r => r.Method == "GET" && r.Reach is not (ApiReach.Node or ApiReach.Everybody) && r.Role < ApiRole.Admin && r.Answer != typeof(Stream)))
         {
             string path = "/v1/" + string.Join('/', route.Template.Split('/').Select(p => p[0] == '{' ? ValueOf(route.Template, p).Real : p));
             if (route.Template.EndsWith("/diff", StringComparison.Ordinal)) path += "?from=secretsnapshot";
             RawAnswer answer = await _server.SendAsAsync(_a, "GET", path);
             Assert.True(answer.Status == 200 || answer.Code == "no-import", $"{path}: {answer.Status} {answer.Body}");
-            bool moves = route.Template is "stats" or "tasks" or "tasks/{id}" || route.Answer == typeof(Stream); // clocks, progress, a new id each time
+            bool moves = route.Template is "stats" or "tasks" or "tasks/{id}"; // clocks and progress
             if (!moves) seen.Add($"{path} {answer.Body}");
         }
 

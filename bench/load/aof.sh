@@ -1,0 +1,4 @@
+#!/bin/sh
+# Durable appends to an append-only volume, beside a file with O_APPEND and fdatasync on the same disk. Options: bench/load/aof.sh --help
+. "$(dirname "$0")/peers.sh"
+exec python3 bench/load/aof.py "$@"

@@ -1,0 +1,201 @@
+"""The admin API under load: what 1,000 requests a second leave to fio, and what a daemon with 10,000 volumes takes. Run it by api.sh."""
+
+import argparse
+import concurrent.futures
+import http.client
+import json
+import os
+import socket
+import statistics
+import sys
+import threading
+import time
+
+import fio
+import machine
+from daemon import Daemon, run_bench, verdict
+from machine import BenchError, read
+
+CONNECTIONS = 8  # of one address 16 may be open
+
+
+class Caller(threading.Thread):
+    """Sends requests at a steady rate over one connection until it is told to stop. A late one is sent at once: the rate is kept."""
+
+    def __init__(self, daemon, per_second, paths):
+        super().__init__(daemon=True)
+        token = read(os.path.join(daemon.data, "admin.token")).strip()
+        self.requests = [f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{daemon.api}\r\nAuthorization: Bearer {token}\r\n\r\n".encode() for path in paths]
+        self.socket = socket.create_connection(("127.0.0.1", daemon.api))
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.step = 1 / per_second
+        self.done = threading.Event()
+        self.failure = None
+        self.times = []
+
+    def run(self):
+        try:
+            due = time.monotonic()
+            number = 0
+            while not self.done.is_set():
+                due += self.step
+                wait = due - time.monotonic()
+                if wait > 0:
+                    time.sleep(wait)
+                began = time.monotonic()
+                self.socket.sendall(self.requests[number % len(self.requests)])
+                self.receive()
+                self.times.append(time.monotonic() - began)
+                number += 1
+        except (OSError, BenchError) as e:
+            self.failure = e
+        finally:
+            self.socket.close()
+
+    def receive(self):
+        answer = b""
+        while b"\r\n\r\n" not in answer:
+            answer += self.more()
+        head, _, body = answer.partition(b"\r\n\r\n")
+        if b" 200 " not in head.split(b"\r\n", 1)[0]:
+            raise BenchError(head.decode(errors="replace"))
+        if b"chunked" in head.lower():
+            while not body.endswith(b"0\r\n\r\n"):
+                body += self.more()
+            return
+        length = next(int(line.split(b":")[1]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
+        while len(body) < length:
+            body += self.more()
+
+    def more(self):
+        got = self.socket.recv(65536)
+        if not got:
+            raise BenchError("the API closed a connection of the load")
+        return got
+
+
+def under_load(options, folder):
+    """4k random reads and writes over NBD with and without requests to the API, in turn."""
+    size = machine.parse_size(options.size)
+    machine.need_space(folder, 3 * size)
+    daemon = Daemon(folder, size, int(size * 2.4) + (256 << 20), options.blockd, options.blockd_options.split(), with_api=True)
+    runs = {rw: {"quiet": [], "loaded": []} for rw in ("randread", "randwrite")}
+    rates, times = [], []
+    try:
+        daemon.start_ready()
+        fio.run(daemon.target("unix"), [f"--size={size}", "--rw=write", "--bs=1M", "--iodepth=8", "--refill_buffers=1"], limit=3600)
+        for number in range(1, options.rounds + 1):
+            for rw, sides in runs.items():
+                for side in ("quiet", "loaded") if number % 2 else ("loaded", "quiet"):
+                    callers = []
+                    if side == "loaded":
+                        paths = ["/v1/volumes/bench", "/v1/version", "/v1/sessions", "/v1/stats"]
+                        callers = [Caller(daemon, options.rate / CONNECTIONS, paths) for _ in range(CONNECTIONS)]
+                        for caller in callers:
+                            caller.start()
+                    began = time.monotonic()
+                    sides[side].append(fio.run(daemon.target("unix"), [
+                        f"--size={size}", f"--rw={rw}", "--bs=4k", "--iodepth=32", "--time_based=1", "--norandommap=1",
+                        f"--runtime={options.seconds}", f"--randseed={number}"], daemon.pid))
+                    took = time.monotonic() - began
+                    for caller in callers:
+                        caller.done.set()
+                    for caller in callers:
+                        caller.join()
+                        if caller.failure:
+                            raise BenchError(f"the load of the API failed: {caller.failure}")
+                    if callers:
+                        rates.append(sum(len(c.times) for c in callers) / took)
+                        times += [t for c in callers for t in c.times]
+    finally:
+        daemon.stop()
+    ratios = {rw: statistics.median(b["iops"] / a["iops"] for a, b in zip(sides["quiet"], sides["loaded"])) for rw, sides in runs.items()}
+    p99 = statistics.quantiles(times, n=100)[98] * 1000
+    return {"runs": runs, "ratios": ratios, "requests_per_s": rates, "request_p99_ms": p99}, (
+        f"api: fio 4k QD32 beside {statistics.median(rates):.0f} requests/s (p99 {p99:.1f} ms): reads {ratios['randread']:.2f}x, writes "
+        f"{ratios['randwrite']:.2f}x (medians of {options.rounds} rounds); target >= 0.9x at 1000/s: "
+        f"{verdict(min(ratios.values()) >= 0.9 and statistics.median(rates) >= 950)}")
+
+
+def many(options, folder):
+    """Makes many volumes, lists them, starts with them, and watches the daemon rest."""
+    machine.need_space(folder, 6 << 30)
+    daemon = Daemon(folder, 1 << 20, 5 << 30, options.blockd, options.blockd_options.split(), with_api=True)
+    try:
+        daemon.start_ready()
+        began = time.monotonic()
+        token = read(os.path.join(daemon.data, "admin.token")).strip()
+
+        def make(part):
+            connection = http.client.HTTPConnection("127.0.0.1", daemon.api, timeout=60)
+            for number in range(1 + part, options.volumes, CONNECTIONS):
+                body = json.dumps({"name": f"v{number}", "sizeBytes": 1 << 20})
+                connection.request("POST", "/v1/volumes", body, {"Authorization": f"Bearer {token}", "Content-Type": "application/json"})
+                answer = connection.getresponse()
+                said = answer.read()
+                if answer.status != 201:
+                    raise BenchError(said.decode(errors="replace"))
+            connection.close()
+
+        with concurrent.futures.ThreadPoolExecutor(CONNECTIONS) as pool:
+            list(pool.map(make, range(CONNECTIONS)))
+        made = time.monotonic() - began
+        daemon.stop()
+        start = daemon.start_ready()
+        rss = resident(daemon)
+        lists = []
+        for _ in range(options.rounds + 1):  # the first compiles what it needs, and counts as well
+            began = time.monotonic()
+            count = len(daemon.call("/v1/volumes")["volumes"])
+            lists.append(time.monotonic() - began)
+            if count != options.volumes:
+                raise BenchError(f"{count} volumes are listed, not {options.volumes}")
+        time.sleep(10)
+        before = machine.cpu_seconds(daemon.pid)
+        time.sleep(options.idle)
+        percent = (machine.cpu_seconds(daemon.pid) - before) / options.idle * 100
+    finally:
+        daemon.stop()
+    isMet = max(lists) < 1 and start < 5 and rss < 300 << 20 and percent < 0.5
+    return {"volumes": options.volumes, "made_s": made, "start_s": start, "rss_bytes": rss, "list_s": lists, "idle_core_percent": percent}, (
+        f"api: {options.volumes} volumes: listed in {max(lists):.2f} s (largest of {len(lists)}, the first after the start included; target < 1), "
+        f"start {start:.2f} s (< 5), {rss >> 20} MiB resident (< 300), idle {percent:.2f} % of a core (< 0.5), made in {made:.0f} s: {verdict(isMet)}")
+
+
+def resident(daemon):
+    status = read(f"/proc/{daemon.pid}/status")
+    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS"))) << 10
+
+
+def bench(options, folder):
+    figures, texts = {}, []
+    for name, part in (("load", under_load), ("many", many)):
+        if options.part in (name, "all"):
+            place = os.path.join(folder, name)
+            os.makedirs(place)
+            figures[name], text = part(options, place)
+            texts.append(text)
+    return figures, "\n".join(texts)
+
+
+def main():
+    machine.stop_cleanly()
+    parser = argparse.ArgumentParser(prog="bench/load/api.sh", description=__doc__)
+    parser.add_argument("--part", choices=["load", "many", "all"], default="all")
+    parser.add_argument("--backing", choices=["shm", "disk"], default="disk")
+    parser.add_argument("--scratch", help="folder on the disk (default: the temporary folder)")
+    parser.add_argument("--seconds", type=float, default=5, help="of each run of fio (5)")
+    parser.add_argument("--rounds", type=int, default=3, help="of which the median is taken (3)")
+    parser.add_argument("--rate", type=float, default=1000, help="requests a second (1000)")
+    parser.add_argument("--size", default="1g", help="of fio's volume (1g)")
+    parser.add_argument("--volumes", type=int, default=10000, help="of the daemon with many (10000)")
+    parser.add_argument("--idle", type=float, default=20, help="seconds for which it is watched at rest (20)")
+    parser.add_argument("--blockd", default=os.environ.get("BLOCKD", "out/blockd"))
+    parser.add_argument("--blockd-options", default="", help="further options of the daemon")
+    parser.add_argument("--json", metavar="FILE")
+    options = parser.parse_args()
+    return run_bench("api", bench, options, "/dev/shm" if options.backing == "shm" else options.scratch, {"backing": options.backing})
+
+
+if __name__ == "__main__":
+    sys.exit(main())
