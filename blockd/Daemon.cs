@@ -50,7 +50,6 @@ internal sealed class Daemon
         Tokens = new TokenDirectory(meta);
         Tenants = new TenantDirectory(meta);
         Directory.Quota = Tenants;
-        Volumes.Doors.TenantOf = volume => Tenants.OwnerOf(volume.Name)?.Name;
         var stop = new CancellationTokenSource();
         PolicyEngine = new PolicyEngine(
             Directory, Policies, new PolicyHooks(Path.Combine(settings.DataDir, "hooks"), stop.Token), SystemClock.Instance,
@@ -103,14 +102,6 @@ internal sealed class Daemon
         return Sessions.CutDenied() + (CutDeniedApi?.Invoke() ?? 0) + Calls.CutAll((_, id) => Denied.IsToken(id));
     }
 
-    /// <summary>Puts the limits of a tenant in force as they are now, for its volumes in use too; of one that is gone: none.</summary>
-    public void ApplyLimits(string tenant)
-    {
-        ulong? iops = Tenants.Find(tenant)?.IopsMax;
-        Volumes.Doors.SetTenant(tenant, iops is { } most ? new QosLimits(most) : null);
-        foreach (VolumeRecord volume in Directory.List().Where(v => TenantDirectory.IsOf(tenant, v.Name))) Volumes.Doors.OnChanged(volume);
-    }
-
     /// <summary>Everything that the metadata hold now.</summary>
     public ValueTask<IReadOnlyList<MetaEntry>> MetadataAsync() => _meta.RangeAsync("");
 
@@ -150,6 +141,9 @@ internal sealed class Daemon
     public ServedTargets ServedTargets => _iscsi!.Targets;
 
     public Sessions Sessions { get; }
+
+    /// <summary>It is ending: what is under way goes on at the next start.</summary>
+    public bool IsStopping { get; private set; }
 
     /// <summary>What an operator should know.</summary>
     public EventLog Events { get; }
@@ -355,7 +349,6 @@ internal sealed class Daemon
         PolicyRunner.Start();
         EventWatch.CertificateEnds = tls?.Current.EndsAt;
         if (tls is not null) tls.Renewed = identity => EventWatch.CertificateEnds = identity.EndsAt;
-        foreach (TenantRecord tenant in Tenants.List()) ApplyLimits(tenant.Name);
         EventWatch.Start();
         Events.Note(EventCatalogue.Started, Environment.MachineName, $"blockd {Program.Version} serves {Settings.DataDir}");
     }

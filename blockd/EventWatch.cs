@@ -94,7 +94,7 @@ internal sealed class EventWatch : IAsyncDisposable
 
         if ((CertificateEnds ?? _daemon.Tls?.Current.EndsAt) is { } ends)
         {
-            TimeSpan left = ends - _daemon.Clock.GetUtcNow();
+            TimeSpan left = ends - _daemon.ApiClock.GetUtcNow();
             if (left <= TimeSpan.Zero) faults.Add(new SeenFault(EventCatalogue.CertificateExpired, "certificate", $"the certificate ended at {ends:u}"));
             else if (left < s_certificateWarning) faults.Add(new SeenFault(EventCatalogue.CertificateExpiring, "certificate", $"the certificate ends at {ends:u}"));
         }

@@ -147,11 +147,11 @@ public sealed class EventWatchTests
     public async Task A_certificate_that_ends_soon_is_told_and_one_that_has_ended_too()
     {
         await using TestDaemon test = await TestDaemon.StartAsync();
-        test.Daemon.EventWatch.CertificateEnds = test.Daemon.Clock.GetUtcNow() + TimeSpan.FromDays(29);
+        test.Daemon.EventWatch.CertificateEnds = test.Daemon.ApiClock.GetUtcNow() + TimeSpan.FromDays(29);
         Assert.Equal(EventCatalogue.CertificateExpiring, Assert.Single(await OpenAsync(test)).Code);
-        test.Daemon.EventWatch.CertificateEnds = test.Daemon.Clock.GetUtcNow() - TimeSpan.FromSeconds(1);
+        test.Daemon.EventWatch.CertificateEnds = test.Daemon.ApiClock.GetUtcNow() - TimeSpan.FromSeconds(1);
         Assert.Equal(EventCatalogue.CertificateExpired, Assert.Single(await OpenAsync(test)).Code);
-        test.Daemon.EventWatch.CertificateEnds = test.Daemon.Clock.GetUtcNow() + TimeSpan.FromDays(31);
+        test.Daemon.EventWatch.CertificateEnds = test.Daemon.ApiClock.GetUtcNow() + TimeSpan.FromDays(31);
         Assert.Empty(await OpenAsync(test));
     }
 
@@ -159,7 +159,7 @@ public sealed class EventWatchTests
     public async Task A_task_that_failed_and_an_address_that_is_lost_are_noted_once()
     {
         await using TestDaemon test = await TestDaemon.StartAsync();
-        var task = new TaskInfo(7, "scrub", "v", "failed", 0.5, test.Daemon.Clock.GetUtcNow(), test.Daemon.Clock.GetUtcNow(), "3 bad blocks");
+        var task = new TaskInfo(7, "scrub", "v", "failed", 0.5, test.Daemon.ApiClock.GetUtcNow(), test.Daemon.ApiClock.GetUtcNow(), "3 bad blocks");
         test.Daemon.Metrics.Tasks = () => [task with { Id = 8, State = "running" }, task];
         for (int i = 0; i < 3; i++) Assert.Empty(await OpenAsync(test));
         EventInfo note = Assert.Single(test.Daemon.Events.List(), e => e.Code == EventCatalogue.TaskFailed);
