@@ -13,7 +13,6 @@ internal sealed class AdminRoutes : IAdminRoutes
     private static readonly byte[] s_openApi = ReadOpenApi();
 
     private readonly Daemon _daemon;
-    private readonly AdminTasks _tasks = new();
     private readonly ThickVolumes _thick;
     private readonly TargetRoutes _targets;
     private readonly Populations _populations;
@@ -25,10 +24,10 @@ internal sealed class AdminRoutes : IAdminRoutes
     public AdminRoutes(Daemon daemon)
     {
         _daemon = daemon;
-        _thick = new ThickVolumes(daemon, _tasks);
+        _thick = new ThickVolumes(daemon);
         _targets = new TargetRoutes(daemon);
-        _populations = new Populations(daemon, _tasks);
-        _snapshots = new SnapshotRoutes(daemon, _tasks, _targets, _populations, DescribeAsync, _thick.BeginAsync);
+        _populations = new Populations(daemon);
+        _snapshots = new SnapshotRoutes(daemon, _targets, _populations, DescribeAsync, _thick.BeginAsync);
         _streams = new StreamRoutes(daemon, DescribeAsync);
         _handlers = new(StringComparer.Ordinal)
         {
@@ -47,12 +46,10 @@ internal sealed class AdminRoutes : IAdminRoutes
             ["GET sessions"] = SessionsAsync,
             ["DELETE sessions/{id}"] = CutAsync,
             ["GET stats"] = StatsAsync,
-            ["GET tasks"] = c => c.AnswerAsync(new TaskList(_tasks.List()), ApiJson.Default.TaskList),
-            ["GET tasks/{id}"] = c => c.AnswerAsync(TaskOf(c), ApiJson.Default.TaskInfo),
-            ["DELETE tasks/{id}"] = CancelAsync,
             ["GET openapi.json"] = c => c.AnswerAsync(s_openApi),
         };
-        foreach ((string key, Func<ApiCall, Task> handler) in _targets.Handlers.Concat(_snapshots.Handlers).Concat(_streams.Handlers).Concat(new PolicyRoutes(daemon).Handlers)) _handlers.Add(key, handler);
+        foreach ((string key, Func<ApiCall, Task> handler) in _targets.Handlers.Concat(_snapshots.Handlers).Concat(_streams.Handlers).Concat(new PolicyRoutes(daemon).Handlers)
+            .Concat(new TaskRoutes(daemon.Tasks).Handlers)) _handlers.Add(key, handler);
         Check.That(_handlers.Keys.ToHashSet().SetEquals(ApiRouteTable.All.Select(r => r.Key)));
     }
 
@@ -62,6 +59,7 @@ internal sealed class AdminRoutes : IAdminRoutes
         await _thick.BeginAsync();
         await _populations.ResumeAsync();
         await _snapshots.ResumeAsync();
+        await _daemon.Tasks.FailInterrupted();
     }
 
     /// <inheritdoc/>
@@ -152,14 +150,20 @@ internal sealed class AdminRoutes : IAdminRoutes
         ScrubRequest request = await call.ReadAsync(ApiJson.Default.ScrubRequest);
         StoreHost host = _daemon.Stores.Find(volume.StoreId)
             ?? throw new ApiException(503, "disk-unavailable", "the volume's disk is not in service");
-        TaskInfo task = _tasks.Start("scrub", volume.Name, async (progress, cancel) =>
+        TaskInfo task = await _daemon.Tasks.StartAsync(new TaskSpec("scrub", volume.Name, volume.Id, Unit: "blocks"), async run =>
         {
-            ScrubReport report = await host.Thread.InvokeAsync(() => host.Store.ScrubAsync(
-                volume.Id, request.BytesPerSecond, r => progress(r.BlocksTotal == 0 ? 1 : (double)r.BlocksRead / r.BlocksTotal), cancel));
-            cancel.ThrowIfCancellationRequested();
-            if (report.Bad.Count == 0) return $"{report.BlocksRead} blocks read, all good";
-            BadBlock first = report.Bad[0];
-            throw new IOException($"{report.Bad.Count} bad blocks, the first at byte {first.OffsetBytes} ({first.Reason})");
+            ScrubReport report = await host.Thread.InvokeAsync(
+                () => host.Store.ScrubAsync(volume.Id, request.BytesPerSecond, r => run.Report(r.BlocksRead, r.BlocksTotal), run.Cancel));
+            run.Cancel.ThrowIfCancellationRequested();
+            if (report.Bad.Count > 0)
+            {
+                BadBlock first = report.Bad[0];
+                throw new TaskException("bad-blocks", $"{report.Bad.Count} bad blocks, the first at byte {first.OffsetBytes} ({first.Reason})");
+            }
+
+            if (!report.Finished)
+                throw new TaskException("disk-unavailable", $"the disk stopped serving when {report.BlocksRead} blocks had been read; see pfcli list_disk");
+            return $"{report.BlocksRead} blocks read, all good";
         });
         await call.AnswerAsync(task, ApiJson.Default.TaskInfo, 202);
     }
@@ -265,20 +269,6 @@ internal sealed class AdminRoutes : IAdminRoutes
             now, (now - _daemon.StartedAt).TotalSeconds, self.TotalProcessorTime.TotalSeconds,
             [.. volumes.OrderBy(v => v.Volume, StringComparer.Ordinal)]);
         await call.AnswerAsync(stats, ApiJson.Default.StatsInfo);
-    }
-
-    private TaskInfo TaskOf(ApiCall call)
-    {
-        string id = call.Parts[1];
-        TaskInfo? task = long.TryParse(id, NumberStyles.None, CultureInfo.InvariantCulture, out long number) ? _tasks.Find(number) : null;
-        return task ?? throw new ApiException(404, "no-such-task", $"there is no task '{id}'");
-    }
-
-    private Task CancelAsync(ApiCall call)
-    {
-        if (!_tasks.Cancel(TaskOf(call).Id))
-            throw new ApiException(409, "task-goes-on", "this is carried through to its end; the task only shows how far it is");
-        return call.AnswerNothingAsync();
     }
 
     private async Task<VolumeInfo> DescribeAsync(VolumeRecord volume) => (await DescribeAsync([volume]))[0];

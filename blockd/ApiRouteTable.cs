@@ -183,9 +183,10 @@ internal static class ApiRouteTable
             [(400, "invalid-user"), (400, "invalid-secret"), (400, "secret-reused"), (409, "user-exists"), (409, "too-many-users"), s_meanwhile]),
         new("DELETE", "discovery/users/{id}", "Takes a CHAP user of discovery away.", 204, null, null, [s_mutual], [(404, "no-such-user"), s_badQuery, s_meanwhile]),
         new("GET", "stats", "Counters of the volumes that were attached since the start.", 200, typeof(StatsInfo), null, [], []),
-        new("GET", "tasks", "The last hundred tasks, newest first.", 200, typeof(TaskList), null, [], []),
-        new("GET", "tasks/{id}", "One task.", 200, typeof(TaskInfo), null, [], [(404, "no-such-task")]),
-        new("DELETE", "tasks/{id}", "Cancels a task.", 204, null, null, [], [(404, "no-such-task"), (409, "task-goes-on")]),
+        new("GET", "tasks", "The tasks that run and the last 200 that have ended, newest first.", 200, typeof(TaskList), null,
+            [new("state", "string", "Only those in this state."), new("kind", "string", "Only those of this kind.")], [s_badQuery]),
+        new("GET", "tasks/{id}", "One task, with its history.", 200, typeof(TaskInfo), null, [], [(404, "no-such-task")]),
+        new("DELETE", "tasks/{id}", "Asks a task to end; it is cancelled when its state says so.", 204, null, null, [], [(404, "no-such-task"), (409, "task-goes-on")]),
         new("GET", "openapi.json", "This document.", 200, null, null, [], []),
     ];
 

@@ -38,6 +38,7 @@ internal sealed class Daemon
         _threads = threads;
         Directory = new VolumeDirectory(meta, SystemClock.Instance, new SystemRandom());
         Targets = new TargetDirectory(meta);
+        Tasks = new TaskRegistry(meta, SystemClock.Instance, Warn);
         Volumes = new SharedVolumes(meta, settings, Warn);
         Disks = new Disks(settings, data, meta, Directory, threads, Warn, watch, layer);
         Directory.CutGate = new CutGate(Stores, Volumes, s_cutPauseMax);
@@ -54,6 +55,9 @@ internal sealed class Daemon
     public Settings Settings { get; }
 
     public VolumeDirectory Directory { get; }
+
+    /// <summary>The long jobs.</summary>
+    public TaskRegistry Tasks { get; }
 
     /// <summary>The iSCSI targets that the operator has configured.</summary>
     public TargetDirectory Targets { get; }
@@ -155,6 +159,7 @@ internal sealed class Daemon
     public async Task<bool> StopAsync(Action<string> log)
     {
         await PolicyRunner.StopAsync();
+        await Tasks.StopAsync();
         if (_nbd is not null) await _nbd.StopAcceptingAsync();
         if (_iscsi is not null) await _iscsi.StopAcceptingAsync();
         Sessions.StopAll();
@@ -225,6 +230,7 @@ internal sealed class Daemon
                 throw new StartException($"the metadata database {_data.MetadataPath} cannot be written; free space or mend its disk");
         }
 
+        await Tasks.LoadAsync();
         await Targets.LoadAsync();
         await Policies.LoadAsync();
         await Volumes.LoadAsync();
