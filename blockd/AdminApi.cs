@@ -268,6 +268,13 @@ internal sealed class ApiCall(HttpContext context, string[] parts)
 
     public CancellationToken Aborted => context.RequestAborted;
 
+    /// <summary>A header, or null; once only.</summary>
+    public string? Header(string name)
+    {
+        Microsoft.Extensions.Primitives.StringValues values = context.Request.Headers[name];
+        return values.Count <= 1 ? values : throw new ApiException(400, "bad-request", $"{name} is given more than once", name);
+    }
+
     /// <summary>A parameter of the query, or null; once only.</summary>
     public string? Query(string name)
     {

@@ -18,6 +18,7 @@ internal sealed class AdminRoutes : IAdminRoutes
     private readonly Populations _populations;
     private readonly SnapshotRoutes _snapshots;
     private readonly StreamRoutes _streams;
+    private readonly WatchRoutes _watch;
     private readonly Dictionary<string, Func<ApiCall, Task>> _handlers;
 
     /// <summary>Routes to <paramref name="daemon"/>.</summary>
@@ -29,6 +30,7 @@ internal sealed class AdminRoutes : IAdminRoutes
         _populations = new Populations(daemon);
         _snapshots = new SnapshotRoutes(daemon, _targets, _populations, DescribeAsync, _thick.BeginAsync);
         _streams = new StreamRoutes(daemon, DescribeAsync);
+        _watch = new WatchRoutes(daemon, new WatchSource(daemon, DescribeAsync, SessionListAsync, _snapshots, _targets, new PolicyRoutes(daemon)));
         _handlers = new(StringComparer.Ordinal)
         {
             ["GET version"] = VersionAsync,
@@ -49,7 +51,7 @@ internal sealed class AdminRoutes : IAdminRoutes
             ["GET openapi.json"] = c => c.AnswerAsync(s_openApi),
         };
         foreach ((string key, Func<ApiCall, Task> handler) in _targets.Handlers.Concat(_snapshots.Handlers).Concat(_streams.Handlers).Concat(new PolicyRoutes(daemon).Handlers)
-            .Concat(new TaskRoutes(daemon.Tasks).Handlers)) _handlers.Add(key, handler);
+            .Concat(new TaskRoutes(daemon.Tasks).Handlers).Concat(_watch.Handlers)) _handlers.Add(key, handler);
         Check.That(_handlers.Keys.ToHashSet().SetEquals(ApiRouteTable.All.Select(r => r.Key)));
     }
 
@@ -230,7 +232,9 @@ internal sealed class AdminRoutes : IAdminRoutes
         disk.Id, disk.Name, disk.Path, "absent", disk.State, 0, 0, 0, 0, 0, 0, 0, _daemon.Directory.CountOn(disk.Id), 0, 0, 0, 0, disk.Reason);
 
     // The counters of a session belong to its loop: they are read there, in one visit to each loop.
-    private async Task SessionsAsync(ApiCall call)
+    private async Task SessionsAsync(ApiCall call) => await call.AnswerAsync(new SessionList(await SessionListAsync()), ApiJson.Default.SessionList);
+
+    private async Task<IReadOnlyList<SessionInfo>> SessionListAsync()
     {
         Dictionary<uint, string> names = _daemon.Directory.List().ToDictionary(v => v.Id, v => v.Name);
         var sessions = new List<SessionInfo>();
@@ -240,7 +244,7 @@ internal sealed class AdminRoutes : IAdminRoutes
                 [.. there.Select(s => s.Describe(names))])));
         }
 
-        await call.AnswerAsync(new SessionList([.. sessions.OrderBy(s => long.Parse(s.Id, CultureInfo.InvariantCulture))]), ApiJson.Default.SessionList);
+        return [.. sessions.OrderBy(s => long.Parse(s.Id, CultureInfo.InvariantCulture))];
     }
 
     private Task CutAsync(ApiCall call)

@@ -56,6 +56,9 @@ internal sealed class Daemon
 
     public VolumeDirectory Directory { get; }
 
+    /// <summary>What changed lately.</summary>
+    public WatchHub Watch { get; } = new();
+
     /// <summary>The long jobs.</summary>
     public TaskRegistry Tasks { get; }
 
@@ -247,8 +250,23 @@ internal sealed class Daemon
 
         if (Settings.Stdio is { } export && Directory.Find(export) is null)
             throw new StartException($"--stdio: there is no volume '{export}'; known: {string.Join(", ", Directory.List().Select(v => v.Name))}");
+        PublishChanges();
         await ListenAsync(systemdSockets, tls, log);
         PolicyRunner.Start();
+    }
+
+    private void PublishChanges()
+    {
+        Directory.VolumeChanged = (v, isGone) => Watch.Publish(WatchTypes.Volume, v.Id.ToString(System.Globalization.CultureInfo.InvariantCulture), v.Name, isGone);
+        Directory.SnapshotChanged = (v, uuid, name, isGone) => Watch.Publish(WatchTypes.Snapshot, uuid.ToString(), $"{v.Name}@{name}", isGone);
+        Targets.Changed = (name, isGone) => Watch.Publish(WatchTypes.Target, name, name, isGone);
+        Policies.RecordChanged = (name, isGone) => Watch.Publish(WatchTypes.Policy, name, name, isGone);
+        Sessions.Changed = (id, isGone) => Watch.Publish(WatchTypes.Session, id, id, isGone);
+        Tasks.Changed += id =>
+        {
+            string key = id.ToString(System.Globalization.CultureInfo.InvariantCulture);
+            Watch.Publish(WatchTypes.Task, key, key, Tasks.Find(id) is null);
+        };
     }
 
     private async Task ListenAsync(int systemdSockets, TlsIdentity? tls, Action<string> log)

@@ -53,6 +53,9 @@ internal sealed class PolicyRoutes(Daemon daemon)
             ?? throw new ApiException(404, "no-such-volume", $"there is no volume '{n}'", "volumes")),
     ];
 
+    /// <summary>All policies, as the API shows them.</summary>
+    public IReadOnlyList<PolicyInfo> List() => [.. daemon.Policies.List().Select(Describe)];
+
     private PolicyInfo Describe(PolicyRecord p)
     {
         var names = daemon.Directory.List().ToDictionary(v => v.Id, v => v.Name);

@@ -59,6 +59,13 @@ internal sealed class SnapshotRoutes(
         }
     }
 
+    /// <summary>The snapshots of a volume as the API shows them, without what they take; none while its disk does not serve.</summary>
+    public async Task<IReadOnlyList<SnapshotEntry>> ListAsync(VolumeRecord volume)
+    {
+        SnapshotResult known = await daemon.Directory.SnapshotsAsync(volume);
+        return known.Fault is null ? await DescribeAsync(known.Snapshots, withUsage: false) : [];
+    }
+
     private async Task ListAllAsync(ApiCall call)
     {
         bool withUsage = call.QueryFlag("usage");

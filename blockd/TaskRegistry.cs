@@ -109,6 +109,45 @@ internal sealed partial class TaskRegistry(IMetaStore meta, IWallClock clock, Ac
         return info;
     }
 
+    /// <summary>A job that its caller waits for, for instance a transfer over the caller's own connection: a task for everybody
+    /// else. Answers and throws what <paramref name="work"/> does; its token fires when the caller leaves, too.</summary>
+    public async Task<T> TrackAsync<T>(
+        TaskSpec spec, Func<TaskRun, CancellationToken, Task<T>> work, Func<T, string> describe, CancellationToken caller)
+    {
+        var ended = new TaskCompletionSource<T>(TaskCreationOptions.RunContinuationsAsynchronously);
+        Start(spec, async run =>
+        {
+            using var either = CancellationTokenSource.CreateLinkedTokenSource(run.Cancel, caller);
+            try
+            {
+                T result = await work(run, either.Token);
+                ended.SetResult(result);
+                return describe(result);
+            }
+            catch (OperationCanceledException) when (caller.IsCancellationRequested)
+            {
+                ended.SetCanceled(caller);
+                throw new TaskException("client-left", "the client that carried it has left");
+            }
+            catch (OperationCanceledException e)
+            {
+                ended.SetException(new ApiException(409, "task-cancelled", "the administrator has cancelled this task"));
+                throw new OperationCanceledException(e.Message, e, run.Cancel);
+            }
+            catch (Exception e)
+            {
+                ended.SetException(e);
+                throw e switch
+                {
+                    ApiException a => new TaskException(a.Code, a.Message, a),
+                    ImportException i => new TaskException(i.Code, i.Message, i),
+                    _ => new TaskException("failed", e.Message, e),
+                };
+            }
+        });
+        return await ended.Task;
+    }
+
     /// <summary>Asks a task to end; false when it is of a kind that goes on to its end. One that has ended already is left alone.</summary>
     public bool Cancel(long id)
     {

@@ -12,6 +12,9 @@ internal sealed class VolumeTable
     private readonly Dictionary<Guid, (ulong Bytes, int Count)> _promised = [];
     private volatile Snapshot _now = new(ImmutableSortedDictionary.Create<string, VolumeRecord>(StringComparer.Ordinal));
 
+    /// <summary>Told of every volume that was entered, replaced or (true) taken out; after that shows.</summary>
+    public Action<VolumeRecord, bool>? Changed { get; set; }
+
     /// <summary>By name, or null. Any thread.</summary>
     public VolumeRecord? Find(string name) => _now.Names.GetValueOrDefault(name);
 
@@ -40,6 +43,7 @@ internal sealed class VolumeTable
         _byId[record.Id] = record;
         Promise(record, isGiven: true);
         _now = new Snapshot(names.SetItem(record.Name, record));
+        Changed?.Invoke(record, false);
     }
 
     /// <summary>Takes a volume out. Writer only.</summary>
@@ -48,6 +52,7 @@ internal sealed class VolumeTable
         if (!_byId.Remove(id, out VolumeRecord? old)) return;
         Promise(old, isGiven: false);
         _now = new Snapshot(_now.Names.Remove(old.Name));
+        Changed?.Invoke(old, true);
     }
 
     private void Promise(VolumeRecord record, bool isGiven)

@@ -27,7 +27,7 @@ namespace BlockServer.Core.Api;
 //   POST   /v1/targets/{name}/luns, /access, /users   AddLun, AccessRule, AddChapUser -> TargetInfo; DELETE takes each away
 //   GET    /v1/discovery, POST /v1/discovery/users    DiscoveryInfo
 //   GET    /v1/stats                           StatsInfo (counters since start; a client computes rates)
-//   tasks: TaskRecords.cs
+//   tasks: TaskRecords.cs; watch: WatchRecords.cs; declared state: DeclaredRecords.cs
 //   GET    /v1/openapi.json                    the OpenAPI document
 //   GET    /healthz                            200 "ok" without a token (loopback Host rules still hold)
 //
@@ -195,4 +195,7 @@ public sealed record ScrubRequest(ulong BytesPerSecond = 0);
 [JsonSerializable(typeof(ImportInfo))]
 [JsonSerializable(typeof(ExportSummary))]
 [JsonSerializable(typeof(TaskList))]
+[JsonSerializable(typeof(WatchEvent))]
+[JsonSerializable(typeof(ApplyDeclared))]
+[JsonSerializable(typeof(DeclaredInfo))]
 public sealed partial class ApiJson : JsonSerializerContext;

@@ -49,6 +49,20 @@ internal sealed class StubDaemon : HttpMessageHandler
         }
     }
 
+    /// <summary>As a shell asks while somebody types: the hidden word comes first, the token by the environment.</summary>
+    public async Task<int> RunCompleteAsync(params string[] args)
+    {
+        await File.WriteAllTextAsync(_tokenFile, "secret-token\n");
+        try
+        {
+            return await RunWithoutTokenAsync(args);
+        }
+        finally
+        {
+            File.Delete(_tokenFile);
+        }
+    }
+
     public async Task<int> RunWithoutTokenAsync(params string[] args)
     {
         using var output = new StringWriter();
@@ -61,7 +75,7 @@ internal sealed class StubDaemon : HttpMessageHandler
             OutIsTerminal = Terminal,
             CanAsk = Terminal,
             Width = 120,
-            Environment = name => name == "HOME" ? "/nonexistent" : null,
+            Environment = name => name == "HOME" ? "/nonexistent" : name == "BLOCKD_TOKEN_FILE" ? _tokenFile : null,
             Transport = () => this,
             Delay = (_, cancel) => cancel.IsCancellationRequested ? Task.FromCanceled(cancel) : Task.CompletedTask,
         });
