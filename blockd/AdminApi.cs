@@ -156,10 +156,10 @@ internal sealed class AdminApi : IAsyncDisposable
         }
 
         CheckToken(context);
-        if (request.Method is not ("GET" or "POST" or "PATCH" or "DELETE" or "HEAD"))
+        if (request.Method is not ("GET" or "POST" or "PUT" or "PATCH" or "DELETE" or "HEAD"))
         {
-            context.Response.Headers.Allow = "GET, POST, PATCH, DELETE";
-            throw new ApiException(405, "wrong-method", "allowed: GET, POST, PATCH, DELETE");
+            context.Response.Headers.Allow = "GET, POST, PUT, PATCH, DELETE";
+            throw new ApiException(405, "wrong-method", "allowed: GET, POST, PUT, PATCH, DELETE");
         }
 
         bool isChange = !HttpMethods.IsGet(request.Method) && !HttpMethods.IsHead(request.Method);
@@ -266,6 +266,12 @@ internal sealed class ApiCall(HttpContext context, string[] parts)
 
     public string Method => context.Request.Method;
 
+    /// <summary>The token sees this volume: it is of nobody else. What is not seen is answered as what does not exist.</summary>
+    public bool Sees(string volume) => Caller.Sees(volume);
+
+    /// <summary>Who calls.</summary>
+    public ApiCaller Caller { get; init; } = ApiCaller.Everything;
+
     public CancellationToken Aborted => context.RequestAborted;
 
     /// <summary>A header, or null; once only.</summary>
@@ -359,10 +365,11 @@ internal sealed class ApiCall(HttpContext context, string[] parts)
 
     /// <summary>Answers with bytes that are sent as they are made. When <paramref name="send"/> fails, the connection is cut: what
     /// has been sent must not look whole.</summary>
-    public async Task SendAsync(string type, Func<System.IO.Pipelines.PipeWriter, Task> send)
+    public async Task SendAsync(string type, Func<System.IO.Pipelines.PipeWriter, Task> send, long? lengthBytes = null)
     {
         if (context.Features.Get<Microsoft.AspNetCore.Server.Kestrel.Core.Features.IHttpMinResponseDataRateFeature>() is { } rate) rate.MinDataRate = null;
         context.Response.ContentType = type;
+        context.Response.ContentLength = lengthBytes;
         try
         {
             await send(context.Response.BodyWriter);

@@ -19,6 +19,8 @@ internal sealed class AdminRoutes : IAdminRoutes
     private readonly SnapshotRoutes _snapshots;
     private readonly StreamRoutes _streams;
     private readonly WatchRoutes _watch;
+    private readonly DeclaredWorld _world;
+    private readonly DeclaredReconciler _declared;
     private readonly Dictionary<string, Func<ApiCall, Task>> _handlers;
 
     /// <summary>Routes to <paramref name="daemon"/>.</summary>
@@ -30,7 +32,10 @@ internal sealed class AdminRoutes : IAdminRoutes
         _populations = new Populations(daemon);
         _snapshots = new SnapshotRoutes(daemon, _targets, _populations, DescribeAsync, _thick.BeginAsync);
         _streams = new StreamRoutes(daemon, DescribeAsync);
-        _watch = new WatchRoutes(daemon, new WatchSource(daemon, DescribeAsync, SessionListAsync, _snapshots, _targets, new PolicyRoutes(daemon)));
+        var policies = new PolicyRoutes(daemon);
+        _watch = new WatchRoutes(daemon, new WatchSource(daemon, DescribeAsync, SessionListAsync, _snapshots, _targets, policies));
+        _world = new DeclaredWorld(daemon, this, _targets, policies);
+        _declared = new DeclaredReconciler(daemon.Meta, _world);
         _handlers = new(StringComparer.Ordinal)
         {
             ["GET version"] = VersionAsync,
@@ -51,7 +56,7 @@ internal sealed class AdminRoutes : IAdminRoutes
             ["GET openapi.json"] = c => c.AnswerAsync(s_openApi),
         };
         foreach ((string key, Func<ApiCall, Task> handler) in _targets.Handlers.Concat(_snapshots.Handlers).Concat(_streams.Handlers).Concat(new PolicyRoutes(daemon).Handlers)
-            .Concat(new TaskRoutes(daemon.Tasks).Handlers).Concat(_watch.Handlers)) _handlers.Add(key, handler);
+            .Concat(new TaskRoutes(daemon.Tasks, id => daemon.Directory.List().FirstOrDefault(v => v.Id == id)?.Name).Handlers).Concat(_watch.Handlers).Concat(new SupportRoutes(new SupportBundle(daemon, this)).Handlers).Concat(new DeclaredRoutes(_declared, _world, () => _daemon.Declared).Handlers)) _handlers.Add(key, handler);
         Check.That(_handlers.Keys.ToHashSet().SetEquals(ApiRouteTable.All.Select(r => r.Key)));
     }
 
@@ -62,6 +67,7 @@ internal sealed class AdminRoutes : IAdminRoutes
         await _populations.ResumeAsync();
         await _snapshots.ResumeAsync();
         await _daemon.Tasks.FailInterrupted();
+        await _daemon.ReconcileAsync(_declared);
     }
 
     /// <inheritdoc/>

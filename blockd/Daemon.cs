@@ -59,6 +59,12 @@ internal sealed class Daemon
     /// <summary>What changed lately.</summary>
     public WatchHub Watch { get; } = new();
 
+    /// <summary>What keeps the declared state; null until it serves.</summary>
+    public DeclaredRunner? Declared { get; private set; }
+
+    /// <summary>The metadata.</summary>
+    public IMetaStore Meta => _meta;
+
     /// <summary>The long jobs.</summary>
     public TaskRegistry Tasks { get; }
 
@@ -161,6 +167,7 @@ internal sealed class Daemon
     /// answer: then its loop still waits for it, and the process must end.</summary>
     public async Task<bool> StopAsync(Action<string> log)
     {
+        if (Declared is { } declared) await declared.DisposeAsync();
         await PolicyRunner.StopAsync();
         await Tasks.StopAsync();
         if (_nbd is not null) await _nbd.StopAcceptingAsync();
@@ -180,6 +187,23 @@ internal sealed class Daemon
         await _meta.DisposeAsync();
         _data.Dispose();
         return stuck.Count == 0;
+    }
+
+    /// <summary>Begins to keep what is declared.</summary>
+    public async Task ReconcileAsync(DeclaredReconciler reconciler)
+    {
+        try
+        {
+            await reconciler.LoadAsync();
+        }
+        catch (InvalidDataException e)
+        {
+            Warn($"{e.Message}; nothing is reconciled until it is declared again (pfcli apply)");
+        }
+
+        if (Declared is { } old) await old.DisposeAsync();
+        Declared = new DeclaredRunner(reconciler, Watch, Warn);
+        Declared.Start();
     }
 
     /// <summary>A volume has another size or other export options: whoever is attached is told.</summary>
@@ -309,5 +333,9 @@ internal sealed class Daemon
             Warn($"{listener.Protocol} at {listener.Address} is open to everybody who reaches it (--insecure)");
     }
 
-    private void Warn(string warning) => _warnings.Enqueue(warning);
+    private void Warn(string warning)
+    {
+        LogTail.Instance.Add(SystemClock.Instance.UtcNow, "warning: " + warning);
+        _warnings.Enqueue(warning);
+    }
 }

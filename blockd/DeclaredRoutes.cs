@@ -63,15 +63,17 @@ internal sealed class DeclaredRoutes(DeclaredReconciler reconciler, IDeclaredWor
 
     private async Task<DeclaredInfo> DescribeAsync(DeclaredDocument? document, IReadOnlyList<DeclaredDifference> differences, IReadOnlyCollection<DeclaredItem> pruned)
     {
+        ILookup<(string, string), DeclaredDifference> found = differences.ToLookup(d => (d.Step.Kind, d.Step.Name));
         if (document is null) return new DeclaredInfo(0, true, [], []);
         CurrentState current = await world.ReadAsync();
         DeclaredState state = document.State;
+        Dictionary<string, CurrentVolume> volumes = current.Volumes.ToDictionary(v => v.Name, StringComparer.Ordinal);
         var items = new List<DeclaredItem>();
         foreach (DeclaredVolume v in state.Volumes ?? [])
         {
-            CurrentVolume? now = current.Volumes.FirstOrDefault(c => c.Name == v.Name);
+            CurrentVolume? now = volumes.GetValueOrDefault(v.Name);
             DeclaredVolume? shown = now is null ? null : new DeclaredVolume(now.Name, now.SizeBytes, now.Export, now.Description, now.StoreId);
-            items.Add(Item(DeclaredPlan.Volume, v.Name, Element(v, ApiJson.Default.DeclaredVolume), Element(shown, ApiJson.Default.DeclaredVolume), differences));
+            items.Add(Item(DeclaredPlan.Volume, v.Name, Element(v, ApiJson.Default.DeclaredVolume), Element(shown, ApiJson.Default.DeclaredVolume), found[(DeclaredPlan.Volume, v.Name)]));
         }
 
         foreach (DeclaredTarget t in state.Targets ?? [])
@@ -79,7 +81,7 @@ internal sealed class DeclaredRoutes(DeclaredReconciler reconciler, IDeclaredWor
             TargetInfo? now = current.Targets.FirstOrDefault(c => c.Name == t.Name);
             DeclaredTarget? shown = now is null ? null : new DeclaredTarget(
                 now.Name, [.. now.Luns.Select(l => new DeclaredLun(l.Lun, l.Volume, l.ReadOnly))], now.Access, now.Enabled, now.Description, now.PortalGroups);
-            items.Add(Item(DeclaredPlan.Target, t.Name, Element(t, ApiJson.Default.DeclaredTarget), Element(shown, ApiJson.Default.DeclaredTarget), differences));
+            items.Add(Item(DeclaredPlan.Target, t.Name, Element(t, ApiJson.Default.DeclaredTarget), Element(shown, ApiJson.Default.DeclaredTarget), found[(DeclaredPlan.Target, t.Name)]));
         }
 
         foreach (CreatePolicy p in state.Policies ?? [])
@@ -87,16 +89,16 @@ internal sealed class DeclaredRoutes(DeclaredReconciler reconciler, IDeclaredWor
             PolicyInfo? now = current.Policies.FirstOrDefault(c => c.Name == p.Name);
             CreatePolicy? shown = now is null ? null : new CreatePolicy(
                 now.Name, now.Volumes, now.PeriodSeconds, now.KeepCount, now.KeepSeconds, now.PreHook, now.PostHook, now.HookSeconds);
-            items.Add(Item(DeclaredPlan.Policy, p.Name, Element(p, ApiJson.Default.CreatePolicy), Element(shown, ApiJson.Default.CreatePolicy), differences));
+            items.Add(Item(DeclaredPlan.Policy, p.Name, Element(p, ApiJson.Default.CreatePolicy), Element(shown, ApiJson.Default.CreatePolicy), found[(DeclaredPlan.Policy, p.Name)]));
         }
 
         items.AddRange(pruned);
         return new DeclaredInfo(document.Declared, items.All(i => i.Status is "current" or "pruned"), items, DeclaredPlan.Undeclared(state, current));
     }
 
-    private DeclaredItem Item(string kind, string name, JsonElement? desired, JsonElement? current, IReadOnlyList<DeclaredDifference> differences)
+    private DeclaredItem Item(string kind, string name, JsonElement? desired, JsonElement? current, IEnumerable<DeclaredDifference> differences)
     {
-        DeclaredDifference[] here = [.. differences.Where(d => d.Step.Kind == kind && d.Step.Name == name)];
+        DeclaredDifference[] here = [.. differences];
         string status = here.Length == 0 ? "current" : here.Any(d => d.Step.Impossible is not null) ? "impossible" : here.Any(d => d.Reason is not null) ? "waiting" : "differs";
         long[] later = [.. here.Where(d => d.NotBefore > 0).Select(d => d.NotBefore)];
         DateTimeOffset? next = later.Length == 0 || runner() is not { } r ? null

@@ -36,7 +36,6 @@ internal sealed class DeclaredRunner : IAsyncDisposable
         await _running;
         _stop.Dispose();
         _wake.Dispose();
-        _reconciler.Dispose();
     }
 
     private async Task RunAsync()

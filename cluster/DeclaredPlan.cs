@@ -32,19 +32,26 @@ public static class DeclaredPlan
     public static IReadOnlyList<DeclaredStep> Steps(DeclaredState desired, CurrentState now, IReadOnlyDictionary<string, uint> known)
     {
         var steps = new List<DeclaredStep>();
-        foreach (DeclaredVolume volume in desired.Volumes ?? []) Add(steps, volume, now, known);
-        foreach (DeclaredTarget target in desired.Targets ?? []) Add(steps, target, now);
+        Dictionary<string, CurrentVolume> volumes = now.Volumes.ToDictionary(v => v.Name, StringComparer.Ordinal);
+        Dictionary<uint, CurrentVolume> byId = now.Volumes.ToDictionary(v => v.Id);
+        foreach (DeclaredVolume volume in desired.Volumes ?? []) Add(steps, volume, volumes, byId, known);
+        foreach (DeclaredTarget target in desired.Targets ?? []) Add(steps, target, now, volumes);
         foreach (CreatePolicy policy in desired.Policies ?? []) Add(steps, policy, now);
         return steps;
     }
 
     /// <summary>What is there and not declared.</summary>
-    public static IReadOnlyList<DeclaredName> Undeclared(DeclaredState desired, CurrentState now) =>
-    [
-        .. now.Policies.Where(p => (desired.Policies ?? []).All(d => d.Name != p.Name)).Select(p => new DeclaredName(Policy, p.Name)),
-        .. now.Targets.Where(t => (desired.Targets ?? []).All(d => !IsSame(d.Name, t.Name))).Select(t => new DeclaredName(Target, t.Name)),
-        .. now.Volumes.Where(v => (desired.Volumes ?? []).All(d => d.Name != v.Name)).Select(v => new DeclaredName(Volume, v.Name)),
-    ];
+    public static IReadOnlyList<DeclaredName> Undeclared(DeclaredState desired, CurrentState now)
+    {
+        HashSet<string> policies = [.. (desired.Policies ?? []).Select(p => p.Name)], volumes = [.. (desired.Volumes ?? []).Select(v => v.Name)];
+        var targets = new HashSet<string>((desired.Targets ?? []).Select(t => t.Name), StringComparer.OrdinalIgnoreCase);
+        return
+        [
+            .. now.Policies.Where(p => !policies.Contains(p.Name)).Select(p => new DeclaredName(Policy, p.Name)),
+            .. now.Targets.Where(t => !targets.Contains(t.Name)).Select(t => new DeclaredName(Target, t.Name)),
+            .. now.Volumes.Where(v => !volumes.Contains(v.Name)).Select(v => new DeclaredName(Volume, v.Name)),
+        ];
+    }
 
     /// <summary>The deletion of something that is not declared, or null when it is gone or declared. Nothing is forced: who is in use,
     /// and a volume with snapshots, is refused by the API.</summary>
@@ -60,18 +67,19 @@ public static class DeclaredPlan
         return new DeclaredStep(gone.Kind, gone.Name, $"{gone.Kind} {gone.Name} prune", "delete it: it is not declared", "DELETE", path, null);
     }
 
-    private static void Add(List<DeclaredStep> steps, DeclaredVolume d, CurrentState now, IReadOnlyDictionary<string, uint> known)
+    private static void Add(
+        List<DeclaredStep> steps, DeclaredVolume d, Dictionary<string, CurrentVolume> volumes, Dictionary<uint, CurrentVolume> byId, IReadOnlyDictionary<string, uint> known)
     {
         DeclaredStep Step(string what, string text, string method, string path, string? body) => new(Volume, d.Name, $"volume {d.Name} {what}", text, method, path, body);
         void Impossible(string what, string text, string why) => steps.Add(Step(what, text, "", "", null) with { Impossible = why });
-        if (now.Volumes.FirstOrDefault(v => v.Name == d.Name) is not { } current)
+        if (!volumes.TryGetValue(d.Name, out CurrentVolume? current))
         {
             if (!known.TryGetValue(d.Name, out uint id))
             {
                 var create = new CreateVolume(d.Name, d.SizeBytes, 1, d.Export, d.Description, d.StoreId);
                 steps.Add(Step("create", Text($"make it, with {d.SizeBytes} bytes"), "POST", "volumes", JsonSerializer.Serialize(create, ApiJson.Default.CreateVolume)));
             }
-            else if (now.Volumes.FirstOrDefault(v => v.Id == id) is { } renamed)
+            else if (byId.TryGetValue(id, out CurrentVolume? renamed))
             {
                 var back = new ChangeVolume(renamed.Revision, Name: d.Name);
                 steps.Add(Step("rename", $"rename it back from '{renamed.Name}'", "PATCH", "volumes/" + renamed.Name, JsonSerializer.Serialize(back, ApiJson.Default.ChangeVolume)));
@@ -99,7 +107,7 @@ public static class DeclaredPlan
         steps.Add(Step("change", string.Join(", ", parts), "PATCH", "volumes/" + d.Name, JsonSerializer.Serialize(change, ApiJson.Default.ChangeVolume)));
     }
 
-    private static void Add(List<DeclaredStep> steps, DeclaredTarget d, CurrentState now)
+    private static void Add(List<DeclaredStep> steps, DeclaredTarget d, CurrentState now, Dictionary<string, CurrentVolume> volumes)
     {
         DeclaredStep Step(string what, string text, string method, string path, string? body) => new(Target, d.Name, $"target {d.Name} {what}", text, method, path, body);
         TargetInfo? known = now.Targets.FirstOrDefault(t => IsSame(t.Name, d.Name));
@@ -120,7 +128,7 @@ public static class DeclaredPlan
             }
         }
 
-        AddLuns(steps, d, known, now, Step);
+        AddLuns(steps, d, known, volumes, Step);
         IReadOnlyList<AccessRule> wanted = d.Access ?? [], there = known?.Access ?? [];
         foreach (AccessRule rule in wanted.Except(there))
             steps.Add(Step($"allow {rule.Initiator} {rule.Address}", $"let {Named(rule)} log in", "POST", $"targets/{d.Name}/access", JsonSerializer.Serialize(rule, ApiJson.Default.AccessRule)));
@@ -132,25 +140,25 @@ public static class DeclaredPlan
     }
 
     private static void AddLuns(
-        List<DeclaredStep> steps, DeclaredTarget d, TargetInfo? known, CurrentState now, Func<string, string, string, string, string?, DeclaredStep> step)
+        List<DeclaredStep> steps, DeclaredTarget d, TargetInfo? known, Dictionary<string, CurrentVolume> volumes, Func<string, string, string, string, string?, DeclaredStep> step)
     {
         foreach (LunInfo lun in known?.Luns ?? [])
         {
-            if ((d.Luns ?? []).Any(l => l.Lun == lun.Lun && Fits(l, lun, now))) continue;
+            if ((d.Luns ?? []).Any(l => l.Lun == lun.Lun && Fits(l, lun, volumes))) continue;
             steps.Add(step(Text($"remove LUN {lun.Lun}"), Text($"take LUN {lun.Lun} ({lun.Volume}) away"), "DELETE", Text($"targets/{d.Name}/luns/{lun.Lun}"), null));
         }
 
         foreach (DeclaredLun lun in d.Luns ?? [])
         {
-            if ((known?.Luns ?? []).Any(l => l.Lun == lun.Lun && Fits(lun, l, now))) continue;
+            if ((known?.Luns ?? []).Any(l => l.Lun == lun.Lun && Fits(lun, l, volumes))) continue;
             var add = new AddLun(lun.Volume, lun.Lun, lun.ReadOnly);
             steps.Add(step(Text($"add LUN {lun.Lun}"), Text($"make volume {lun.Volume} LUN {lun.Lun}"), "POST", $"targets/{d.Name}/luns", JsonSerializer.Serialize(add, ApiJson.Default.AddLun)));
         }
     }
 
     // A write-protected volume is so by every target.
-    private static bool Fits(DeclaredLun wanted, LunInfo there, CurrentState now) => wanted.Volume == there.Volume
-        && there.ReadOnly == (wanted.ReadOnly || now.Volumes.FirstOrDefault(v => v.Name == wanted.Volume)?.Export.ReadOnly == true);
+    private static bool Fits(DeclaredLun wanted, LunInfo there, Dictionary<string, CurrentVolume> volumes) => wanted.Volume == there.Volume
+        && there.ReadOnly == (wanted.ReadOnly || volumes.GetValueOrDefault(wanted.Volume)?.Export.ReadOnly == true);
 
     private static void Add(List<DeclaredStep> steps, CreatePolicy d, CurrentState now)
     {

@@ -25,7 +25,9 @@ public sealed record DeclaredDifference(DeclaredStep Step, string? Reason, long 
 /// Time is told by the caller (nanoseconds of a clock that never jumps). One <see cref="StepAsync"/> or change at a time (a lock
 /// sees to it); the rest is thread-safe.
 /// </summary>
-public sealed class DeclaredReconciler(IMetaStore meta, IDeclaredWorld world) : IDisposable
+#pragma warning disable CA1001 // The semaphore has no handle.
+public sealed class DeclaredReconciler(IMetaStore meta, IDeclaredWorld world)
+#pragma warning restore CA1001
 {
     private const long Second = 1_000_000_000, PauseMax = 60 * Second;
 
@@ -40,9 +42,6 @@ public sealed class DeclaredReconciler(IMetaStore meta, IDeclaredWorld world) : 
 
     /// <summary>What stood between at the last step.</summary>
     public IReadOnlyList<DeclaredDifference> Differences => _differences;
-
-    /// <inheritdoc/>
-    public void Dispose() => _one.Dispose();
 
     /// <summary>Reads what was declared. Throws <see cref="MetaException"/>, and <see cref="InvalidDataException"/> when it is damaged: then
     /// nothing is declared until somebody declares it again.</summary>
@@ -68,8 +67,9 @@ public sealed class DeclaredReconciler(IMetaStore meta, IDeclaredWorld world) : 
             if (state is not null)
             {
                 // The numbers of those that are still there; also under another name, which is taken back.
-                var known = (_document?.Known ?? new Dictionary<string, uint>()).Where(k => current.Volumes.Any(v => v.Id == k.Value)
-                    && (state.Volumes ?? []).Any(v => v.Name == k.Key)).ToDictionary();
+                HashSet<uint> there = [.. current.Volumes.Select(v => v.Id)];
+                HashSet<string> wished = [.. (state.Volumes ?? []).Select(v => v.Name)];
+                var known = (_document?.Known ?? new Dictionary<string, uint>()).Where(k => there.Contains(k.Value) && wished.Contains(k.Key)).ToDictionary();
                 next = new DeclaredDocument(state, known) { Declared = _highest = Math.Max(_revision, _highest) + 1 };
             }
 
@@ -131,9 +131,10 @@ public sealed class DeclaredReconciler(IMetaStore meta, IDeclaredWorld world) : 
     private static DeclaredDocument? Seen(DeclaredDocument document, CurrentState current)
     {
         var known = document.Known.ToDictionary();
+        Dictionary<string, CurrentVolume> volumes = current.Volumes.ToDictionary(v => v.Name, StringComparer.Ordinal);
         foreach (DeclaredVolume volume in document.State.Volumes ?? [])
         {
-            if (current.Volumes.FirstOrDefault(v => v.Name == volume.Name) is { } there) known[volume.Name] = there.Id;
+            if (volumes.TryGetValue(volume.Name, out CurrentVolume? there)) known[volume.Name] = there.Id;
         }
 
         return known.Count == document.Known.Count && known.All(k => document.Known.GetValueOrDefault(k.Key) == k.Value) ? null : document with { Known = known };

@@ -82,6 +82,7 @@ public static class CommandLine
         NodeCommands.AddTo(commands);
         WatchCommand.AddTo(commands);
         DeclaredCommands.AddTo(commands);
+        SupportCommand.AddTo(commands);
         Completion.AddTo(commands);
         TopCommand.AddTo(commands);
         foreach (HelpOption option in root.Options.OfType<HelpOption>())

@@ -36,14 +36,9 @@ internal static class TaskCommands
         {
             TaskInfo task = await context.Client.GetAsync(PathOf(context.Get(queried)), ApiJson.Default.TaskInfo, cancel);
             if (waiting.IsWanted(context)) task = await Waiting.FollowAsync(context, task, cancel);
-            int exit = Conclude(context, task);
-            if (!context.Printer.Json)
-            {
-                foreach (TaskNote note in task.History ?? [])
-                    context.Printer.Line($"{note.At.ToString("u", CultureInfo.InvariantCulture)}  {note.Text}");
-            }
-
-            return exit;
+            foreach (TaskNote note in task.History ?? [])
+                context.Printer.Line($"{note.At.ToString("u", CultureInfo.InvariantCulture)}  {note.Text}");
+            return Conclude(context, task);
         },
         "pfcli query_task 17",
         "pfcli query_task 17 --wait && echo done");

@@ -21,7 +21,7 @@ internal sealed class Waiting
         _wait.Description = "Stay until it is done, and show how far it is" + (isHabit ? " (default)" : "");
         _noWait.Validators.Add(result =>
         {
-            if (result.GetResult(_wait) is { Implicit: false }) result.AddError("--wait and --no-wait at once; choose one");
+            if (!result.Implicit && result.GetResult(_wait) is { Implicit: false }) result.AddError("--wait and --no-wait at once; choose one");
         });
         _noWait.Description = "Only start it; look with query_task" + (isHabit ? "" : " (default)");
     }

@@ -1,12 +1,13 @@
 using System.Net.Sockets;
 using System.Text;
+using System.Text.RegularExpressions;
 using BlockServer.Blockd;
 using Xunit;
 
 namespace BlockServer.Tests.Unit.Daemon;
 
 /// <summary>What lies in deploy/ fits the daemon, and the daemon speaks to systemd.</summary>
-public sealed class DeployTests
+public sealed partial class DeployTests
 {
     private static string Deploy(string file)
     {
@@ -25,14 +26,46 @@ public sealed class DeployTests
         Assert.All(settings.Nbd.Concat(settings.Api), a => Assert.True(a.IsLocal));
     }
 
+    // Makes no sense in a file: one client on the standard input of the command.
+    private static readonly string[] s_commandLineOnly = ["stdio"];
+
     [Fact]
-    public void The_commented_settings_of_the_sample_exist_too()
+    public void The_sample_tells_of_every_setting_once()
     {
-        string[] quoted = [.. File.ReadAllLines(Deploy("blockd.json")).Where(l => l.TrimStart().StartsWith("// \"", StringComparison.Ordinal))];
-        Assert.NotEmpty(quoted);
-        foreach (string line in quoted)
+        string[] lines = File.ReadAllLines(Deploy("blockd.json"));
+        string[] told = [.. lines.Select(l => SampleLine().Match(l)).Where(m => m.Success).Select(m => m.Groups["name"].Value)];
+        string[] known = [.. SettingsReader.All.Select(s => s.Name).Except(s_commandLineOnly)];
+        string[] lacking = [.. known.Except(told)], wrong = [.. told.Except(known)];
+        Assert.True(lacking.Length == 0, $"add to deploy/blockd.json, with the default: {string.Join(", ", lacking)}");
+        Assert.True(wrong.Length == 0, $"deploy/blockd.json tells of what is no setting: {string.Join(", ", wrong)}");
+        Assert.Equal(told.Distinct(), told);
+    }
+
+    [Fact]
+    public void What_the_sample_calls_a_default_is_the_default()
+    {
+        string text = File.ReadAllText(Deploy("blockd.json"));
+        Assert.Contains("\n    //\"", text, StringComparison.Ordinal);
+        Assert.Equal(Read(text), Read(text.Replace("\n    //\"", "\n    \"", StringComparison.Ordinal)));
+
+        static string[] Read(string json)
         {
-            foreach (string part in line.Split("\": ")[..^1]) Assert.True(SettingsReader.IsKnown(part[(part.LastIndexOf('"') + 1)..]), line);
+            var sources = new SettingsSources();
+            sources.AddJson(Encoding.UTF8.GetBytes(json), "blockd.json");
+            Settings settings = sources.Read("/d", 1 << 30);
+            // That somebody said where it is served is no difference in where it is served.
+            return [.. typeof(Settings).GetProperties().Where(p => !p.Name.EndsWith("Default", StringComparison.Ordinal))
+                .Select(p => $"{p.Name}: {(p.GetValue(settings) is IEnumerable<object> many ? string.Join(' ', many) : p.GetValue(settings))}")];
+        }
+    }
+
+    [Fact]
+    public void What_the_sample_suggests_is_json()
+    {
+        foreach (string line in File.ReadAllLines(Deploy("blockd.json")).Where(l => l.Contains("for instance \"", StringComparison.Ordinal)))
+        {
+            string setting = line[(line.IndexOf("for instance ", StringComparison.Ordinal) + "for instance ".Length)..];
+            new SettingsSources().AddJson(Encoding.UTF8.GetBytes("{" + setting + "}"), line);
         }
     }
 
@@ -46,6 +79,15 @@ public sealed class DeployTests
         Assert.Contains("u blockd - ", File.ReadAllText(Deploy("blockd.sysusers.conf")), StringComparison.Ordinal);
         foreach (string directory in new[] { "/var/lib/blockd", "/run/blockd", "/etc/blockd" })
             Assert.Contains("d " + directory + " ", File.ReadAllText(Deploy("blockd.tmpfiles.conf")), StringComparison.Ordinal);
+    }
+
+    [Fact]
+    public void The_socket_unit_listens_where_the_default_is_and_on_loopback_only()
+    {
+        string[] listens = [.. File.ReadAllLines(Deploy("blockd.socket")).Where(l => l.StartsWith("ListenStream=", StringComparison.Ordinal)).Select(l => l["ListenStream=".Length..])];
+        Settings settings = new SettingsSources().Read("/d", 1 << 30);
+        Assert.Contains(settings.Nbd[0].ToString(), listens);
+        Assert.All(listens, l => Assert.True(l.StartsWith('/') || l.StartsWith("127.0.0.1:", StringComparison.Ordinal), l));
     }
 
     [Theory]
@@ -70,4 +112,8 @@ public sealed class DeployTests
         Assert.Contains("neither", SystemdNotify.Send(SystemdNotify.Ready, "vsock:1"), StringComparison.Ordinal);
         Assert.Contains("was not told", SystemdNotify.Send(SystemdNotify.Ready, "/nonexistent/notify"), StringComparison.Ordinal);
     }
+
+    // A setting that holds, one at its default behind //, or one that is only suggested.
+    [GeneratedRegex("""^    (//|// for instance )?"(?<name>[a-z-]+)":""")]
+    private static partial Regex SampleLine();
 }

@@ -94,7 +94,7 @@ public sealed class WatchTests
         Assert.Equal("hourly", (await watch.NextAsync(e => e is { Type: "policy" })).Value!.Value.GetProperty("name").GetString());
         await server.DoneAsync("delete_policy", "-p", "hourly", "--yes");
         await watch.NextAsync(e => e is { Type: "policy", Action: "deleted" });
-        await server.DoneAsync("delete_volume", "-v", "newer", "--yes");
+        await server.DoneAsync("delete_volume", "-v", "newer", "--snapshots", "--yes");
         Assert.Equal(made.Key, (await watch.NextAsync(e => e is { Type: "volume", Action: "deleted" })).Key);
     }
 

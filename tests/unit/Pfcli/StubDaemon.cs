@@ -13,6 +13,8 @@ internal sealed class StubDaemon : HttpMessageHandler
     private readonly Dictionary<string, Queue<(HttpStatusCode Status, string Body)>> _answers = [];
     private readonly string _tokenFile = Path.Combine(Path.GetTempPath(), $"pfcli-{Guid.NewGuid():N}.token");
 
+    private bool _isTokenKnown;
+
     public List<string> Requests { get; } = [];
     public List<string> Bodies { get; } = [];
     public string? Authorization { get; private set; }
@@ -55,10 +57,12 @@ internal sealed class StubDaemon : HttpMessageHandler
         await File.WriteAllTextAsync(_tokenFile, "secret-token\n");
         try
         {
+            _isTokenKnown = true;
             return await RunWithoutTokenAsync(args);
         }
         finally
         {
+            _isTokenKnown = false;
             File.Delete(_tokenFile);
         }
     }
@@ -75,7 +79,7 @@ internal sealed class StubDaemon : HttpMessageHandler
             OutIsTerminal = Terminal,
             CanAsk = Terminal,
             Width = 120,
-            Environment = name => name == "HOME" ? "/nonexistent" : name == "BLOCKD_TOKEN_FILE" ? _tokenFile : null,
+            Environment = name => name == "HOME" ? "/nonexistent" : name == "BLOCKD_TOKEN_FILE" && _isTokenKnown ? _tokenFile : null,
             Transport = () => this,
             Delay = (_, cancel) => cancel.IsCancellationRequested ? Task.FromCanceled(cancel) : Task.CompletedTask,
         });
