@@ -46,6 +46,9 @@ needed=(
     cpio:/bin/cpio
     libsqlite3-0:/usr/lib/$(uname -m)-linux-gnu/libsqlite3.so.0
     liblz4-1:/usr/lib/$(uname -m)-linux-gnu/liblz4.so.1
+    debootstrap:/usr/sbin/debootstrap
+    systemd-container:/usr/bin/systemd-nspawn
+    lintian:/usr/bin/lintian
 )
 missing=()
 for entry in "${needed[@]}"; do

@@ -1,7 +1,6 @@
-using System.Security.Cryptography;
-using System.Text;
 using System.Text.Json;
 using System.Text.Json.Serialization.Metadata;
+using BlockServer.Cluster;
 using BlockServer.Core;
 using BlockServer.Core.Api;
 using Microsoft.AspNetCore.Connections;
@@ -27,17 +26,19 @@ internal sealed class AdminApi : IAsyncDisposable
 {
     private readonly WebApplication _app;
     private readonly IAdminRoutes _routes;
-    private readonly byte[] _tokenHash;
+    private readonly ApiTokens _tokens;
+    private readonly ApiCalls _calls;
     private readonly ApiLimits _limits;
     private readonly AuthThrottle _throttle;
 
-    private AdminApi(WebApplication app, IAdminRoutes routes, string tokenHash, ApiLimits limits, TimeProvider time)
+    private AdminApi(WebApplication app, IAdminRoutes routes, ApiTokens tokens, ApiCalls calls, ApiLimits limits, TimeProvider time)
     {
         _app = app;
         _limits = limits;
         _throttle = new AuthThrottle(time);
         _routes = routes;
-        _tokenHash = Convert.FromHexString(tokenHash);
+        _tokens = tokens;
+        _calls = calls;
     }
 
     /// <summary>Where it listens, as URLs.</summary>
@@ -47,7 +48,7 @@ internal sealed class AdminApi : IAsyncDisposable
     public static async Task<AdminApi> StartAsync(Daemon daemon, IReadOnlyList<ListenAddress> addresses)
     {
         var routes = new AdminRoutes(daemon);
-        AdminApi api = await StartAsync(routes, daemon.TokenHash, addresses);
+        AdminApi api = await StartAsync(routes, daemon.ApiTokens, addresses, calls: daemon.Calls);
         await routes.ResumeAsync();
         for (int i = 0; i < addresses.Count; i++)
         {
@@ -58,9 +59,10 @@ internal sealed class AdminApi : IAsyncDisposable
         return api;
     }
 
-    /// <summary>Serves <paramref name="routes"/>; a token is right when its SHA-256 is <paramref name="tokenHash"/>.</summary>
+    /// <summary>Serves <paramref name="routes"/> to those whose tokens <paramref name="tokens"/> knows.</summary>
     public static async Task<AdminApi> StartAsync(
-        IAdminRoutes routes, string tokenHash, IReadOnlyList<ListenAddress> addresses, ApiLimits? wanted = null, TimeProvider? time = null)
+        IAdminRoutes routes, ApiTokens tokens, IReadOnlyList<ListenAddress> addresses, ApiLimits? wanted = null, TimeProvider? time = null,
+        ApiCalls? calls = null)
     {
         ApiLimits limits = wanted ?? new ApiLimits();
         var perAddress = new AddressLimit(limits.ConnectionsPerAddressMax);
@@ -96,7 +98,7 @@ internal sealed class AdminApi : IAsyncDisposable
         });
         builder.Services.AddSingleton<IMemoryPoolFactory<byte>>(new ApiMemory());
         WebApplication app = builder.Build();
-        var api = new AdminApi(app, routes, tokenHash, limits, time ?? TimeProvider.System);
+        var api = new AdminApi(app, routes, tokens, calls ?? new ApiCalls(), limits, time ?? TimeProvider.System);
         app.Run(api.HandleAsync);
         await app.StartAsync();
         return api;
@@ -155,7 +157,7 @@ internal sealed class AdminApi : IAsyncDisposable
             return;
         }
 
-        CheckToken(context);
+        (ApiCaller caller, TokenRecord? token) = CheckToken(context);
         if (request.Method is not ("GET" or "POST" or "PUT" or "PATCH" or "DELETE" or "HEAD"))
         {
             context.Response.Headers.Allow = "GET, POST, PUT, PATCH, DELETE";
@@ -167,10 +169,27 @@ internal sealed class AdminApi : IAsyncDisposable
         string[] parts = path.Split('/');
         if (parts.Length < 3 || parts[0].Length > 0 || parts[1] != "v1" || IsTrickyPath(context))
             throw new ApiException(404, "no-such-resource", "there is no such resource");
-        await _routes.HandleAsync(new ApiCall(context, parts[2..]));
+        await ServeAsync(context, new ApiCall(context, parts[2..], caller), token);
     }
 
-    private void CheckToken(HttpContext context)
+    /// <summary>Answers a call that may be made; a token that is revoked or expires meanwhile ends it.</summary>
+    private async Task ServeAsync(HttpContext context, ApiCall call, TokenRecord? token)
+    {
+        _calls.Enter(context, call.Caller.Id);
+        try
+        {
+            // Looked at again: who revokes a token looks for its calls afterwards.
+            if (token is not null && _tokens.IsRevoked(token)) throw WrongToken(context);
+            using ITimer? end = token?.ExpiresAt is { } until ? _tokens.At(until, context.Abort) : null;
+            await _routes.HandleAsync(call);
+        }
+        finally
+        {
+            _calls.Leave(context);
+        }
+    }
+
+    private (ApiCaller Caller, TokenRecord? Token) CheckToken(HttpContext context)
     {
         const string Scheme = "Bearer ";
         HttpRequest request = context.Request;
@@ -178,8 +197,7 @@ internal sealed class AdminApi : IAsyncDisposable
         bool isGiven = header.StartsWith(Scheme, StringComparison.OrdinalIgnoreCase);
         if (isGiven)
         {
-            byte[] hash = SHA256.HashData(Encoding.UTF8.GetBytes(header[Scheme.Length..].Trim()));
-            if (CryptographicOperations.FixedTimeEquals(hash, _tokenHash)) return;
+            if (_tokens.Find(header[Scheme.Length..].Trim()) is { } known) return known;
         }
 
         string? address = context.Connection.RemoteIpAddress?.ToString();
@@ -190,10 +208,15 @@ internal sealed class AdminApi : IAsyncDisposable
         }
 
         if (address is not null && isGiven) _throttle.OnFailure(address);
+        if (isGiven) throw WrongToken(context);
         context.Response.Headers.WWWAuthenticate = "Bearer";
-        throw isGiven
-            ? new ApiException(401, "wrong-token", "this is not the token of DIR/admin.token")
-            : new ApiException(401, "no-token", "send the token of DIR/admin.token as Authorization: Bearer TOKEN");
+        throw new ApiException(401, "no-token", "send a token as Authorization: Bearer TOKEN; DIR/admin.token holds the administrator's");
+    }
+
+    private static ApiException WrongToken(HttpContext context)
+    {
+        context.Response.Headers.WWWAuthenticate = "Bearer";
+        return new ApiException(401, "wrong-token", "the token is unknown, has expired or was revoked");
     }
 
     // A browser that was lured to a name that resolves here sends that name: only this connection's own address and
@@ -259,18 +282,32 @@ internal interface IAdminRoutes
 }
 
 /// <summary>One call that passed the guard.</summary>
-internal sealed class ApiCall(HttpContext context, string[] parts)
+internal sealed class ApiCall(HttpContext context, string[] parts, ApiCaller caller)
 {
+    /// <summary>Nobody's call, for what the daemon itself wants to know; it sees all.</summary>
+    public static ApiCall OfDaemon => new(new DefaultHttpContext(), [], ApiCaller.Administrator);
+
     /// <summary>The path behind /v1, by its slashes.</summary>
     public IReadOnlyList<string> Parts { get; } = parts;
 
     public string Method => context.Request.Method;
 
-    /// <summary>The token sees this volume: it is of nobody else. What is not seen is answered as what does not exist.</summary>
+    /// <summary>Who calls.</summary>
+    public ApiCaller Caller { get; } = caller;
+
+    /// <summary>The caller sees this volume: it is of nobody else. What is not seen is answered as what does not exist.</summary>
     public bool Sees(string volume) => Caller.Sees(volume);
 
-    /// <summary>Who calls.</summary>
-    public ApiCaller Caller { get; init; } = ApiCaller.Everything;
+    /// <summary>Throws unless a new volume or policy of this name would be the caller's.</summary>
+    public void MustOwn(string name, string field = "name")
+    {
+        if (!Caller.Owns(name)) throw NotYours(field);
+    }
+
+    /// <summary>403: a new object of that name would not be the caller's.</summary>
+    public ApiException NotYours(string field) => Caller.Tenant is { } tenant
+        ? new ApiException(403, "not-yours", $"the names of what you have begin with '{tenant}.'; choose such a name", field)
+        : new ApiException(403, "not-yours", "a token of single volumes makes nothing new and renames nothing", field);
 
     public CancellationToken Aborted => context.RequestAborted;
 

@@ -21,28 +21,32 @@ internal sealed class AdminRoutes : IAdminRoutes
     private readonly WatchRoutes _watch;
     private readonly DeclaredWorld _world;
     private readonly DeclaredReconciler _declared;
+    private readonly ApiAccess _access;
+    private readonly TaskRoutes _taskRoutes;
     private readonly Dictionary<string, Func<ApiCall, Task>> _handlers;
 
     /// <summary>Routes to <paramref name="daemon"/>.</summary>
     public AdminRoutes(Daemon daemon)
     {
         _daemon = daemon;
+        _access = new ApiAccess(daemon, id => _taskRoutes!.SeenAs(id));
+        _taskRoutes = new TaskRoutes(daemon);
         _thick = new ThickVolumes(daemon);
-        _targets = new TargetRoutes(daemon);
+        _targets = new TargetRoutes(daemon, _access);
         _populations = new Populations(daemon);
         _snapshots = new SnapshotRoutes(daemon, _targets, _populations, DescribeAsync, _thick.BeginAsync);
         _streams = new StreamRoutes(daemon, DescribeAsync);
         var policies = new PolicyRoutes(daemon);
-        _watch = new WatchRoutes(daemon, new WatchSource(daemon, DescribeAsync, SessionListAsync, _snapshots, _targets, policies));
+        _watch = new WatchRoutes(daemon, new WatchSource(daemon, volumes => DescribeAsync(volumes, ApiCall.OfDaemon), () => SessionListAsync(ApiCall.OfDaemon), _snapshots, _targets, policies));
         _world = new DeclaredWorld(daemon, this, _targets, policies);
         _declared = new DeclaredReconciler(daemon.Meta, _world);
         _handlers = new(StringComparer.Ordinal)
         {
             ["GET version"] = VersionAsync,
             ["GET node"] = NodeAsync,
-            ["GET volumes"] = async c => await c.AnswerAsync(new VolumeList(await DescribeAsync(_daemon.Directory.List())), ApiJson.Default.VolumeList),
+            ["GET volumes"] = ListAsync,
             ["POST volumes"] = CreateAsync,
-            ["GET volumes/{name}"] = async c => await c.AnswerAsync(await DescribeAsync(Volume(c)), ApiJson.Default.VolumeInfo),
+            ["GET volumes/{name}"] = async c => await c.AnswerAsync(await DescribeAsync(Volume(c), c), ApiJson.Default.VolumeInfo),
             ["PATCH volumes/{name}"] = ChangeAsync,
             ["DELETE volumes/{name}"] = DeleteAsync,
             ["POST volumes/{name}/scrub"] = ScrubAsync,
@@ -55,8 +59,9 @@ internal sealed class AdminRoutes : IAdminRoutes
             ["GET stats"] = StatsAsync,
             ["GET openapi.json"] = c => c.AnswerAsync(s_openApi),
         };
-        foreach ((string key, Func<ApiCall, Task> handler) in _targets.Handlers.Concat(_snapshots.Handlers).Concat(_streams.Handlers).Concat(new PolicyRoutes(daemon).Handlers)
-            .Concat(new TaskRoutes(daemon.Tasks, id => daemon.Directory.List().FirstOrDefault(v => v.Id == id)?.Name).Handlers).Concat(_watch.Handlers).Concat(new SupportRoutes(new SupportBundle(daemon, this)).Handlers).Concat(new DeclaredRoutes(_declared, _world, () => _daemon.Declared).Handlers)) _handlers.Add(key, handler);
+        foreach ((string key, Func<ApiCall, Task> handler) in _targets.Handlers.Concat(_snapshots.Handlers).Concat(_streams.Handlers).Concat(policies.Handlers)
+            .Concat(new TokenRoutes(daemon).Handlers).Concat(new TenantRoutes(daemon).Handlers).Concat(_taskRoutes.Handlers).Concat(_watch.Handlers)
+            .Concat(new SupportRoutes(new SupportBundle(daemon, this)).Handlers).Concat(new DeclaredRoutes(_declared, _world, () => _daemon.Declared).Handlers)) _handlers.Add(key, handler);
         Check.That(_handlers.Keys.ToHashSet().SetEquals(ApiRouteTable.All.Select(r => r.Key)));
     }
 
@@ -71,7 +76,12 @@ internal sealed class AdminRoutes : IAdminRoutes
     }
 
     /// <inheritdoc/>
-    public Task HandleAsync(ApiCall call) => _handlers[ApiRouteTable.Find(call).Key](call);
+    public Task HandleAsync(ApiCall call)
+    {
+        ApiRoute route = ApiRouteTable.Find(call);
+        _access.Check(route, call);
+        return _handlers[route.Key](call);
+    }
 
     private static byte[] ReadOpenApi()
     {
@@ -97,21 +107,40 @@ internal sealed class AdminRoutes : IAdminRoutes
     {
         string name = call.Parts[1];
         if (!VolumeName.IsValid(name, out string? reason)) throw new ApiException(400, "invalid-name", reason, "name");
-        return daemon.Directory.Find(name) ?? throw new ApiException(404, "no-such-volume", $"there is no volume '{name}'");
+        return daemon.Directory.Find(name) ?? throw NoVolume(name);
+    }
+
+    /// <summary>What is answered when there is no such volume, or none that the caller sees.</summary>
+    public static ApiException NoVolume(string name, string? field = null) => new(404, "no-such-volume", $"there is no volume '{name}'", field);
+
+    private async Task ListAsync(ApiCall call)
+    {
+        IReadOnlyList<VolumeRecord> volumes = _daemon.Directory.List();
+        if (call.Caller.IsConfined) volumes = [.. volumes.Where(v => call.Sees(v.Name))];
+        if (call.Query("tenant") is { } tenant)
+        {
+            bool isKnown = _daemon.Tenants.Find(tenant) is not null && (!call.Caller.IsConfined || call.Caller.Tenant == tenant);
+            if (!isKnown) throw TenantRoutes.NoTenant(tenant, "tenant");
+            volumes = [.. volumes.Where(v => TenantDirectory.IsOf(tenant, v.Name))];
+        }
+
+        await call.AnswerAsync(new VolumeList(await DescribeAsync(volumes, call)), ApiJson.Default.VolumeList);
     }
 
     private async Task CreateAsync(ApiCall call)
     {
         CreateVolume request = await call.ReadAsync(ApiJson.Default.CreateVolume);
+        call.MustOwn(request.Name);
         VolumeRecord created = Must(await _daemon.Directory.CreateAsync(request));
         await _thick.BeginAsync();
-        await call.AnswerAsync(await DescribeAsync(created), ApiJson.Default.VolumeInfo, 201);
+        await call.AnswerAsync(await DescribeAsync(created, call), ApiJson.Default.VolumeInfo, 201);
     }
 
     private async Task ChangeAsync(ApiCall call)
     {
         VolumeRecord volume = Volume(call);
         ChangeVolume change = await call.ReadAsync(ApiJson.Default.ChangeVolume);
+        if (change.Name is { } renamed && renamed != volume.Name) call.MustOwn(renamed);
         if (change.SizeBytes < volume.SizeBytes && _daemon.Sessions.CountOf(volume.Id) > 0)
             throw new ApiException(409, "volume-in-use", "clients are attached; detach them before the volume shrinks", "sizeBytes");
         if (change.Export is { } export && !SharedVolumes.IsShownAlike(export, volume.Export) && _daemon.Sessions.CountOf(volume.Id) > 0)
@@ -121,7 +150,7 @@ internal sealed class AdminRoutes : IAdminRoutes
             : Must(await _daemon.Directory.ChangeAsync(volume.Name, change));
         await _thick.BeginAsync();
         _daemon.OnChanged(changed);
-        await call.AnswerAsync(await DescribeAsync(changed), ApiJson.Default.VolumeInfo);
+        await call.AnswerAsync(await DescribeAsync(changed, call), ApiJson.Default.VolumeInfo);
     }
 
     private async Task DeleteAsync(ApiCall call)
@@ -179,9 +208,9 @@ internal sealed class AdminRoutes : IAdminRoutes
     private async Task ClearReservationsAsync(ApiCall call)
     {
         VolumeRecord volume = Volume(call);
-        StoreHost host = _daemon.Stores.Find(volume.StoreId)
+        LoopThread thread = _daemon.Volumes.ThreadOf(volume)
             ?? throw new ApiException(503, "disk-unavailable", "the volume's disk is not in service");
-        IoStatus status = await host.Thread.InvokeAsync(() => _daemon.Volumes.ClearReservationsAsync(volume, host));
+        IoStatus status = await thread.InvokeAsync(() => _daemon.Volumes.ClearReservationsAsync(volume, thread));
         if (status == IoStatus.Unavailable) throw new ApiException(503, "disk-unavailable", "the volume's disk does not serve it; see pfcli list_disk");
         if (status != IoStatus.Ok) throw new ApiException(503, "metadata-unavailable", "the metadata database failed and nothing was changed; see the daemon's log");
         await call.AnswerNothingAsync();
@@ -205,7 +234,7 @@ internal sealed class AdminRoutes : IAdminRoutes
         {
             StoreHost host = await _daemon.Disks.AddAsync(request);
             await _daemon.Imports.RecoverAsync();
-            await _daemon.Volumes.OpenReservedAsync(_daemon.Directory, _daemon.Stores);
+            await _daemon.Volumes.OpenReservedAsync();
             await _thick.BeginAsync();
             await _populations.ResumeAsync();
             await _daemon.ServedTargets.ApplyAllAsync();
@@ -238,13 +267,13 @@ internal sealed class AdminRoutes : IAdminRoutes
         disk.Id, disk.Name, disk.Path, "absent", disk.State, 0, 0, 0, 0, 0, 0, 0, _daemon.Directory.CountOn(disk.Id), 0, 0, 0, 0, disk.Reason);
 
     // The counters of a session belong to its loop: they are read there, in one visit to each loop.
-    private async Task SessionsAsync(ApiCall call) => await call.AnswerAsync(new SessionList(await SessionListAsync()), ApiJson.Default.SessionList);
+    private async Task SessionsAsync(ApiCall call) => await call.AnswerAsync(new SessionList(await SessionListAsync(call)), ApiJson.Default.SessionList);
 
-    private async Task<IReadOnlyList<SessionInfo>> SessionListAsync()
+    private async Task<IReadOnlyList<SessionInfo>> SessionListAsync(ApiCall call)
     {
         Dictionary<uint, string> names = _daemon.Directory.List().ToDictionary(v => v.Id, v => v.Name);
         var sessions = new List<SessionInfo>();
-        foreach (IGrouping<LoopThread, Session> there in _daemon.Sessions.List().GroupBy(s => s.Thread))
+        foreach (IGrouping<LoopThread, Session> there in _daemon.Sessions.List().Where(s => _access.Sees(call.Caller, s)).GroupBy(s => s.Thread))
         {
             sessions.AddRange(await there.Key.InvokeAsync(() => new ValueTask<SessionInfo[]>(
                 [.. there.Select(s => s.Describe(names))])));
@@ -261,16 +290,17 @@ internal sealed class AdminRoutes : IAdminRoutes
         return call.AnswerNothingAsync();
     }
 
-    // As in SessionsAsync: a volume's meter is written on the loop of its store, and read there.
+    // As in SessionsAsync: a volume's meter is written on the volume's loop, and read there.
     private async Task StatsAsync(ApiCall call)
     {
         var volumes = new List<VolumeStats>();
-        foreach (IGrouping<Guid, VolumeRecord> there in _daemon.Directory.List().GroupBy(v => v.StoreId))
+        IEnumerable<VolumeRecord> seen = _daemon.Directory.List().Where(v => call.Sees(v.Name) && _daemon.Meters.Find(v.Id) is not null);
+        foreach (IGrouping<LoopThread?, VolumeRecord> there in seen.GroupBy(_daemon.Volumes.ThreadOf))
         {
-            if (_daemon.Stores.Find(there.Key) is not { } host) continue;
+            if (there.Key is not { } thread) continue;
             (string Name, VolumeMeter Meter)[] used = [.. there.Select(v => (v.Name, Meter: _daemon.Meters.Find(v.Id)!)).Where(v => v.Meter is not null)];
             if (used.Length > 0)
-                volumes.AddRange(await host.Thread.InvokeAsync(() => new ValueTask<VolumeStats[]>([.. used.Select(u => u.Meter.ToStats(u.Name))])));
+                volumes.AddRange(await thread.InvokeAsync(() => new ValueTask<VolumeStats[]>([.. used.Select(u => u.Meter.ToStats(u.Name))])));
         }
 
         DateTimeOffset now = SystemClock.Instance.UtcNow;
@@ -281,9 +311,9 @@ internal sealed class AdminRoutes : IAdminRoutes
         await call.AnswerAsync(stats, ApiJson.Default.StatsInfo);
     }
 
-    private async Task<VolumeInfo> DescribeAsync(VolumeRecord volume) => (await DescribeAsync([volume]))[0];
+    private async Task<VolumeInfo> DescribeAsync(VolumeRecord volume, ApiCall call) => (await DescribeAsync([volume], call))[0];
 
-    private async Task<IReadOnlyList<VolumeInfo>> DescribeAsync(IReadOnlyList<VolumeRecord> volumes)
+    private async Task<IReadOnlyList<VolumeInfo>> DescribeAsync(IReadOnlyList<VolumeRecord> volumes, ApiCall call)
     {
         var used = new Dictionary<uint, ulong>();
         var reservations = new Dictionary<uint, ReservationInfo>();
@@ -294,9 +324,12 @@ internal sealed class AdminRoutes : IAdminRoutes
             foreach ((uint id, ulong bytes) in await host.UsedBytesAsync([.. there.Select(v => v.Id)])) used[id] = bytes;
 
             foreach ((uint id, VolumeLayers shown) in await host.LayersAsync([.. there.Select(v => v.Id)])) layers[id] = shown;
+        }
 
-            // What is reserved belongs to the loop of the volume.
-            (uint Id, ReservationInfo? Info)[] reserved = await host.Thread.InvokeAsync(
+        // What is reserved belongs to the loop of the volume.
+        foreach (IGrouping<LoopThread, SharedVolume> there in volumes.Select(v => _daemon.Volumes.Find(v.Id)).OfType<SharedVolume>().GroupBy(v => v.Thread))
+        {
+            (uint Id, ReservationInfo? Info)[] reserved = await there.Key.InvokeAsync(
                 () => new ValueTask<(uint, ReservationInfo?)[]>([.. there.Select(v => (v.Id, _daemon.Volumes.Describe(v.Id)))]));
             foreach ((uint id, ReservationInfo? info) in reserved)
             {
@@ -306,8 +339,13 @@ internal sealed class AdminRoutes : IAdminRoutes
 
         Dictionary<uint, int> sessions = _daemon.Sessions.CountByVolume();
         Dictionary<uint, string>? names = layers.Values.Any(l => l.Base is not null) ? _daemon.Directory.List().ToDictionary(v => v.Id, v => v.Name) : null;
-        string? BaseOf(VolumeLayers? shown) =>
-            shown?.Base is { } basis ? $"{names!.GetValueOrDefault(basis.VolumeId, "(deleted)")}@{shown.BaseName}" : null;
+        string? BaseOf(VolumeLayers? shown)
+        {
+            if (shown?.Base is not { } basis) return null;
+            string name = names!.GetValueOrDefault(basis.VolumeId, "(deleted)");
+            return !call.Caller.IsConfined || call.Sees(name) ? $"{name}@{shown.BaseName}" : "(another's)";
+        }
+
         return [.. volumes.Select(v => new VolumeInfo(
             v.Id, v.Uuid, v.Name, v.SizeBytes, used.GetValueOrDefault(v.Id), 1, used.ContainsKey(v.Id) ? VolumeDirectory.ImportFault(v) is not null ? "initializing" : "online" : "unavailable", v.Export,
             v.Description, v.StoreId, sessions.GetValueOrDefault(v.Id), v.Revision, v.CreatedAt, used.ContainsKey(v.Id) ? v.IsPopulating ? _populations.FaultOf(v.Id) : null : WhyNot(v),

@@ -34,6 +34,9 @@ internal enum ApiReach
     /// <summary>The policy that the path names.</summary>
     Policy,
 
+    /// <summary>The tenant that the path names.</summary>
+    Tenant,
+
     /// <summary>The task that the path names, by what it works on.</summary>
     Task,
 

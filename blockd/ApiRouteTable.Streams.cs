@@ -19,7 +19,7 @@ internal static partial class ApiRouteTable
                 new("resume", "boolean", "Goes on with such a one: the header, then the frames from the import's cursor on."),
                 new("image", "boolean", "The new volume becomes an image, read-only for ever; not with an increment."),
                 new("check", "boolean", "Only the header is sent, and looked at: 204 when the stream would be taken.")],
-            [s_badName, (400, "bad-stream"), (400, "truncated-stream"), (400, "interrupted-stream"), s_badQuery, (404, "no-import"), (404, "no-disk"), (409, "name-taken"),
+            [s_badName, (400, "bad-stream"), (400, "truncated-stream"), (400, "interrupted-stream"), s_badQuery, (404, "no-import"), (404, "no-disk"), s_quotaBytes, s_quotaVolumes, (409, "name-taken"),
                 (409, "wrong-base"), (409, "changed-since-base"), (409, "snapshot-exists"), (409, "volume-in-use"), (409, "import-unfinished"), (409, "import-running"),
                 (409, "other-stream"), s_image, s_meanwhile, (503, "disk-unavailable"), (507, "no-space")]),
         new("GET", "volumes/{name}/import", "What comes into a volume, or why the last stream for it was refused.", 200, typeof(ImportInfo), null, [],

@@ -10,7 +10,7 @@ internal static partial class ApiRouteTable
         new("GET", "portals", "The addresses at which iSCSI is served.", 200, typeof(PortalList), null, [], []) { Reach = ApiReach.Everybody },
         new("GET", "targets", "All iSCSI targets, the volumes' own among them, by name.", 200, typeof(TargetList), null, [], []) { Reach = ApiReach.Seen },
         new("POST", "targets", "Creates an iSCSI target, into which nobody may log in yet.", 201, typeof(TargetInfo), typeof(CreateTarget), [],
-            [(400, "invalid-target-name"), (400, "invalid-portal-group"), (400, "invalid-description"), (409, "target-exists"), (409, "too-many-targets"), s_meanwhile]) { Reach = ApiReach.Seen },
+            [(400, "invalid-target-name"), (400, "invalid-portal-group"), (400, "invalid-description"), (409, "target-exists"), s_notYours, (409, "too-many-targets"), s_meanwhile]) { Reach = ApiReach.Seen },
         new("GET", "targets/{name}", "One target.", 200, typeof(TargetInfo), null, [], [s_noTarget]) { Reach = ApiReach.Target },
         new("PATCH", "targets/{name}", "Changes a target; what is null stays as it is. Sessions that may not stay end.", 200, typeof(TargetInfo), typeof(ChangeTarget), [],
             [s_noTarget, s_ownTarget, (400, "invalid-portal-group"), (400, "invalid-description"), (412, "revision-differs"), s_meanwhile]) { Reach = ApiReach.Target },

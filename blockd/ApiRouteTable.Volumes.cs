@@ -7,14 +7,14 @@ internal static partial class ApiRouteTable
 {
     private static ApiRoute[] VolumeRoutes =>
     [
-        new("GET", "volumes", "All volumes, by name.", 200, typeof(VolumeList), null, [], []) { Reach = ApiReach.Seen },
+        new("GET", "volumes", "All volumes, by name.", 200, typeof(VolumeList), null, [new("tenant", "string", "Only this tenant's.")], [s_noTenant, s_badQuery]) { Reach = ApiReach.Seen },
         new("POST", "volumes", "Creates a volume. Repeating the request with its idempotencyKey answers the same volume.",
             201, typeof(VolumeInfo), typeof(CreateVolume), [],
             [s_badName, (400, "invalid-size"), (400, "invalid-block-size"), (400, "invalid-rep-count"), (400, "invalid-idempotency-key"), (400, "invalid-description"),
-                (404, "no-disk"), (409, "name-taken"), (409, "changed-meanwhile"), (503, "disk-unavailable"), (507, "no-space")]) { Reach = ApiReach.Seen },
+                (404, "no-disk"), (409, "name-taken"), s_quotaBytes, s_quotaVolumes, s_notYours, (409, "changed-meanwhile"), (503, "disk-unavailable"), (507, "no-space")]) { Reach = ApiReach.Seen },
         new("GET", "volumes/{name}", "One volume.", 200, typeof(VolumeInfo), null, [], [s_badName, s_noVolume]),
         new("PATCH", "volumes/{name}", "Changes a volume; what is null stays as it is.", 200, typeof(VolumeInfo), typeof(ChangeVolume), [],
-            [s_badName, s_noVolume, (400, "invalid-size"), (400, "invalid-block-size"), (400, "invalid-description"), (409, "name-taken"), (409, "data-beyond-size"),
+            [s_badName, s_noVolume, (400, "invalid-size"), (400, "invalid-block-size"), (400, "invalid-description"), (409, "name-taken"), s_quotaBytes, s_quotaVolumes, s_notYours, (409, "data-beyond-size"),
                 (409, "shrink-not-confirmed"), s_coming, s_image, (409, "import-running"), (409, "volume-in-use"), (409, "changed-meanwhile"), (412, "revision-differs"), (503, "disk-unavailable")]),
         new("DELETE", "volumes/{name}", "Deletes a volume; its id or revision must be named.", 204, null, null,
             [new("id", "integer", "The volume's id."), new("revision", "integer", "The volume's revision."),

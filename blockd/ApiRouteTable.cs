@@ -49,7 +49,7 @@ internal static partial class ApiRouteTable
     public static readonly (int Status, string Code)[] CommonCodes =
     [
         (400, "bad-request"), (401, "no-token"), (401, "wrong-token"), (404, "no-such-resource"), (405, "wrong-method"),
-        (421, "wrong-host"), (429, "too-many-failures"), (500, "internal-error"), (503, "metadata-unavailable"),
+        (403, "wrong-role"), (403, "whole-node"), (421, "wrong-host"), (429, "too-many-failures"), (500, "internal-error"), (503, "metadata-unavailable"),
     ];
 
     /// <summary>Refusals that every change may get besides.</summary>
@@ -64,6 +64,10 @@ internal static partial class ApiRouteTable
     private static readonly (int, string) s_badQuery = (400, "invalid-query");
     private static readonly (int, string) s_coming = (409, "volume-initializing");
     private static readonly (int, string) s_image = (409, "volume-is-image");
+    private static readonly (int, string) s_noTenant = (404, "no-such-tenant");
+    private static readonly (int, string) s_quotaBytes = (409, "quota-bytes");
+    private static readonly (int, string) s_quotaVolumes = (409, "quota-volumes");
+    private static readonly (int, string) s_notYours = (403, "not-yours");
     private static readonly (int, string) s_noPolicy = (404, "no-such-policy");
     private static readonly (int, string) s_noSnapshot = (404, "no-such-snapshot");
     private static readonly (int, string) s_noDisk = (503, "disk-unavailable");
@@ -75,6 +79,7 @@ internal static partial class ApiRouteTable
     public static readonly ApiRoute[] All =
     [
         .. NodeRoutes, .. VolumeRoutes, .. SnapshotRoutes, .. StreamRoutes, .. PolicyRoutes, .. DiskRoutes, .. TargetRoutes, .. TaskRoutes,
+        .. AccessRoutes,
     ];
 
     /// <summary>The route of a call; throws 404 or, with the methods that would do, 405.</summary>

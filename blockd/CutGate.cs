@@ -5,7 +5,7 @@ namespace BlockServer.Blockd;
 
 /// <summary>Holds back the changes of volumes by their gates, which every front end passes, whatever loop they live on. Any thread
 /// but a loop's.</summary>
-internal sealed class CutGate(StoreSet stores, SharedVolumes volumes, TimeSpan pauseMax) : ICutGate
+internal sealed class CutGate(SharedVolumes volumes, TimeSpan pauseMax) : ICutGate
 {
     /// <inheritdoc/>
     public async Task<ICutHold?> HoldAsync(IReadOnlyList<VolumeRecord> members)
@@ -21,10 +21,10 @@ internal sealed class CutGate(StoreSet stores, SharedVolumes volumes, TimeSpan p
 
     private Task<bool> TakeAsync(Hold hold, VolumeRecord record)
     {
-        if (stores.Find(record.StoreId) is not { } host) return Task.FromResult(false);
-        return host.Thread.InvokeAsync(async () =>
+        if (volumes.ThreadOf(record) is not { } thread) return Task.FromResult(false);
+        return thread.InvokeAsync(async () =>
         {
-            if (await volumes.OpenAsync(record, host) is not { } volume) return false;
+            if (await volumes.OpenAsync(record, thread) is not { } volume) return false;
             VolumeGate.Range range = volume.Gate.Take(0, ulong.MaxValue, isExclusive: true, out ValueTask<bool> wait);
             await wait;
             if (hold.TryAdd(volume, range)) return true;
@@ -78,7 +78,7 @@ internal sealed class CutGate(StoreSet stores, SharedVolumes volumes, TimeSpan p
             }
         }
 
-        private Task LetGoAsync() => Task.WhenAll(_held.Select(h => h.Volume.Host.Thread.InvokeAsync(() =>
+        private Task LetGoAsync() => Task.WhenAll(_held.Select(h => h.Volume.Thread.InvokeAsync(() =>
         {
             h.Volume.Gate.Release(h.Range);
             return default;

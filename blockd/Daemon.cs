@@ -39,11 +39,14 @@ internal sealed class Daemon
         Directory = new VolumeDirectory(meta, SystemClock.Instance, new SystemRandom());
         Targets = new TargetDirectory(meta);
         Tasks = new TaskRegistry(meta, SystemClock.Instance, Warn);
-        Volumes = new SharedVolumes(meta, settings, Warn);
         Disks = new Disks(settings, data, meta, Directory, threads, Warn, watch, layer);
-        Directory.CutGate = new CutGate(Stores, Volumes, s_cutPauseMax);
+        Volumes = new SharedVolumes(meta, Directory, Stores, settings, Warn) { Seat = SeatOf };
+        Directory.CutGate = new CutGate(Volumes, s_cutPauseMax);
         Imports = new Imports(Directory, Stores, Volumes, Sessions, () => _iscsi?.Targets.ApplyAllAsync() ?? Task.CompletedTask, Warn);
         Policies = new PolicyDirectory(meta);
+        Tokens = new TokenDirectory(meta);
+        Tenants = new TenantDirectory(meta);
+        Directory.Quota = Tenants;
         var stop = new CancellationTokenSource();
         PolicyEngine = new PolicyEngine(
             Directory, Policies, new PolicyHooks(Path.Combine(settings.DataDir, "hooks"), stop.Token), SystemClock.Instance,
@@ -74,6 +77,21 @@ internal sealed class Daemon
     /// <summary>The snapshots that are cut by themselves.</summary>
     public PolicyDirectory Policies { get; }
 
+    /// <summary>Tokens of the admin API besides the administrator's.</summary>
+    public TokenDirectory Tokens { get; }
+
+    /// <summary>Who shares the node.</summary>
+    public TenantDirectory Tenants { get; }
+
+    /// <summary>Who a token of the admin API stands for.</summary>
+    public ApiTokens ApiTokens => new(TokenHash, Tokens, Tenants, Directory, Clock);
+
+    /// <summary>The calls of the admin API that are being answered.</summary>
+    public ApiCalls Calls { get; } = new();
+
+    /// <summary>Tells which tokens have expired. Set before the API is served.</summary>
+    public TimeProvider Clock { get; set; } = TimeProvider.System;
+
     /// <summary>What cuts them.</summary>
     public PolicyEngine PolicyEngine { get; }
 
@@ -102,6 +120,9 @@ internal sealed class Daemon
     public Meters Meters { get; } = new();
 
     public DateTimeOffset StartedAt { get; }
+
+    /// <summary>It is ending: what is under way goes on at the next start.</summary>
+    public bool IsStopping { get; private set; }
 
     public string EngineName => _threads[0].Loop.EngineName;
 
@@ -167,6 +188,7 @@ internal sealed class Daemon
     /// answer: then its loop still waits for it, and the process must end.</summary>
     public async Task<bool> StopAsync(Action<string> log)
     {
+        IsStopping = true;
         if (Declared is { } declared) await declared.DisposeAsync();
         await PolicyRunner.StopAsync();
         await Tasks.StopAsync();
@@ -182,6 +204,8 @@ internal sealed class Daemon
         Directory.Dispose();
         Targets.Dispose();
         Policies.Dispose();
+        Tokens.Dispose();
+        Tenants.Dispose();
         PolicyRunner.Dispose();
         Disks.Dispose();
         await _meta.DisposeAsync();
@@ -244,6 +268,20 @@ internal sealed class Daemon
         return stuck;
     }
 
+    /// <summary>The loop on which a volume that nobody has opened yet is to live, because it is a LUN of a target: that of the
+    /// disk of the target's first volume. Null: its own.</summary>
+    private LoopThread? SeatOf(VolumeRecord volume)
+    {
+        if (Targets.List().FirstOrDefault(t => t.Luns.Any(l => l.VolumeId == volume.Id)) is not { } target) return null;
+        foreach (TargetLun lun in target.Luns)
+        {
+            if (Volumes.Find(lun.VolumeId) is { } known) return known.Thread;
+            if (Directory.FindById(lun.VolumeId) is { } first && Stores.Find(first.StoreId) is { } host) return host.Thread;
+        }
+
+        return null;
+    }
+
     private async Task OpenAsync(int systemdSockets, TlsIdentity? tls, Action<string> log)
     {
         if (_threads[0].FallbackReason is { } fallback) Warn($"the aio engine is used: {fallback}");
@@ -260,11 +298,13 @@ internal sealed class Daemon
         await Tasks.LoadAsync();
         await Targets.LoadAsync();
         await Policies.LoadAsync();
+        await Tokens.LoadAsync();
+        await Tenants.LoadAsync();
         await Volumes.LoadAsync();
         await Disks.OpenAllAsync();
         foreach (string note in await Directory.ReconcileAsync(Stores.All)) Warn(note);
         await Imports.RecoverAsync();
-        await Volumes.OpenReservedAsync(Directory, Stores);
+        await Volumes.OpenReservedAsync();
         foreach (WantedVolume wanted in Settings.CreateVolumes)
         {
             if (Directory.Find(wanted.Name) is not null) continue;
@@ -298,7 +338,7 @@ internal sealed class Daemon
         LoopThread first = _threads[0];
         var options = Settings.Limits.OfNbd() with { TlsMode = Settings.Tls, Tls = tls is null ? null : new TlsUpgrade(first.Loop, tls) };
         bool isProven = tls is { Clients: TlsClients.Required };
-        _nbd = new NbdFrontEnd(first, Directory, Stores, Volumes, Sessions, Meters, options, isProven, Settings.Insecure, Settings.Stdio, log);
+        _nbd = new NbdFrontEnd(first, Directory, Volumes, Sessions, Meters, options, isProven, Settings.Insecure, Settings.Stdio, log);
         string?[] secrets = [tls is null ? null : Settings.TlsKey, Settings.IscsiChap];
         foreach (string file in secrets.OfType<string>())
         {
@@ -313,7 +353,7 @@ internal sealed class Daemon
         }
 
         IscsiAuthentication? chap = Settings.IscsiChap is null ? null : ChapFile.Load(Settings.IscsiChap);
-        Catalog = new IscsiCatalog(Directory, Targets, Stores, Settings, chap);
+        Catalog = new IscsiCatalog(Directory, Targets, Volumes, Settings, chap);
         _iscsi = new IscsiFrontEnd(first, Catalog, Stores, Volumes, Sessions, Meters, Settings, log);
         foreach (ListenAddress address in Settings.Iscsi)
         {

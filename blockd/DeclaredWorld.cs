@@ -32,7 +32,7 @@ internal sealed class DeclaredWorld(Daemon daemon, IAdminRoutes routes, TargetRo
         context.Response.Body = answer;
         try
         {
-            await routes.HandleAsync(new ApiCall(context, parts[0].Split('/')));
+            await routes.HandleAsync(new ApiCall(context, parts[0].Split('/'), ApiCaller.Administrator));
             return null;
         }
         catch (ApiException e)

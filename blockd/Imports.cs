@@ -412,7 +412,8 @@ internal sealed class Imports(VolumeDirectory directory, StoreSet stores, Shared
     private static ApiException Busy(string name) => new(409, "import-running", $"a stream is coming into '{name}'; wait until that has ended");
 
     private static VolumeRecord Must(DirectoryResult result) =>
-        result.Fault is { } fault ? throw new ImportException(true, 503, fault.Code, fault.Detail) : result.Volume!;
+        result.Fault is not { } fault ? result.Volume!
+            : throw (fault.Code.StartsWith("quota-", StringComparison.Ordinal) ? new ImportException(false, 409, fault.Code, fault.Detail) : new ImportException(true, 503, fault.Code, fault.Detail));
 
     private static ImportException Failed(IoStatus status) => status == IoStatus.NoSpace
         ? new(false, 507, "no-space", "the disk is full; nothing of the stream was taken")

@@ -24,7 +24,7 @@ internal sealed record IscsiPortal(IPEndPoint EndPoint, ushort Group)
 
 /// <summary>Which targets there are now: the configured ones, and the own ones of exported volumes. Thread-safe; answers are
 /// snapshots.</summary>
-internal sealed class IscsiCatalog(VolumeDirectory volumes, TargetDirectory targets, StoreSet stores, Settings settings, IscsiAuthentication? common)
+internal sealed class IscsiCatalog(VolumeDirectory volumes, TargetDirectory targets, SharedVolumes shared, Settings settings, IscsiAuthentication? common)
 {
     /// <summary>What the keys of volumes' own targets begin with; no name does.</summary>
     public const string OwnPrefix = "own/";
@@ -73,8 +73,7 @@ internal sealed class IscsiCatalog(VolumeDirectory volumes, TargetDirectory targ
     public string OwnNameOf(VolumeRecord volume) => $"{settings.IscsiPrefix}:{volume.Name}";
 
     /// <summary>The loop of a target's units; null when none of their disks is in service.</summary>
-    public LoopThread? ThreadOf(TargetView target) =>
-        target.Luns.Select(l => stores.Find(l.Volume.StoreId)?.Thread).FirstOrDefault(t => t is not null);
+    public LoopThread? ThreadOf(TargetView target) => target.Luns.Select(l => shared.ThreadOf(l.Volume)).FirstOrDefault(t => t is not null);
 
     /// <summary>Addresses of a target as SendTargets gives them, to somebody who came in at <paramref name="asked"/> (null: he is
     /// attached already). None: the address that was asked.</summary>

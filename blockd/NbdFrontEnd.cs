@@ -12,7 +12,7 @@ namespace BlockServer.Blockd;
 /// store, to which its socket moves. Lives on the first loop, except where said.
 /// </summary>
 internal sealed class NbdFrontEnd(
-    LoopThread thread, VolumeDirectory directory, StoreSet stores, SharedVolumes volumes, Sessions sessions, Meters meters, NbdOptions options,
+    LoopThread thread, VolumeDirectory directory, SharedVolumes volumes, Sessions sessions, Meters meters, NbdOptions options,
     bool isClientProven, bool insecure, string? defaultExport, Action<string> log) : INbdExports
 {
     private readonly List<SocketListener> _listeners = [];
@@ -68,8 +68,8 @@ internal sealed class NbdFrontEnd(
         string? snapshot = at < 0 ? null : name[(at + 1)..];
         string volume = at < 0 ? name : name[..at];
         VolumeRecord? record = volume.Length > 0 ? directory.Find(volume) : at < 0 ? DefaultVolume() : null;
-        if (record is null || !record.Export.Nbd || stores.Find(record.StoreId) is not { } host) return null;
-        if (await OnLoopAsync(host, () => OpenThereAsync(host, record, snapshot)) is not { } opened) return null;
+        if (record is null || !record.Export.Nbd || volumes.ThreadOf(record) is not { } there) return null;
+        if (await OnLoopAsync(there, () => OpenThereAsync(there, record, snapshot)) is not { } opened) return null;
         return new NbdExport
         {
             Name = snapshot is null ? record.Name : $"{record.Name}@{snapshot}",
@@ -78,8 +78,8 @@ internal sealed class NbdFrontEnd(
             SizeBytes = opened.Snapshot?.SizeBytes ?? record.SizeBytes,
             IsReadOnly = snapshot is not null || record.Export.ReadOnly || record.IsImage,
             Meter = snapshot is null ? meters.Of(record.Id) : null,
-            Contexts = new SnapshotContexts(this, host, record.Id, opened.Snapshot?.Uuid),
-            Tag = new ExportTag(record.Id, host, opened.Snapshot),
+            Contexts = new SnapshotContexts(this, opened.Volume, opened.Snapshot?.Uuid),
+            Tag = new ExportTag(record.Id, there, opened.Snapshot),
         };
     }
 
@@ -99,33 +99,21 @@ internal sealed class NbdFrontEnd(
         return all.Count == 1 ? all[0] : null; // with several, guessing would attach somebody to the wrong disk
     }
 
-    /// <summary>Does something on the loop of a disk and goes on here.</summary>
-    private async ValueTask<T> OnLoopAsync<T>(StoreHost host, Func<ValueTask<T>> work)
-    {
-        if (host.Thread == thread) return await work();
-        Task<T> working = host.Thread.InvokeAsync(work);
-        var done = new LoopEvent<T>();
-        _ = TellAsync();
-        return await done.WaitAsync();
-
-        async Task TellAsync()
-        {
-            T result = await working;
-            thread.Post(() => done.Set(result));
-        }
-    }
+    /// <summary>Does something on another loop and goes on here.</summary>
+    private ValueTask<T> OnLoopAsync<T>(LoopThread there, Func<ValueTask<T>> work) => SharedVolumes.OnLoopOf(there, thread, work);
 
     /// <summary>On the loop of the volume. Null also while its reservations cannot be read, unless NBD need not heed them; they
     /// hold for its snapshots too.</summary>
-    private async ValueTask<Opened?> OpenThereAsync(StoreHost host, VolumeRecord record, string? snapshotName)
+    private async ValueTask<Opened?> OpenThereAsync(LoopThread there, VolumeRecord record, string? snapshotName)
     {
-        SharedVolume? volume = await volumes.OpenAsync(record, host);
+        SharedVolume? volume = await volumes.OpenAsync(record, there);
         if (volume is null || (volume.Fault is not null && !record.Export.NbdIgnoresReservations)) return null;
-        if (snapshotName is null) return new Opened(new GatedDevice(SharedVolumes.DeviceOf(volume, record), volume.Gate), null);
-        SnapshotInfo? snapshot = host.Store.Snapshots(record.Id).FirstOrDefault(s => s.Name == snapshotName);
-        IBlockDevice? device = snapshot is null ? null : host.Store.OpenSnapshot(record.Id, snapshot.Uuid);
-        return device is null ? null : new Opened(new GatedDevice(device, volume.Gate), snapshot);
+        if (snapshotName is null) return new Opened(volume, new GatedDevice(SharedVolumes.DeviceOf(volume, record), volume.Gate), null);
+        (SnapshotInfo Info, IBlockDevice Device)? snapshot = await volumes.OpenSnapshotAsync(volume, s => s.Name == snapshotName);
+        return snapshot is not { } found ? null : new Opened(volume, new GatedDevice(found.Device, volume.Gate), found.Info);
     }
+
+    private bool IsShown(SnapshotInfo snapshot) => !directory.IsCutForMove(snapshot.Uuid);
 
     private static bool IsLocal(SocketListener listener) =>
         listener.BoundEndPoint is not { } endPoint || IPAddress.IsLoopback(endPoint.Address);
@@ -193,24 +181,24 @@ internal sealed class NbdFrontEnd(
 
         var tag = (ExportTag)negotiated.Export.Tag!;
         string peer = connection.Peer;
-        if (tag.Host.Thread == thread)
+        if (tag.Thread == thread)
             return await TransmitAsync(thread, negotiated.Connection, negotiated, tag, peer, listener);
 
         var tls = negotiated.Connection as TlsConnection;
         int fd = tls?.DetachSocket() ?? connection.Detach();
         var ended = new LoopEvent<string>();
-        tag.Host.Thread.Post(() => _ = RunThereAsync());
+        tag.Thread.Post(() => _ = RunThereAsync());
         return await ended.WaitAsync();
 
         async Task RunThereAsync()
         {
-            KernelLoop loop = tag.Host.Thread.Loop;
+            KernelLoop loop = tag.Thread.Loop;
             tls?.AttachSocket(loop, fd, peer);
             IConnection moved = (IConnection?)tls ?? SocketConnection.Attach(loop, fd, peer);
             string reason;
             try
             {
-                reason = await TransmitAsync(tag.Host.Thread, moved, negotiated, tag, peer, listener);
+                reason = await TransmitAsync(tag.Thread, moved, negotiated, tag, peer, listener);
             }
 #pragma warning disable CA1031 // As in ServeAndLeaveAsync.
             catch (Exception bug)
@@ -256,22 +244,22 @@ internal sealed class NbdFrontEnd(
         }
     }
 
-    private sealed record ExportTag(uint VolumeId, StoreHost Host, SnapshotInfo? Snapshot);
+    private sealed record ExportTag(uint VolumeId, LoopThread Thread, SnapshotInfo? Snapshot);
 
-    private sealed record Opened(IBlockDevice Device, SnapshotInfo? Snapshot);
+    private sealed record Opened(SharedVolume Volume, IBlockDevice Device, SnapshotInfo? Snapshot);
 
     /// <summary>What qemu's clients know how to ask: how deep something was written, and for each snapshot (of a snapshot: each
     /// older one) what was written since. A context stands for the snapshot that had the name when it was chosen.</summary>
-    private sealed class SnapshotContexts(NbdFrontEnd owner, StoreHost host, uint volumeId, Guid? view) : INbdContexts
+    private sealed class SnapshotContexts(NbdFrontEnd owner, SharedVolume volume, Guid? view) : INbdContexts
     {
         private const string Depth = "qemu:allocation-depth", Dirty = "qemu:dirty-bitmap:";
 
         // One answer looks at no more than this, so that others have their turn.
         private const ulong LookBytesMax = 16 * Units.GiB;
 
-        public ValueTask<IReadOnlyList<NbdContext>> ListAsync() => owner.OnLoopAsync(host, () =>
+        public ValueTask<IReadOnlyList<NbdContext>> ListAsync() => owner.OnLoopAsync(volume.Host.Thread, () =>
         {
-            IEnumerable<SnapshotInfo> snapshots = host.Store.Snapshots(volumeId);
+            IEnumerable<SnapshotInfo> snapshots = volume.Host.Store.Snapshots(volume.Id).Where(s => !owner.IsShown(s));
             if (view is { } end) snapshots = snapshots.TakeWhile(s => s.Uuid != end);
             return new ValueTask<IReadOnlyList<NbdContext>>(
                 [new NbdContext(Depth, null), .. snapshots.Select(s => new NbdContext(Dirty + s.Name, s.Uuid))]);
@@ -281,16 +269,19 @@ internal sealed class NbdFrontEnd(
             NbdContext context, ulong offsetBytes, ulong lengthBytes, int runsMax, List<NbdStatusRun> runs)
         {
             ulong length = Math.Min(lengthBytes, LookBytesMax);
+            StoreHost host = volume.Host; // wherever it lies now
             if (context.Tag is Guid since)
             {
                 var changes = new List<DiffRun>();
-                IoStatus compared = await host.Store.DiffAsync(volumeId, since, view, offsetBytes, length, runsMax, changes);
+                IoStatus compared = await SharedVolumes.OnLoopOf(
+                    host.Thread, volume.Thread, () => host.Store.DiffAsync(volume.Id, since, view, offsetBytes, length, runsMax, changes));
                 foreach (DiffRun run in changes) runs.Add(new NbdStatusRun(run.LengthBytes, run.IsChanged ? 1u : 0u));
                 return compared;
             }
 
             var depths = new List<DepthRun>();
-            IoStatus status = await host.Store.DepthAsync(volumeId, view, offsetBytes, length, runsMax, depths);
+            IoStatus status = await SharedVolumes.OnLoopOf(
+                host.Thread, volume.Thread, () => host.Store.DepthAsync(volume.Id, view, offsetBytes, length, runsMax, depths));
             foreach (DepthRun run in depths) runs.Add(new NbdStatusRun(run.LengthBytes, run.Depth));
             return status;
         }

@@ -10,7 +10,7 @@ internal sealed class PolicyRoutes(Daemon daemon)
     /// <summary>The handlers by the keys of <see cref="ApiRouteTable"/>.</summary>
     public IReadOnlyDictionary<string, Func<ApiCall, Task>> Handlers => new Dictionary<string, Func<ApiCall, Task>>(StringComparer.Ordinal)
     {
-        ["GET policies"] = c => c.AnswerAsync(new PolicyList([.. daemon.Policies.List().Select(Describe)]), ApiJson.Default.PolicyList),
+        ["GET policies"] = c => c.AnswerAsync(new PolicyList([.. daemon.Policies.List().Where(p => c.Caller.Owns(p.Name)).Select(p => Describe(p, c))]), ApiJson.Default.PolicyList),
         ["POST policies"] = CreateAsync,
         ["PATCH policies/{name}"] = ChangeAsync,
         ["DELETE policies/{name}"] = DeleteAsync,
@@ -19,15 +19,18 @@ internal sealed class PolicyRoutes(Daemon daemon)
     private async Task CreateAsync(ApiCall call)
     {
         CreatePolicy r = await call.ReadAsync(ApiJson.Default.CreatePolicy);
+        call.MustOwn(r.Name);
+        CheckHooks(call, r.PreHook, r.PostHook);
         PolicyRecord made = Must(await daemon.Policies.CreateAsync(new PolicyRecord(
-            r.Name, IdsOf(r.Volumes), r.PeriodSeconds, r.KeepCount, r.KeepSeconds, r.PreHook, r.PostHook, r.HookSeconds)));
-        await call.AnswerAsync(Describe(made), ApiJson.Default.PolicyInfo, 201);
+            r.Name, IdsOf(r.Volumes, call), r.PeriodSeconds, r.KeepCount, r.KeepSeconds, r.PreHook, r.PostHook, r.HookSeconds)));
+        await call.AnswerAsync(Describe(made, call), ApiJson.Default.PolicyInfo, 201);
     }
 
     private async Task ChangeAsync(ApiCall call)
     {
         ChangePolicy c = await call.ReadAsync(ApiJson.Default.ChangePolicy);
-        IReadOnlyList<uint>? volumes = c.Volumes is null ? null : IdsOf(c.Volumes);
+        CheckHooks(call, c.PreHook, c.PostHook);
+        IReadOnlyList<uint>? volumes = c.Volumes is null ? null : IdsOf(c.Volumes, call);
         PolicyRecord changed = Must(await daemon.Policies.ChangeAsync(call.Parts[1], c.Revision, old => old with
         {
             Volumes = volumes ?? old.Volumes,
@@ -38,7 +41,7 @@ internal sealed class PolicyRoutes(Daemon daemon)
             PostHook = c.PostHook is "" ? null : c.PostHook ?? old.PostHook,
             HookSeconds = c.HookSeconds ?? old.HookSeconds,
         }));
-        await call.AnswerAsync(Describe(changed), ApiJson.Default.PolicyInfo);
+        await call.AnswerAsync(Describe(changed, call), ApiJson.Default.PolicyInfo);
     }
 
     private async Task DeleteAsync(ApiCall call)
@@ -47,23 +50,30 @@ internal sealed class PolicyRoutes(Daemon daemon)
         await call.AnswerNothingAsync();
     }
 
-    private uint[] IdsOf(IReadOnlyList<string> names) =>
+    // A hook is a program of the node that runs as the daemon: not for a tenant to choose.
+    private static void CheckHooks(ApiCall call, string? pre, string? post)
+    {
+        if (call.Caller.IsConfined && (pre is { Length: > 0 } || post is { Length: > 0 }))
+            throw new ApiException(403, "whole-node", "hooks are programs of the node; its operators set them", pre is { Length: > 0 } ? "preHook" : "postHook");
+    }
+
+    private uint[] IdsOf(IReadOnlyList<string> names, ApiCall call) =>
     [
-        .. names.Select(n => (n is null ? null : daemon.Directory.Find(n))?.Id
-            ?? throw new ApiException(404, "no-such-volume", $"there is no volume '{n}'", "volumes")),
+        .. names.Select(n => (n is null || !call.Sees(n) ? null : daemon.Directory.Find(n))?.Id
+            ?? throw AdminRoutes.NoVolume(n ?? "", "volumes")),
     ];
 
-    /// <summary>All policies, as the API shows them.</summary>
-    public IReadOnlyList<PolicyInfo> List() => [.. daemon.Policies.List().Select(Describe)];
+    /// <summary>All policies, as the administrator sees them.</summary>
+    public IReadOnlyList<PolicyInfo> List() => [.. daemon.Policies.List().Select(p => Describe(p, ApiCall.OfDaemon))];
 
-    private PolicyInfo Describe(PolicyRecord p)
+    private PolicyInfo Describe(PolicyRecord p, ApiCall call)
     {
         var names = daemon.Directory.List().ToDictionary(v => v.Id, v => v.Name);
         PolicyOutcome? last = daemon.PolicyEngine.OutcomeOf(p.Name);
         DateTimeOffset? next = daemon.PolicyEngine.DueIn(p, daemon.PolicyRunner.NowNanos) is { } nanos
             ? SystemClock.Instance.UtcNow + TimeSpan.FromTicks(nanos / 100) : null;
         return new PolicyInfo(
-            p.Name, [.. p.Volumes.Where(names.ContainsKey).Select(id => names[id])], p.PeriodSeconds, p.KeepCount, p.KeepSeconds, p.PreHook, p.PostHook,
+            p.Name, [.. p.Volumes.Where(names.ContainsKey).Select(id => names[id]).Where(call.Sees)], p.PeriodSeconds, p.KeepCount, p.KeepSeconds, p.PreHook, p.PostHook,
             p.HookSeconds, p.Revision, last?.LastAt, last?.Result, next);
     }
 

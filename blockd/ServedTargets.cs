@@ -113,7 +113,7 @@ internal sealed class ServedTargets(
     public string? FaultOf(TargetView target, LunView lun)
     {
         if (stores.Find(lun.Volume.StoreId) is not { } host) return "its disk is not in service";
-        if (catalog.ThreadOf(target) != host.Thread) return $"its disk {host.Name} is served by another loop than those of the first LUN";
+        if (catalog.ThreadOf(target) != volumes.ThreadOf(lun.Volume)) return $"its disk {host.Name} is served by another loop than those of the first LUN";
         if (Cluster.VolumeDirectory.ImportFault(lun.Volume) is { } coming) return coming.Detail;
         return volumes.Find(lun.Volume.Id)?.Fault;
     }
@@ -148,14 +148,14 @@ internal sealed class ServedTargets(
         var snapshots = new List<SnapshotUse>();
         foreach (LunView lun in view.Luns)
         {
-            if (stores.Find(lun.Volume.StoreId) is not { } host || host.Thread != target.Thread) continue;
+            if (volumes.ThreadOf(lun.Volume) != target.Thread) continue;
             if (lun.SnapshotName is not null)
             {
-                if (await volumes.OpenSnapshotAsync(lun, host) is not { } snapshot) continue;
+                if (await volumes.OpenSnapshotAsync(lun, target.Thread) is not { } snapshot) continue;
                 wanted[lun.Lun] = (snapshot.Unit, lun);
                 snapshots.Add(snapshot.Use);
             }
-            else if (await volumes.OpenUnitAsync(lun.Volume, host) is { Unit: { } unit })
+            else if (await volumes.OpenUnitAsync(lun.Volume, target.Thread) is { Unit: { } unit })
             {
                 wanted[lun.Lun] = (unit, lun);
             }

@@ -57,6 +57,9 @@ internal sealed record Settings
     /// <summary>Bytes a second that each store may write anew to lay scattered extents out in order; 0: never.</summary>
     public required ulong RelayoutBytesPerSecond { get; init; }
 
+    /// <summary>Bytes a second that a volume on its way to another disk is copied with; 0: as fast as the disks allow.</summary>
+    public required ulong MoveBytesPerSecond { get; init; }
+
     public required int Loops { get; init; }
 
     /// <summary>How long a loop looks for the next request before it sleeps, in microseconds; 0: never.</summary>
@@ -150,6 +153,7 @@ internal static class SettingsReader
         ("engine", "ENGINE", false, "How the disk is driven: auto (default: io_uring, else aio), io_uring or aio."),
         ("metadata-ram", "SIZE", false, "RAM for metadata pages. Default: an eighth of the RAM."),
         ("relayout", "MODE", false, "on (default): what was overwritten at random is laid out in order again while the disk has nothing else to do. off: never."),
+        ("move-rate", "SIZE", false, "Most that a volume on its way to another disk is copied with in a second. Default: no limit."),
         ("relayout-rate", "SIZE", false, "Most that --relayout writes to a disk in a second. Default: 64m."),
         ("loops", "COUNT", false, "Threads that serve, 1 to 64. Default: 1. Stores are spread over them."),
         ("busy-poll", "MICROSECONDS", false, "How long a thread that serves looks for the next request before it sleeps, while requests come faster than that; 0 to 1000. Default: 50, and 0 unless there is a processor more than --loops. 0 saves processor time, a sleep costs a client that waits for each answer some latency. io_uring only."),
@@ -239,6 +243,7 @@ internal static class SettingsReader
             Engine = Choice("engine", "auto", "io_uring", "aio"),
             MetadataRamBytes = Size("metadata-ram", Units.MiB, Units.VolumeBytesMax) ?? Math.Max(ramBytes / 8, 16 * Units.MiB),
             RelayoutBytesPerSecond = RelayoutRate(),
+            MoveBytesPerSecond = Size("move-rate", Units.MiB, Units.TiB) ?? 0,
             Loops = loops,
             BusyPollMicros = Number("busy-poll", loops < Environment.ProcessorCount ? 50 : 0, 0, 1000),
             Connections = Number("connections", 256, 1, 65536),

@@ -2,18 +2,32 @@ using System.Globalization;
 using BlockServer.Cluster;
 using BlockServer.Core;
 using BlockServer.Core.Api;
+using BlockServer.Io;
 using BlockServer.Protocols.Iscsi.Scsi;
 
 namespace BlockServer.Blockd;
 
-/// <summary>What the front ends share of one volume. Lives on the volume's loop.</summary>
-internal sealed class SharedVolume(uint id, StoreHost host, WatchedDevice device)
+/// <summary>What the front ends share of one volume. Lives on the volume's loop, which is that of its disk when it is opened
+/// first, and stays that when it moves to a disk of another loop.</summary>
+internal sealed class SharedVolume(uint id, LoopThread thread, StoreHost host, HomeDevice home, WatchedDevice device)
 {
     /// <summary>Number of the volume.</summary>
     public uint Id { get; } = id;
 
-    /// <summary>The disk that serves it, and its loop.</summary>
-    public StoreHost Host { get; } = host;
+    /// <summary>The volume's loop. Any thread.</summary>
+    public LoopThread Thread { get; } = thread;
+
+    /// <summary>The disk that serves it. Any thread.</summary>
+    public StoreHost Host { get; set; } = host;
+
+    /// <summary>Where it lies, under <see cref="Device"/>.</summary>
+    public HomeDevice Home { get; } = home;
+
+    /// <summary>It is about to get another home: until then it keeps the one it has.</summary>
+    public bool IsHeld { get; set; }
+
+    /// <summary>Its snapshots that somebody has opened, by identity.</summary>
+    public Dictionary<Guid, HomeDevice> Snapshots { get; } = [];
 
     /// <summary>The volume itself.</summary>
     public WatchedDevice Device { get; } = device;
@@ -30,18 +44,21 @@ internal sealed class SharedVolume(uint id, StoreHost host, WatchedDevice device
     /// <summary>Why it may not be served: its reservations cannot be read. Null when all is well.</summary>
     public string? Fault { get; set; }
 
+    /// <summary>What its disk said last of space, when that is on another loop.</summary>
+    public ThinUsage LastUsage { get; set; }
+
     /// <summary>The bringing back of its reservations, once begun.</summary>
     public Task? Loading { get; set; }
 }
 
 /// <summary>A snapshot as a SCSI unit, and the disk that serves it.</summary>
-internal sealed record SharedSnapshot(StoreHost Host, LogicalUnit Unit, SnapshotUse Use);
+internal sealed record SharedSnapshot(SharedVolume Volume, LogicalUnit Unit, SnapshotUse Use);
 
 /// <summary>
 /// What the front ends share of the volumes. A volume with saved reservations is not served by anybody before they are
 /// back in force, and not at all while they cannot be read. The table is thread-safe; what is in it lives on the loops.
 /// </summary>
-internal sealed class SharedVolumes(IMetaStore meta, Settings settings, Action<string> log)
+internal sealed class SharedVolumes(IMetaStore meta, VolumeDirectory directory, StoreSet stores, Settings settings, Action<string> log)
 {
     private readonly Lock _lock = new();
     private readonly Dictionary<uint, SharedVolume> _volumes = [];
@@ -60,14 +77,26 @@ internal sealed class SharedVolumes(IMetaStore meta, Settings settings, Action<s
         }
     }
 
+    /// <summary>Where a volume that nobody has opened yet is to live, when not on the loop of its disk: that of the target whose
+    /// LUN it is.</summary>
+    public Func<VolumeRecord, LoopThread?>? Seat { get; init; }
+
+    /// <summary>The loop of a volume; null when it is not open and its disk is not in service. Any thread.</summary>
+    public LoopThread? ThreadOf(VolumeRecord record)
+    {
+        SharedVolume? known = Find(record.Id);
+        if (stores.Find(record.StoreId) is not { } host) return null;
+        return known is not null && (known.Host == host || known.IsHeld) ? known.Thread : Seat?.Invoke(record) ?? host.Thread;
+    }
+
     /// <summary>Puts saved reservations in force, of the volumes whose disks are in service. Any thread but a loop's.</summary>
-    public async Task OpenReservedAsync(VolumeDirectory directory, StoreSet stores)
+    public async Task OpenReservedAsync()
     {
         uint[] reserved;
         lock (_lock) reserved = [.. _reserved];
         foreach (VolumeRecord record in directory.List().Where(v => reserved.Contains(v.Id)))
         {
-            if (stores.Find(record.StoreId) is { } host) await host.Thread.InvokeAsync(() => OpenAsync(record, host));
+            if (ThreadOf(record) is { } thread) await thread.InvokeAsync(() => OpenAsync(record, thread));
         }
     }
 
@@ -104,19 +133,32 @@ internal sealed class SharedVolumes(IMetaStore meta, Settings settings, Action<s
 
     /// <summary>The volume, with its reservations in force if there are any saved; null when its disk does not serve it, or while
     /// a stream comes into it. On
-    /// the loop of <paramref name="host"/>. Look at <see cref="SharedVolume.Fault"/> before serving it.</summary>
-    public async ValueTask<SharedVolume?> OpenAsync(VolumeRecord record, StoreHost host)
+    /// <paramref name="thread"/>, which <see cref="ThreadOf"/> said. Look at <see cref="SharedVolume.Fault"/> before serving it.</summary>
+    public async ValueTask<SharedVolume?> OpenAsync(VolumeRecord record, LoopThread thread)
     {
         if (VolumeDirectory.ImportFault(record) is not null || IsClosed(record.Id)) return null;
+        // Where it lies is asked here: it may have moved since the caller looked.
         SharedVolume? volume = Find(record.Id);
         bool isReserved;
-        if (volume is null || volume.Host != host)
+        if (directory.FindById(record.Id, record.Name) is not { } now || stores.Find(now.StoreId) is not { } host) return null;
+        if (volume is null || (volume.Host != host && !volume.IsHeld))
         {
-            if (host.Store.OpenVolume(record.Id) is not { } device) return null;
-            volume = new SharedVolume(record.Id, host, new WatchedDevice(device, WatchOf(host)));
-            lock (_lock) _volumes[record.Id] = volume;
+            (IBlockDevice Device, SpaceWatch? Watch)? opened = await OpenThereAsync(thread, host, store => store.OpenVolume(record.Id));
+            if (opened is not { } there) return null;
+            lock (_lock)
+            {
+                SharedVolume? meanwhile = _volumes.GetValueOrDefault(record.Id);
+                if (meanwhile is null || meanwhile == volume)
+                {
+                    var home = new HomeDevice(there.Device);
+                    _volumes[record.Id] = meanwhile = new SharedVolume(record.Id, thread, host, home, new WatchedDevice(home, there.Watch));
+                }
+
+                volume = meanwhile;
+            }
         }
 
+        if (volume.Thread != thread) return null; // somebody opened it elsewhere meanwhile
         Apply(volume, record);
         lock (_lock) isReserved = _reserved.Contains(record.Id);
         if (isReserved) await LoadUnitAsync(volume, record);
@@ -133,9 +175,9 @@ internal sealed class SharedVolumes(IMetaStore meta, Settings settings, Action<s
         record.Export.Thick ? new ThickDevice(volume.Device) : volume.Device;
 
     /// <summary>As <see cref="OpenAsync"/>, and with its SCSI unit unless there is a fault.</summary>
-    public async ValueTask<SharedVolume?> OpenUnitAsync(VolumeRecord record, StoreHost host)
+    public async ValueTask<SharedVolume?> OpenUnitAsync(VolumeRecord record, LoopThread thread)
     {
-        SharedVolume? volume = await OpenAsync(record, host);
+        SharedVolume? volume = await OpenAsync(record, thread);
         if (volume is null) return null;
         if (volume.Unit is not null && !IsShownAlike(volume.ShownAs!, record.Export))
             (volume.Unit, volume.Loading) = (null, null);
@@ -144,16 +186,18 @@ internal sealed class SharedVolumes(IMetaStore meta, Settings settings, Action<s
     }
 
     /// <summary>A snapshot as a SCSI unit of its own, write-protected; null when there is none of that name (and identity, when
-    /// the unit says it). On the loop of <paramref name="host"/>. Reservations of it end with the daemon.</summary>
-    public async ValueTask<SharedSnapshot?> OpenSnapshotAsync(LunView lun, StoreHost host)
+    /// the unit says it). On <paramref name="thread"/>, as <see cref="OpenAsync"/>. Reservations of it end with the daemon.</summary>
+    public async ValueTask<SharedSnapshot?> OpenSnapshotAsync(LunView lun, LoopThread thread)
     {
         VolumeRecord record = lun.Volume;
-        SnapshotInfo? info = host.Store.Snapshots(record.Id).FirstOrDefault(
-            s => lun.Snapshot is { } uuid ? s.Uuid == uuid : s.Name == lun.SnapshotName);
-        if (info is null || host.Store.OpenSnapshot(record.Id, info.Uuid) is not { } device) return null;
+        if (await OpenAsync(record, thread) is not { } volume) return null;
+        (SnapshotInfo Info, IBlockDevice Device)? opened = await OpenSnapshotAsync(
+            volume, s => lun.Snapshot is { } uuid ? s.Uuid == uuid : s.Name == lun.SnapshotName);
+        if (opened is not { } there) return null;
+        (SnapshotInfo info, IBlockDevice device) = there;
         lock (_lock)
         {
-            if (_snapshots.TryGetValue(info.Uuid, out SharedSnapshot? known) && known.Host == host) return known;
+            if (_snapshots.TryGetValue(info.Uuid, out SharedSnapshot? known) && known.Volume == volume) return known;
         }
 
         var options = new LogicalUnitOptions
@@ -162,11 +206,46 @@ internal sealed class SharedVolumes(IMetaStore meta, Settings settings, Action<s
             // The volume may have got larger blocks since.
             BlockBytes = info.SizeBytes % (ulong)record.Export.BlockBytes == 0 ? record.Export.BlockBytes : Units.SectorBytes,
         };
-        var unit = new LogicalUnit(host.Thread.Loop, device, options);
+        var unit = new LogicalUnit(thread.Loop, device, options);
         IoStatus status = await unit.LoadAsync();
         Check.That(status == IoStatus.Ok); // nothing is kept of it
-        var made = new SharedSnapshot(host, unit, new SnapshotUse(record.Id, info.Uuid, info.Name));
+        var made = new SharedSnapshot(volume, unit, new SnapshotUse(record.Id, info.Uuid, info.Name));
         lock (_lock) return _snapshots[info.Uuid] = made;
+    }
+
+    /// <summary>The snapshot of a volume that <paramref name="which"/> names, wherever it lies; null when there is none. On the
+    /// volume's loop.</summary>
+    public async ValueTask<(SnapshotInfo Info, IBlockDevice Device)?> OpenSnapshotAsync(SharedVolume volume, Func<SnapshotInfo, bool> which)
+    {
+        while (true)
+        {
+            StoreHost host = volume.Host;
+            SnapshotInfo? info = await OnLoopOf(
+                host.Thread, volume.Thread, () => new ValueTask<SnapshotInfo?>(host.Store.Snapshots(volume.Id).FirstOrDefault(which)));
+            if (info is not null && volume.Snapshots.TryGetValue(info.Uuid, out HomeDevice? known)) return (info, known);
+            (IBlockDevice Device, SpaceWatch?)? opened = info is null ? null
+                : await OpenThereAsync(volume.Thread, host, store => store.OpenSnapshot(volume.Id, info.Uuid));
+            if (volume.Host != host) continue; // it moved meanwhile
+            if (opened is not { } there) return null;
+            if (!volume.Snapshots.TryGetValue(info!.Uuid, out known)) volume.Snapshots.Add(info.Uuid, known = new HomeDevice(there.Device));
+            return (info, known);
+        }
+    }
+
+    /// <summary>Everybody who uses a volume uses its new home from now on. On the volume's loop, with its changes held back.</summary>
+    public async ValueTask<bool> SwitchAsync(SharedVolume volume, StoreHost host)
+    {
+        (IBlockDevice Device, SpaceWatch? Watch)? opened = await OpenThereAsync(volume.Thread, host, store => store.OpenVolume(volume.Id));
+        (volume.Host, volume.Device.Watch) = (host, opened?.Watch);
+        volume.Home.Switch(opened?.Device ?? new AwayDevice(volume.Home.SizeBytes));
+        foreach ((Guid uuid, HomeDevice snapshot) in volume.Snapshots.ToArray())
+        {
+            (IBlockDevice Device, SpaceWatch?)? there = await OpenThereAsync(volume.Thread, host, store => store.OpenSnapshot(volume.Id, uuid));
+            snapshot.Switch(there?.Device ?? new AwayDevice(snapshot.SizeBytes));
+        }
+
+        volume.IsHeld = false;
+        return opened is not null;
     }
 
     /// <summary>A snapshot is gone. Any thread.</summary>
@@ -179,7 +258,7 @@ internal sealed class SharedVolumes(IMetaStore meta, Settings settings, Action<s
     public void OnChanged(VolumeRecord record)
     {
         if (Find(record.Id) is not { } volume) return;
-        volume.Host.Thread.Post(() =>
+        volume.Thread.Post(() =>
         {
             Apply(volume, record);
             volume.Unit?.OnResized();
@@ -190,7 +269,7 @@ internal sealed class SharedVolumes(IMetaStore meta, Settings settings, Action<s
     public async Task SealAsync(VolumeRecord record)
     {
         if (Find(record.Id) is not { } volume) return;
-        await volume.Host.Thread.InvokeAsync(() =>
+        await volume.Thread.InvokeAsync(() =>
         {
             Apply(volume, record);
             return default;
@@ -209,11 +288,11 @@ internal sealed class SharedVolumes(IMetaStore meta, Settings settings, Action<s
         }
     }
 
-    /// <summary>Ends every reservation and registration of a volume, damaged ones too. On the loop of
-    /// <paramref name="host"/>; false when the volume is not served.</summary>
-    public async ValueTask<IoStatus> ClearReservationsAsync(VolumeRecord record, StoreHost host)
+    /// <summary>Ends every reservation and registration of a volume, damaged ones too. On
+    /// <paramref name="thread"/>, as <see cref="OpenAsync"/>; Unavailable when the volume is not served.</summary>
+    public async ValueTask<IoStatus> ClearReservationsAsync(VolumeRecord record, LoopThread thread)
     {
-        SharedVolume? volume = await OpenUnitAsync(record, host);
+        SharedVolume? volume = await OpenUnitAsync(record, thread);
         if (volume is null) return IoStatus.Unavailable;
         bool wasDamaged = volume.Fault is not null;
         if (wasDamaged) volume.Unit = MakeUnit(volume, record);
@@ -269,7 +348,7 @@ internal sealed class SharedVolumes(IMetaStore meta, Settings settings, Action<s
         log($"disk {host.Name} runs low: {SizeText.Format(freeBytes)} free, less than {settings.LowSpacePercent}% (--low-space); trim or delete something, or add a disk");
         foreach (SharedVolume volume in List())
         {
-            if (volume.Host == host) volume.Unit?.OnLowSpace();
+            if (volume.Host == host) volume.Thread.Post(() => volume.Unit?.OnLowSpace());
         }
     }
 
@@ -312,10 +391,50 @@ internal sealed class SharedVolumes(IMetaStore meta, Settings settings, Action<s
             IsThin = !record.Export.Thick,
             BlockBytes = record.Export.BlockBytes,
             Durability = settings.Durability,
-            Usage = () => new ThinUsage(volume.Host.FreeBytesNow, volume.Host.Store.UsedBytes(volume.Id)),
+            Usage = () => UsageOf(volume),
         };
-        var keeper = new ReservationKeeper(meta, record.Id, volume.Host.Thread, MarkReserved);
-        return new LogicalUnit(volume.Host.Thread.Loop, DeviceOf(volume, record), options, keeper, volume.Gate);
+        var keeper = new ReservationKeeper(meta, record.Id, volume.Thread, MarkReserved);
+        return new LogicalUnit(volume.Thread.Loop, DeviceOf(volume, record), options, keeper, volume.Gate);
+    }
+
+    /// <summary>On the volume's loop. Of a disk of another loop it is what that said when it was asked last.</summary>
+    private static ThinUsage UsageOf(SharedVolume volume)
+    {
+        StoreHost host = volume.Host;
+        if (host.Thread == volume.Thread) return new ThinUsage(host.FreeBytesNow, host.Store.UsedBytes(volume.Id));
+        host.Thread.Post(() =>
+        {
+            var usage = new ThinUsage(host.FreeBytesNow, host.Store.UsedBytes(volume.Id));
+            volume.Thread.Post(() => volume.LastUsage = usage);
+        });
+        return volume.LastUsage;
+    }
+
+    /// <summary>Something of a disk as it is seen from a loop; null when it is not there. On <paramref name="thread"/>.</summary>
+    private async ValueTask<(IBlockDevice Device, SpaceWatch? Watch)?> OpenThereAsync(
+        LoopThread thread, StoreHost host, Func<ILayeredStore, IBlockDevice?> open)
+    {
+        if (host.Thread == thread) return open(host.Store) is { } here ? (here, WatchOf(host)) : null;
+        IBlockDevice? there = await OnLoopOf(host.Thread, thread, () => new ValueTask<IBlockDevice?>(open(host.Store)));
+        // The watch belongs to the loop of the disk.
+        return there is null ? null : (new RelayDevice(new WatchedDevice(there, WatchOf(host)), thread.Loop, host.Thread.Loop), null);
+    }
+
+    /// <summary>Does something on a loop and goes on on another one, where it was called.</summary>
+    public static async ValueTask<T> OnLoopOf<T>(LoopThread there, LoopThread here, Func<ValueTask<T>> work)
+    {
+        if (there == here) return await work();
+        Task<T> working = there.InvokeAsync(work);
+        var done = new LoopEvent<bool>();
+        _ = TellAsync();
+        await done.WaitAsync();
+        return await working;
+
+        async Task TellAsync()
+        {
+            await working.ContinueWith(static _ => { }, CancellationToken.None, TaskContinuationOptions.None, TaskScheduler.Default);
+            here.Post(() => done.Set(true));
+        }
     }
 
     private void MarkReserved(uint volumeId)

@@ -6,7 +6,7 @@ namespace BlockServer.Blockd;
 
 /// <summary>The admin API's snapshots and clones.</summary>
 internal sealed class SnapshotRoutes(
-    Daemon daemon, TargetRoutes targets, Populations populations, Func<VolumeRecord, Task<VolumeInfo>> describe, Func<Task> begin)
+    Daemon daemon, TargetRoutes targets, Populations populations, Func<VolumeRecord, ApiCall, Task<VolumeInfo>> describe, Func<Task> begin)
 {
     private const int RangesMax = 10_000;
 
@@ -63,17 +63,17 @@ internal sealed class SnapshotRoutes(
     public async Task<IReadOnlyList<SnapshotEntry>> ListAsync(VolumeRecord volume)
     {
         SnapshotResult known = await daemon.Directory.SnapshotsAsync(volume);
-        return known.Fault is null ? await DescribeAsync(known.Snapshots, withUsage: false) : [];
+        return known.Fault is null ? await DescribeAsync(ApiCall.OfDaemon, known.Snapshots, withUsage: false) : [];
     }
 
     private async Task ListAllAsync(ApiCall call)
     {
         bool withUsage = call.QueryFlag("usage");
         var entries = new List<SnapshotEntry>();
-        foreach (VolumeRecord volume in daemon.Directory.List())
+        foreach (VolumeRecord volume in daemon.Directory.List().Where(v => call.Sees(v.Name)))
         {
             SnapshotResult known = await daemon.Directory.SnapshotsAsync(volume);
-            if (known.Fault is null) entries.AddRange(await DescribeAsync(known.Snapshots, withUsage));
+            if (known.Fault is null) entries.AddRange(await DescribeAsync(call, known.Snapshots, withUsage));
         }
 
         await call.AnswerAsync(new SnapshotList(entries), ApiJson.Default.SnapshotList);
@@ -83,17 +83,18 @@ internal sealed class SnapshotRoutes(
     {
         bool withUsage = call.QueryFlag("usage");
         SnapshotResult known = Must(await daemon.Directory.SnapshotsAsync(AdminRoutes.VolumeOf(daemon, call)));
-        await call.AnswerAsync(new SnapshotList(await DescribeAsync(known.Snapshots, withUsage)), ApiJson.Default.SnapshotList);
+        await call.AnswerAsync(new SnapshotList(await DescribeAsync(call, known.Snapshots, withUsage)), ApiJson.Default.SnapshotList);
     }
 
     private async Task ShowAsync(ApiCall call) =>
-        await call.AnswerAsync((await DescribeAsync([await FindAsync(call)], withUsage: true))[0], ApiJson.Default.SnapshotEntry);
+        await call.AnswerAsync((await DescribeAsync(call, [await FindAsync(call)], withUsage: true))[0], ApiJson.Default.SnapshotEntry);
 
     private async Task CreateAsync(ApiCall call)
     {
         CreateSnapshot request = await call.ReadAsync(ApiJson.Default.CreateSnapshot);
+        if (request.Volumes.FirstOrDefault(v => v is not null && !call.Sees(v)) is { } unseen) throw AdminRoutes.NoVolume(unseen);
         SnapshotResult cut = Must(await daemon.Directory.CutAsync(request.Name, request.Volumes, new SnapshotLabel(request.Clean)));
-        await call.AnswerAsync(new SnapshotList(await DescribeAsync(cut.Snapshots, withUsage: false)), ApiJson.Default.SnapshotList, 201);
+        await call.AnswerAsync(new SnapshotList(await DescribeAsync(call, cut.Snapshots, withUsage: false)), ApiJson.Default.SnapshotList, 201);
     }
 
     private async Task DeleteAsync(ApiCall call)
@@ -152,7 +153,7 @@ internal sealed class SnapshotRoutes(
         // Whoever is attached knows another content, also who came in between.
         foreach (Session session in daemon.Sessions.List().Where(s => s.Volumes.Contains(volume.Id))) session.Cut("the volume went back to a snapshot");
         await begin();
-        var answer = new RollbackInfo(await describe(now), (await DescribeAsync(back.Snapshots, withUsage: false))[0]);
+        var answer = new RollbackInfo(await describe(now, call), (await DescribeAsync(call, back.Snapshots, withUsage: false))[0]);
         await call.AnswerAsync(answer, ApiJson.Default.RollbackInfo);
     }
 
@@ -203,10 +204,12 @@ internal sealed class SnapshotRoutes(
     private async Task CloneAsync(ApiCall call)
     {
         VolumeRecord source = AdminRoutes.VolumeOf(daemon, call);
-        VolumeRecord made = AdminRoutes.Must(await daemon.Directory.CloneAsync(source.Name, await call.ReadAsync(ApiJson.Default.CloneVolume)));
+        CloneVolume request = await call.ReadAsync(ApiJson.Default.CloneVolume);
+        call.MustOwn(request.Name);
+        VolumeRecord made = AdminRoutes.Must(await daemon.Directory.CloneAsync(source.Name, request));
         if (made.IsPopulating) populations.Follow(made);
         await begin();
-        await call.AnswerAsync(await describe(made), ApiJson.Default.VolumeInfo, 201);
+        await call.AnswerAsync(await describe(made, call), ApiJson.Default.VolumeInfo, 201);
     }
 
     private async Task FlattenAsync(ApiCall call)
@@ -259,7 +262,7 @@ internal sealed class SnapshotRoutes(
 
     private static SnapshotResult Must(SnapshotResult result) => result.Fault is { } fault ? throw AdminRoutes.Refusal(fault) : result;
 
-    private async Task<IReadOnlyList<SnapshotEntry>> DescribeAsync(IReadOnlyList<VolumeSnapshot> snapshots, bool withUsage)
+    private async Task<IReadOnlyList<SnapshotEntry>> DescribeAsync(ApiCall call, IReadOnlyList<VolumeSnapshot> snapshots, bool withUsage)
     {
         Dictionary<uint, string> names = daemon.Directory.List().ToDictionary(v => v.Id, v => v.Name);
         var entries = new List<SnapshotEntry>();
@@ -279,7 +282,7 @@ internal sealed class SnapshotRoutes(
                 one.Volume.Name, one.Info.Name, one.Info.Uuid, one.Info.SizeBytes,
                 DateTimeOffset.FromUnixTimeSeconds((long)Math.Min(one.Info.UnixSeconds, 253_402_300_799)),
                 one.Record is { Clean: true } ? "clean" : "unknown",
-                [.. one.Info.Clones.Select(id => names.GetValueOrDefault(id) ?? "(being deleted)")],
+                [.. one.Info.Clones.Select(id => names.GetValueOrDefault(id) is not { } name ? "(being deleted)" : call.Caller.IsConfined && !call.Sees(name) ? "(another's)" : name)],
                 one.Record?.Group, one.Record?.Policy, usage?.UsedBytes, usage?.ExclusiveBytes));
         }
 

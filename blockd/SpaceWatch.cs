@@ -39,8 +39,11 @@ internal sealed class SpaceWatch(Func<StoreStats?> look, Func<StoreStats, ulong>
 }
 
 /// <summary>A volume whose writes are told to the watch of its store. Lives on the volume's loop; does not own the device.</summary>
-internal sealed class WatchedDevice(IBlockDevice device, SpaceWatch watch) : IBlockDevice
+internal sealed class WatchedDevice(IBlockDevice device, SpaceWatch? watch) : IBlockDevice
 {
+    /// <summary>The watch of its store; null when that is told on another loop.</summary>
+    public SpaceWatch? Watch { get; set; } = watch;
+
     /// <inheritdoc/>
     public ulong SizeBytes => device.SizeBytes;
 
@@ -57,7 +60,7 @@ internal sealed class WatchedDevice(IBlockDevice device, SpaceWatch watch) : IBl
     public ValueTask<IoStatus> WriteAsync(ulong offsetBytes, ReadOnlyMemory<byte> source, WriteFlags flags)
     {
         if (IsSealed) return new(IoStatus.ReadOnly);
-        watch.OnWriting((ulong)source.Length);
+        Watch?.OnWriting((ulong)source.Length);
         return device.WriteAsync(offsetBytes, source, flags);
     }
 
@@ -72,7 +75,7 @@ internal sealed class WatchedDevice(IBlockDevice device, SpaceWatch watch) : IBl
     public ValueTask<IoStatus> WriteZeroesAsync(ulong offsetBytes, ulong lengthBytes, WriteFlags flags)
     {
         if (IsSealed) return new(IoStatus.ReadOnly);
-        watch.OnWriting((flags & WriteFlags.NoHole) != 0 ? lengthBytes : 0); // of holes the ends only
+        Watch?.OnWriting((flags & WriteFlags.NoHole) != 0 ? lengthBytes : 0); // of holes the ends only
         return device.WriteZeroesAsync(offsetBytes, lengthBytes, flags);
     }
 

@@ -8,7 +8,7 @@ namespace BlockServer.Blockd;
 
 /// <summary>A store in service: the file, the store and its loop. Members may be called from any thread but the loop's,
 /// except where "on the loop" is said.</summary>
-internal sealed class StoreHost : IVolumeHost
+internal sealed class StoreHost : IMoveSide
 {
     private readonly DiskFile _file;
 
@@ -85,6 +85,9 @@ internal sealed class StoreHost : IVolumeHost
 
         return store is null ? throw new IOException($"{path}: {refusal}") : new StoreHost(thread, file, store, name);
     }
+
+    /// <inheritdoc/>
+    public Task<T> RunAsync<T>(Func<ILayeredStore, ValueTask<T>> work) => Thread.InvokeAsync(() => work(Store));
 
     /// <inheritdoc/>
     public Task<ulong?> FreeBytesAsync() => Thread.InvokeAsync(

@@ -10,10 +10,10 @@ namespace BlockServer.Blockd;
 internal sealed class StreamRoutes
 {
     private readonly Daemon _daemon;
-    private readonly Func<VolumeRecord, Task<VolumeInfo>> _describe;
+    private readonly Func<VolumeRecord, ApiCall, Task<VolumeInfo>> _describe;
 
     /// <summary>Routes to <paramref name="daemon"/>.</summary>
-    public StreamRoutes(Daemon daemon, Func<VolumeRecord, Task<VolumeInfo>> describe)
+    public StreamRoutes(Daemon daemon, Func<VolumeRecord, ApiCall, Task<VolumeInfo>> describe)
     {
         _daemon = daemon;
         _describe = describe;
@@ -102,7 +102,7 @@ internal sealed class StreamRoutes
                 new TaskSpec("import", name, _daemon.Directory.Find(name)?.Id, Unit: "bytes"),
                 (run, cancel) => _daemon.Imports.RunAsync(name, storeId, body, Lz4.Instance, keepsPart, goesOn, isImage, cancel, run.Report),
                 v => $"'{v.Name}' has {v.SizeBytes} bytes", call.Aborted);
-            await call.AnswerAsync(await _describe(volume), ApiJson.Default.VolumeInfo, 201);
+            await call.AnswerAsync(await _describe(volume, call), ApiJson.Default.VolumeInfo, 201);
         }
         catch (ImportException e)
         {

@@ -77,7 +77,7 @@ internal sealed class SupportBundle(Daemon daemon, IAdminRoutes routes)
         context.Request.Method = "GET";
         context.Request.Path = "/v1/" + template;
         context.Response.Body = answer;
-        await routes.HandleAsync(new ApiCall(context, template.Split('/')));
+        await routes.HandleAsync(new ApiCall(context, template.Split('/'), ApiCaller.Administrator));
         await context.Response.BodyWriter.FlushAsync(cancel);
         return Encoding.UTF8.GetString(answer.ToArray());
     }

@@ -7,7 +7,7 @@ using BlockServer.Protocols.Iscsi;
 namespace BlockServer.Blockd;
 
 /// <summary>The admin API's iSCSI targets. A change is in force, for sessions that go on too, when it is answered.</summary>
-internal sealed class TargetRoutes(Daemon daemon)
+internal sealed class TargetRoutes(Daemon daemon, ApiAccess access)
 {
     private const int SecretCharactersMin = 12, SecretCharactersMax = 255;
 
@@ -15,9 +15,9 @@ internal sealed class TargetRoutes(Daemon daemon)
     public IReadOnlyDictionary<string, Func<ApiCall, Task>> Handlers => new Dictionary<string, Func<ApiCall, Task>>(StringComparer.Ordinal)
     {
         ["GET portals"] = PortalsAsync,
-        ["GET targets"] = c => c.AnswerAsync(new TargetList([.. daemon.Catalog.List().Select(Describe)]), ApiJson.Default.TargetList),
+        ["GET targets"] = c => c.AnswerAsync(new TargetList([.. daemon.Catalog.List().Where(t => access.SeesTarget(c.Caller, t.Name)).Select(t => Describe(t, c))]), ApiJson.Default.TargetList),
         ["POST targets"] = CreateAsync,
-        ["GET targets/{name}"] = c => c.AnswerAsync(Describe(View(c)), ApiJson.Default.TargetInfo),
+        ["GET targets/{name}"] = c => c.AnswerAsync(Describe(View(c), c), ApiJson.Default.TargetInfo),
         ["PATCH targets/{name}"] = ChangeAsync,
         ["DELETE targets/{name}"] = DeleteAsync,
         ["POST targets/{name}/luns"] = AddLunAsync,
@@ -134,7 +134,10 @@ internal sealed class TargetRoutes(Daemon daemon)
     }
 
     private TargetView View(ApiCall call) => daemon.Catalog.Find(call.Parts[1].ToLowerInvariant())
-        ?? throw new ApiException(404, "no-such-target", $"there is no target '{call.Parts[1]}'; pfcli list_target shows all");
+        ?? throw NoTarget(call.Parts[1]);
+
+    /// <summary>What is answered when there is no such target, or none that the caller sees.</summary>
+    public static ApiException NoTarget(string name) => new(404, "no-such-target", $"there is no target '{name}'; pfcli list_target shows all");
 
     /// <summary>The name of a configured target.</summary>
     private string Configured(ApiCall call)
@@ -144,15 +147,15 @@ internal sealed class TargetRoutes(Daemon daemon)
             409, "own-target", $"'{view.Name}' is the own target of volume '{view.Luns[0].Volume.Name}', which everybody may use; to set rules, make one with create_target and add_lun the volume");
     }
 
-    /// <summary>All targets, as the API shows them.</summary>
-    public IReadOnlyList<TargetInfo> List() => [.. daemon.Catalog.List().Select(Describe)];
+    /// <summary>All targets, as the administrator sees them.</summary>
+    public IReadOnlyList<TargetInfo> List() => [.. daemon.Catalog.List().Select(v => Describe(v, ApiCall.OfDaemon))];
 
-    private TargetInfo Describe(TargetView view)
+    private TargetInfo Describe(TargetView view, ApiCall call)
     {
         TargetRecord? record = view.IsOwn ? null : daemon.Targets.Find(view.Name);
         return new TargetInfo(
             view.Name, view.IsOwn ? "own" : "configured", view.Enabled, record?.Description,
-            [.. view.Luns.Select(l => new LunInfo(l.Lun, l.Name, l.SnapshotName is not null || l.ReadOnly || l.Volume.Export.ReadOnly, daemon.ServedTargets.FaultOf(view, l)))],
+            [.. view.Luns.Where(l => call.Sees(l.Volume.Name)).Select(l => new LunInfo(l.Lun, l.Name, l.SnapshotName is not null || l.ReadOnly || l.Volume.Export.ReadOnly, daemon.ServedTargets.FaultOf(view, l)))],
             [.. view.PortalGroups.Select(g => (int)g)], [.. view.Access.Select(a => new AccessRule(a.Initiator, a.Address))],
             AuthenticationWord(view.Authentication), record?.Users ?? [], record?.MutualUser, daemon.Sessions.CountOf(view.Name), record?.Revision ?? 0);
     }
@@ -164,7 +167,7 @@ internal sealed class TargetRoutes(Daemon daemon)
     }
 
     private Task AnswerAsync(ApiCall call, string name, int status = 200) =>
-        call.AnswerAsync(Describe(daemon.Catalog.Find(name)!), ApiJson.Default.TargetInfo, status);
+        call.AnswerAsync(Describe(daemon.Catalog.Find(name)!, call), ApiJson.Default.TargetInfo, status);
 
     private Task PortalsAsync(ApiCall call) => call.AnswerAsync(
         new PortalList([.. daemon.Catalog.Portals.Select(p => new PortalInfo(p.EndPoint.ToString(), p.Group, p.IsLocal))]), ApiJson.Default.PortalList);
@@ -173,6 +176,7 @@ internal sealed class TargetRoutes(Daemon daemon)
     {
         CreateTarget request = await call.ReadAsync(ApiJson.Default.CreateTarget);
         string name = NameOf(request.Name);
+        if (!call.Caller.OwnsTarget(name)) throw call.NotYours("name");
         if (daemon.Catalog.Find(name) is { IsOwn: true } own)
         {
             throw new ApiException(
@@ -206,8 +210,7 @@ internal sealed class TargetRoutes(Daemon daemon)
         string name = Configured(call);
         AddLun request = await call.ReadAsync(ApiJson.Default.AddLun);
         string[] parts = request.Volume.Split('@', 2);
-        VolumeRecord volume = daemon.Directory.Find(parts[0])
-            ?? throw new ApiException(404, "no-such-volume", $"there is no volume '{parts[0]}'", "volume");
+        VolumeRecord volume = (call.Sees(parts[0]) ? daemon.Directory.Find(parts[0]) : null) ?? throw AdminRoutes.NoVolume(parts[0], "volume");
         SnapshotInfo? snapshot = parts.Length == 1 ? null
             : (await daemon.Directory.SnapshotsAsync(volume)).Snapshots.FirstOrDefault(s => s.Info.Name == parts[1])?.Info
                 ?? throw new ApiException(404, "no-such-snapshot", $"'{volume.Name}' has no snapshot '{parts[1]}'", "volume");
@@ -241,7 +244,7 @@ internal sealed class TargetRoutes(Daemon daemon)
     /// <summary>The units of a target live on one loop.</summary>
     private void CheckLoop(TargetView target, VolumeRecord volume)
     {
-        if (daemon.Stores.Find(volume.StoreId) is not { } host || daemon.Catalog.ThreadOf(target) is not { } thread || thread == host.Thread) return;
+        if (daemon.Volumes.ThreadOf(volume) is not { } own || daemon.Stores.Find(volume.StoreId) is not { } host || daemon.Catalog.ThreadOf(target) is not { } thread || thread == own) return;
         throw new ApiException(
             409, "lun-on-other-loop", $"the volume's disk {host.Name} is served by another loop than the target's other volumes; make another target for it, or start blockd with --loops 1", "volume");
     }

@@ -16,6 +16,7 @@ public sealed partial class VolumeDirectory
     {
         if (_table.FindById(id) is not { } old) return new DirectoryFault(IoStatus.NotFound, "no-such-volume", "the volume was deleted meanwhile");
         if (old.Import != onlyFrom) return new DirectoryFault(IoStatus.Conflict, "changed-meanwhile", "another import of the volume has begun or ended");
+        if (import is not null && MoveFault(old) is { } moving) return moving;
         if (import is { Base: not null } && ImageFault(old) is { } image) return image;
         VolumeRecord wanted = old with { Import = import };
         if (import is null && onlyFrom is { Base: null, IsImage: true }) wanted = AsImage(wanted); // a full stream that is given up goes with its volume

@@ -22,26 +22,40 @@ public sealed partial class VolumeDirectory
             var notes = new List<string>();
             var heads = new SortedDictionary<uint, (VolumeHead Head, IVolumeHost Host)>();
             var fresh = new HashSet<Guid>();
+            HashSet<(Guid, uint)> copies = await LoadMovesAsync();
+            VolumeRecord[] records = [.. (await meta.RangeAsync("vol/")).Select(Decode)];
+            Dictionary<uint, VolumeRecord> known = records.ToDictionary(r => r.Id);
             foreach (IVolumeHost host in hosts)
             {
                 _hosts[host.StoreId] = host;
                 fresh.Add(host.StoreId);
                 foreach (VolumeHead head in await host.ListAsync())
                 {
-                    if (!heads.TryAdd(head.Id, (head, host)))
-                        notes.Add($"volume number {head.Id} lies on two disks; the one on {host.StoreId} is not served");
+                    if (copies.Contains((host.StoreId, head.Id))) continue;
+                    if (head.Epoch == CopyEpoch)
+                    {
+                        notes.Add($"an unfinished copy of volume '{head.Name}' (number {head.Id}) lies on disk {host.StoreId}; it is not served");
+                        continue;
+                    }
+
+                    if (heads.TryAdd(head.Id, (head, host))) continue;
+                    (VolumeHead Head, IVolumeHost Host) other = heads[head.Id];
+                    bool isHome = known.TryGetValue(head.Id, out VolumeRecord? home) && (home.StoreId == host.StoreId || home.StoreId == other.Host.StoreId)
+                        ? home.StoreId == host.StoreId : head.Epoch > other.Head.Epoch;
+                    if (isHome) heads[head.Id] = (head, host);
+                    notes.Add($"volume number {head.Id} lies on two disks; the one on {(isHome ? other.Host : host).StoreId} is not served");
                 }
             }
 
-            foreach (MetaEntry entry in await meta.RangeAsync("vol/"))
+            foreach (VolumeRecord record in records)
             {
-                VolumeRecord record = Decode(entry);
                 if (fresh.Contains(record.StoreId) || heads.ContainsKey(record.Id)) await RepairAsync(record, heads, notes);
                 else if (record.State is VolumeState.Ready or VolumeState.Changing or VolumeState.RollingBack) Show(record);
             }
 
             foreach ((VolumeHead head, IVolumeHost host) in heads.Values) await AdoptAsync(head, host, notes);
             await UndoCutsAsync();
+            await SweepMovesAloneAsync();
             await ForgetLostSnapshotsAsync(fresh);
             return notes;
         }
@@ -106,7 +120,7 @@ public sealed partial class VolumeDirectory
         VolumeRecord record, SortedDictionary<uint, (VolumeHead Head, IVolumeHost Host)> heads, List<string> notes)
     {
         bool isThere = heads.TryGetValue(record.Id, out (VolumeHead Head, IVolumeHost Host) found)
-            && found.Head.Uuid == record.Uuid;
+            && found.Head.Uuid == record.Uuid && (found.Host.StoreId == record.StoreId || found.Head.Epoch >= record.Epoch);
         if (isThere) heads.Remove(record.Id);
         if (record.State is VolumeState.Creating or VolumeState.Deleting)
         {
@@ -139,7 +153,7 @@ public sealed partial class VolumeDirectory
             return false;
         }
 
-        VolumeRecord settled = record with { State = VolumeState.Ready, StoreId = found.Host.StoreId };
+        VolumeRecord settled = record with { State = VolumeState.Ready, StoreId = found.Host.StoreId, Epoch = found.Head.Epoch };
         if (settled != record)
         {
             MetaResult written = await WriteAsync(settled);
@@ -168,7 +182,7 @@ public sealed partial class VolumeDirectory
         string name = head.Name;
         if (Find(name) is not null || !VolumeName.IsValid(name, out _)) name = $"rescued-{head.Id}";
         var record = new VolumeRecord(
-            head.Id, head.Uuid, name, head.SizeBytes, VolumeState.Ready, new ExportOptions(), null, host.StoreId, clock.UtcNow, null);
+            head.Id, head.Uuid, name, head.SizeBytes, VolumeState.Ready, new ExportOptions(), null, host.StoreId, clock.UtcNow, null, Epoch: head.Epoch);
         if (name != head.Name && await host.UpdateAsync(head with { Name = name }) != IoStatus.Ok)
         {
             notes.Add($"volume '{head.Name}' was found on disk {host.StoreId} but could not be renamed to '{name}'");

@@ -17,7 +17,7 @@ public sealed partial class VolumeDirectory
             if (SnapshotRecord.TryDecode(entry) is { } record) records[record.Uuid] = record;
         }
 
-        return new([.. layers.Snapshots.Where(s => !_half.ContainsKey(s.Uuid)).Select(s => new VolumeSnapshot(volume, s, records.GetValueOrDefault(s.Uuid)))], null);
+        return new([.. layers.Snapshots.Where(s => !_half.ContainsKey(s.Uuid) && !_cutForMove.ContainsKey(s.Uuid)).Select(s => new VolumeSnapshot(volume, s, records.GetValueOrDefault(s.Uuid)))], null);
     }
 
     /// <summary>The layers of a volume, or null when its disk does not serve it.</summary>
@@ -51,6 +51,7 @@ public sealed partial class VolumeDirectory
         if (uuid is { } wanted && wanted != found.Info.Uuid)
             return new DirectoryFault(IoStatus.Conflict, "uuid-differs", $"'{volume}@{snapshot}' is another snapshot now; read it again", "uuid");
         if (ImportFault(found.Volume) is { } coming) return coming;
+        if (MoveFault(found.Volume) is { } moving) return moving;
         if (CloneFault(found) is { } inTheWay) return inTheWay;
         IoStatus status = await _hosts[found.Volume.StoreId].DeleteSnapshotAsync(found.Volume.Id, found.Info.Uuid);
         if (status is not (IoStatus.Ok or IoStatus.NotFound)) return SnapshotFault(status);
@@ -68,6 +69,8 @@ public sealed partial class VolumeDirectory
         if (found is null) return fault!;
         VolumeRecord old = found.Volume;
         if (ImageFault(old) is { } image) return image;
+        if (MoveFault(old) is { } moving) return moving;
+        if (Quota?.FaultOf(old.Name, found.Info.SizeBytes, old, List()) is { } tooMuch) return tooMuch;
         IVolumeHost host = _hosts[old.StoreId];
         string name = safetyName ?? await FreeNameAsync(old, "before-rollback-" + Now());
         if (!VolumeName.IsValid(name, out string? reason)) return new DirectoryFault(IoStatus.Invalid, "invalid-name", reason, "safetyName");
@@ -106,6 +109,7 @@ public sealed partial class VolumeDirectory
         if (Find(name) is not { } volume) return NoVolume(name);
         // Of one that is being populated this goes on with a copying that could not.
         if (!volume.IsPopulating && ImportFault(volume) is { } coming) return coming;
+        if (MoveFault(volume) is { } moving) return moving;
         if (await LayersAsync(volume) is not { } layers) return AwayFault();
         if (layers.Base is null) return new DirectoryFault(IoStatus.Conflict, "not-a-clone", $"'{name}' shares nothing with another volume");
         if (layers.Snapshots.Count > 0)
@@ -123,6 +127,7 @@ public sealed partial class VolumeDirectory
     {
         if (Find(source) is not { } from) return NoVolume(source);
         if (ImportFault(from) is { } coming) return coming;
+        if (MoveFault(from) is { } moving) return moving;
         VolumeSnapshot? basis = null;
         if (request.Snapshot is { } wantedSnapshot)
         {
@@ -135,6 +140,7 @@ public sealed partial class VolumeDirectory
         var wanted = new CreateVolume(request.Name, size, 1, export, request.Description, from.StoreId, request.IdempotencyKey);
         if (Repeated(wanted) is { } repeated) return repeated;
         if (BlockFault(export, size) is { } odd) return odd;
+        if (Quota?.FaultOf(request.Name, size, null, List()) is { } tooMuch) return tooMuch;
         if (size < (basis?.Info.SizeBytes ?? from.SizeBytes))
             return new DirectoryFault(IoStatus.Invalid, "invalid-size", "a clone is at least as large as what it is cloned from", "sizeBytes");
         bool isOurs = request.Snapshot is null;

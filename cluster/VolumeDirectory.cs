@@ -32,6 +32,9 @@ public sealed partial class VolumeDirectory(IMetaStore meta, IWallClock clock, I
     private readonly ConcurrentDictionary<Guid, IVolumeHost> _hosts = [];
     private readonly VolumeTable _table = new();
 
+    /// <summary>Asked before a volume is made, grows or gets another name; null: nobody is.</summary>
+    public IVolumeQuota? Quota { get; set; }
+
     /// <summary>Every volume that was created and is not being deleted, by name in ordinal order; also those whose store is
     /// not in service.</summary>
     public IReadOnlyList<VolumeRecord> List() => _table.List();
@@ -39,7 +42,10 @@ public sealed partial class VolumeDirectory(IMetaStore meta, IWallClock clock, I
     /// <summary>A volume, or null.</summary>
     public VolumeRecord? Find(string name) => _table.Find(name);
 
-    /// <summary>Told of every volume that came, changed or (true) went, after <see cref="Find"/> says so. On any thread; must be quick.</summary>
+    /// <summary>A volume by its number, or null.</summary>
+    public VolumeRecord? Find(uint id) => _table.FindById(id);
+
+    /// <summary>Told of every volume that came, changed or (true) went, after <see cref="Find(string)"/> says so. On any thread; must be quick.</summary>
     public Action<VolumeRecord, bool>? VolumeChanged
     {
         get => _table.Changed;
@@ -109,6 +115,7 @@ public sealed partial class VolumeDirectory(IMetaStore meta, IWallClock clock, I
     private async Task<DirectoryResult> CreateAloneAsync(CreateVolume request, ImportRecord? import)
     {
         if (Repeated(request) is { } repeated) return repeated;
+        if (Quota?.FaultOf(request.Name, request.SizeBytes, null, List()) is { } tooMuch) return tooMuch;
         IVolumeHost? host = await PlaceAsync(request.StoreId);
         return host is null
             ? new DirectoryFault(IoStatus.NotFound, "no-disk", "no such disk is in service", "storeId")
@@ -180,7 +187,11 @@ public sealed partial class VolumeDirectory(IMetaStore meta, IWallClock clock, I
         };
         if (change.Image == true) wanted = AsImage(wanted);
         if (BlockFault(wanted.Export, newSize) is { } odd) return odd;
-        if (!isRename && newSize == old.SizeBytes)
+        bool isHeadSame = !isRename && newSize == old.SizeBytes;
+        if (!isHeadSame && MoveFault(old) is { } moving) return moving;
+        bool isUndone = isImport && newSize == old.Import?.BaseSizeBytes; // what it had before is its own
+        if (!isUndone && Quota?.FaultOf(newName, newSize, old, List()) is { } tooMuch) return tooMuch;
+        if (isHeadSame)
         {
             MetaResult only = await WriteAsync(wanted);
             return only.Outcome == MetaOutcome.Committed ? Show(wanted with { Revision = only.Revision }) : MetaCommit.FaultOf(only.Outcome);
@@ -230,6 +241,7 @@ public sealed partial class VolumeDirectory(IMetaStore meta, IWallClock clock, I
                 "the volume's disk is not in service; bring it back, or force the deletion: then the data goes when the disk is back");
         }
 
+        if (MoveFault(old) is { } moving) return moving;
         if (await LayerFaultAsync(old, withSnapshots) is { } inTheWay) return inTheWay;
         _unsettled.Add(old.Id);
         MetaResult written = await CommitAsync(
@@ -262,7 +274,7 @@ public sealed partial class VolumeDirectory(IMetaStore meta, IWallClock clock, I
         return record;
     }
 
-    private static VolumeHead HeadOf(VolumeRecord record) => new(record.Id, record.Uuid, record.Name, record.SizeBytes, 1);
+    private static VolumeHead HeadOf(VolumeRecord record) => new(record.Id, record.Uuid, record.Name, record.SizeBytes, record.Epoch);
 
     private static DirectoryFault? SizeFault(ulong bytes)
     {

@@ -38,9 +38,11 @@ public enum VolumeState
 /// <param name="Import">The stream that comes into it, or null.</param>
 /// <param name="IsImage">Its content never changes again; <see cref="ExportOptions.ReadOnly"/> is set and stays.</param>
 /// <param name="IsPopulating">It is a clone that becomes a copy: nobody may attach it before it shares nothing any more.</param>
+/// <param name="Epoch">Counts its homes, from 1: without this record the store with the higher one in its head is believed.</param>
 public sealed record VolumeRecord(
     uint Id, Guid Uuid, string Name, ulong SizeBytes, VolumeState State, ExportOptions Export, string? Description,
-    Guid StoreId, DateTimeOffset CreatedAt, string? IdempotencyKey, ImportRecord? Import = null, bool IsImage = false, bool IsPopulating = false)
+    Guid StoreId, DateTimeOffset CreatedAt, string? IdempotencyKey, ImportRecord? Import = null, bool IsImage = false, bool IsPopulating = false,
+    ulong Epoch = 1)
 {
     /// <summary>Revision of the transaction that wrote this record; what clients compare.</summary>
     [JsonIgnore]

@@ -1,3 +1,4 @@
+using System.Collections.Concurrent;
 using System.Collections.Immutable;
 
 namespace BlockServer.Cluster;
@@ -8,7 +9,7 @@ namespace BlockServer.Cluster;
 /// </summary>
 internal sealed class VolumeTable
 {
-    private readonly Dictionary<uint, VolumeRecord> _byId = [];
+    private readonly ConcurrentDictionary<uint, VolumeRecord> _byId = [];
     private readonly Dictionary<Guid, (ulong Bytes, int Count)> _promised = [];
     private volatile Snapshot _now = new(ImmutableSortedDictionary.Create<string, VolumeRecord>(StringComparer.Ordinal));
 
@@ -21,7 +22,7 @@ internal sealed class VolumeTable
     /// <summary>All, by name in ordinal order; made at the first asking after a change. Any thread.</summary>
     public IReadOnlyList<VolumeRecord> List() => _now.List;
 
-    /// <summary>By number, or null. Writer only.</summary>
+    /// <summary>By number, or null. Any thread.</summary>
     public VolumeRecord? FindById(uint id) => _byId.GetValueOrDefault(id);
 
     /// <summary>Sum of the sizes promised on a store. Writer only.</summary>
@@ -49,7 +50,7 @@ internal sealed class VolumeTable
     /// <summary>Takes a volume out. Writer only.</summary>
     public void Hide(uint id)
     {
-        if (!_byId.Remove(id, out VolumeRecord? old)) return;
+        if (!_byId.TryRemove(id, out VolumeRecord? old)) return;
         Promise(old, isGiven: false);
         _now = new Snapshot(_now.Names.Remove(old.Name));
         Changed?.Invoke(old, true);

@@ -36,6 +36,12 @@ internal sealed class Pending(Stack<Pending> home) : LoopOperation<IoStatus>
     /// <summary>Page of the layer above, slot + 1, that what a DropPage shared with it belongs to from then on.</summary>
     public uint Heir;
 
+    /// <summary>What an Append says; its version is set with the record's.</summary>
+    public AppendEntry Entry;
+
+    /// <summary>A BeginAppends takes back what the page said: the volume goes back to a snapshot of that length.</summary>
+    public bool IsReset;
+
     /// <summary>Nobody awaits it.</summary>
     public bool IsSilent;
     public LogPage Page = null!;

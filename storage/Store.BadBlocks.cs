@@ -122,6 +122,7 @@ public sealed partial class Store
         again.IsContinued = record.IsContinued;
         again.Source = record.Source;
         again.Version = record.Version;
+        again.Entry = record.Entry;
         again.BlockCount = record.BlockCount;
         record.Crcs.AsSpan(0, record.BlockCount).CopyTo(again.Crcs);
         for (int r = 0; r < record.RunCount; r++)

@@ -151,6 +151,11 @@ public sealed partial class Store
             _volumes[slot.VolumeId].Layers[slot.Extent].Head.WriteTo(page.AsSpan(MetadataPage.EntriesOffset));
         }
 
+        else if (slot.Kind == MetadataKind.Appends)
+        {
+            _volumes[slot.VolumeId].Appends!.Pages[slot.Extent]!.WriteTo(page.AsSpan(MetadataPage.EntriesOffset));
+        }
+
         Seal.Put(page, _geometry.HomeOffset(number, home), _fold);
         return (page, home);
     }

@@ -29,20 +29,15 @@ public sealed partial class Store
 
     private async ValueTask<IoStatus> CreateOnAsync(VolumeHead head, uint volumeId, Guid snapshot)
     {
-        for (int attempt = 0; _slots.FreeCount == 0; attempt++)
-        {
-            if (attempt == 3 || (_dirty.Count == 0 && !_isCheckpointing)) return IoStatus.NoSpace;
-            await WaitForCheckpoint(); // tombstones of dropped slots go home
-        }
-
+        if (!await WaitForSlotsAsync(head.IsAppendOnly ? 2 : 1)) return IoStatus.NoSpace;
         if (Find(volumeId, snapshot) is not { } basis) return IoStatus.NotFound;
         if (State != StoreState.Online) return IoStatus.Unavailable;
         if (_volumes.ContainsKey(head.Id)) return IoStatus.Conflict;
-        if (head.SizeBytes < basis.Head.SizeBytes) return IoStatus.Invalid;
+        if (head.SizeBytes < basis.Head.SizeBytes || head.IsAppendOnly != basis.Head.IsAppendOnly || head.IsSealed) return IoStatus.Invalid;
         if (!_slots.TryTake(MetadataKind.VolumeHead, head.Id, 0, out uint slot)) return IoStatus.NoSpace;
         var volume = new Volume(head, slot, _slots, 0, basis) { IsDoubtful = basis.Volume.IsDoubtful };
         _volumes.Add(head.Id, volume);
-        return await WriteHeadAsync(volume, head);
+        return await WriteFirstHeadAsync(volume, basis.Head.SizeBytes - basis.Head.SlackBytes);
     }
 
     /// <inheritdoc/>

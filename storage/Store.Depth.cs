@@ -15,7 +15,7 @@ public sealed partial class Store
         if (layer is null && snapshot is not null) return IoStatus.NotFound;
         if (!_volumes.TryGetValue(volumeId, out Volume? volume) || volume.IsDeleting) return IoStatus.NotFound;
         Line? view = layer is null ? null : new Line(_slots, layer);
-        ulong size = layer?.Head.SizeBytes ?? volume.Head.SizeBytes;
+        ulong size = layer?.Head.SizeBytes ?? EndOf(volume);
         if (offsetBytes > size || lengthBytes > size - offsetBytes) return IoStatus.OutOfRange;
         List<ulong> cuts = [];
         for (Layer? below = (layer ?? volume.Top).Parent; below is not null; below = below.Parent)
@@ -23,19 +23,8 @@ public sealed partial class Store
             if (!below.IsDeleting) cuts.Add(below.Cut); // newest first
         }
 
-        ulong end = offsetBytes + lengthBytes;
-        for (ulong at = offsetBytes; at < end;)
-        {
-            (IoStatus status, uint depth, ulong pieceEnd) = await DepthAtAsync(volume, view, cuts, at);
-            if (status != IoStatus.Ok) return status;
-            ulong length = Math.Min(end, pieceEnd) - at;
-            if (runs.Count > 0 && runs[^1].Depth == depth) runs[^1] = new DepthRun(runs[^1].LengthBytes + length, depth);
-            else if (runs.Count == runsMax) break;
-            else runs.Add(new DepthRun(length, depth));
-            at += length;
-        }
-
-        return IoStatus.Ok;
+        return await GatherAsync(
+            offsetBytes, lengthBytes, runsMax, runs, at => DepthAtAsync(volume, view, cuts, at), static (length, depth) => new DepthRun(length, depth));
     }
 
     private async ValueTask<(IoStatus Status, uint Depth, ulong End)> DepthAtAsync(Volume volume, Line? view, List<ulong> cuts, ulong offset)

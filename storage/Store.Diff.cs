@@ -10,27 +10,46 @@ public sealed partial class Store
         uint volumeId, Guid? older, Guid? newer, ulong offsetBytes, ulong lengthBytes, int runsMax, List<DiffRun> runs)
     {
         runs.Clear();
-        if (Refusal is { } refusal) return refusal;
-        Layer? one = older is { } first ? Find(volumeId, first) : null, two = newer is { } second ? Find(volumeId, second) : null;
+        // As a read: a store that failed still knows what it mapped, and may be emptied.
+        if (State == StoreState.Closed || _isClosing) return State == StoreState.Closed ? IoStatus.Unavailable : IoStatus.ShuttingDown;
+        Layer? one = older is { } first ? Find(volumeId, first) ?? BaseLayer(volumeId, first) : null, two = newer is { } second ? Find(volumeId, second) : null;
         if ((one is null && older is not null) || (two is null && newer is not null)) return IoStatus.NotFound;
         if (!_volumes.TryGetValue(volumeId, out Volume? volume) || volume.IsDeleting) return IoStatus.NotFound;
         Line? before = one is null ? null : new Line(_slots, one), after = two is null ? null : new Line(_slots, two);
-        ulong size = Math.Max(one?.Head.SizeBytes ?? volume.Head.SizeBytes, two?.Head.SizeBytes ?? volume.Head.SizeBytes);
+        ulong size = Math.Max(one?.Head.SizeBytes ?? EndOf(volume), two?.Head.SizeBytes ?? EndOf(volume));
         if (offsetBytes > size || lengthBytes > size - offsetBytes) return IoStatus.OutOfRange;
-        ulong end = offsetBytes + lengthBytes;
+        return await GatherAsync(
+            offsetBytes, lengthBytes, runsMax, runs, at => CompareAsync(volume, before, after, at), static (length, isChanged) => new DiffRun(length, isChanged));
+    }
+
+    /// <summary>Looks from place to place, and joins pieces with the same answer into runs; the first error ends it.</summary>
+    private static async ValueTask<IoStatus> GatherAsync<TAnswer, TRun>(
+        ulong offsetBytes, ulong lengthBytes, int runsMax, List<TRun> runs,
+        Func<ulong, ValueTask<(IoStatus Status, TAnswer Answer, ulong End)>> look, Func<ulong, TAnswer, TRun> runOf)
+        where TAnswer : struct, IEquatable<TAnswer>
+    {
+        ulong end = offsetBytes + lengthBytes, gathered = 0;
+        TAnswer last = default;
         for (ulong at = offsetBytes; at < end;)
         {
-            (IoStatus status, bool isChanged, ulong pieceEnd) = await CompareAsync(volume, before, after, at);
+            (IoStatus status, TAnswer answer, ulong pieceEnd) = await look(at);
             if (status != IoStatus.Ok) return status;
             ulong length = Math.Min(end, pieceEnd) - at;
-            if (runs.Count > 0 && runs[^1].IsChanged == isChanged) runs[^1] = new DiffRun(runs[^1].LengthBytes + length, isChanged);
-            else if (runs.Count == runsMax) break;
-            else runs.Add(new DiffRun(length, isChanged));
+            bool isSame = runs.Count > 0 && answer.Equals(last);
+            if (!isSame && runs.Count == runsMax) break;
+            gathered = isSame ? gathered + length : length;
+            if (isSame) runs[^1] = runOf(gathered, answer);
+            else runs.Add(runOf(gathered, answer));
+            last = answer;
             at += length;
         }
 
         return IoStatus.Ok;
     }
+
+    /// <summary>The layer that a clone was made from, if it is that snapshot.</summary>
+    private Layer? BaseLayer(uint volumeId, Guid snapshot) =>
+        _volumes.TryGetValue(volumeId, out Volume? volume) && BaseOf(volume) is { } basis && basis.Head.Uuid == snapshot ? basis : null;
 
     private async ValueTask<(IoStatus Status, bool IsChanged, ulong End)> CompareAsync(
         Volume volume, Line? before, Line? after, ulong offset)
@@ -60,9 +79,26 @@ public sealed partial class Store
                 return (IoStatus.Ok, differs, start + ((ulong)next << Units.BlockShift));
             }
 
-            IoStatus status = isOld && isNow ? await BringSlotsAsync(one, two) : await BringSlotAsync(isOld ? one : two);
+            IoStatus status = isOld && isNow ? await BringBothAsync(volume, extent, before, after) : await BringSlotAsync(isOld ? one : two);
             if (status != IoStatus.Ok) return (status, false, 0);
         }
+    }
+
+    /// <summary>What both lines show of an extent is in RAM at this moment, unless one of them has changed or closed meanwhile:
+    /// a layer may go while its page waits for the turn, and its slot is another's then.</summary>
+    private async ValueTask<IoStatus> BringBothAsync(Volume volume, uint extent, Line? before, Line? after)
+    {
+        await TakePairAsync();
+        IoStatus status = await ReadyAsync(volume, extent, before);
+        if (status == IoStatus.Ok && (before ?? volume.Line).TryGetSlot(extent, out uint first))
+        {
+            _slots.Pin(first);
+            status = await ReadyAsync(volume, extent, after);
+            _slots.Unpin(first);
+        }
+
+        GivePair();
+        return status;
     }
 
     /// <summary>Equal versions mean equal content, and holes are equal whoever made them.</summary>
@@ -94,19 +130,8 @@ public sealed partial class Store
             if (!IsPageOf(layer, slot)) continue;
             _slots.Entries(slot).CopyTo(entries);
             ulong shared = SharedUpTo(slot);
-            uint[] above = [.. layer.Children.Select(child => PageAbove(child, _slots[slot].Extent, slot))];
-            if (above.Contains(0u)) continue; // it goes over as it is
-            foreach (uint page in above)
-            {
-                status = await BringSlotAsync(page - 1);
-                if (status != IoStatus.Ok) return (status, default);
-                for (int i = 0; i < Units.BlocksPerExtent; i++)
-                {
-                    if (MetadataPage.Entry(_slots.Entries(page - 1), i).Block == MetadataPage.Entry(entries, i).Block)
-                        MetadataPage.SetEntry(entries, i, default);
-                }
-            }
-
+            status = await LeaveAloneAsync(layer, slot, entries);
+            if (status != IoStatus.Ok) return (status, default);
             for (int i = 0; i < Units.BlocksPerExtent; i++)
             {
                 BlockEntry entry = MetadataPage.Entry(entries, i);
@@ -115,6 +140,37 @@ public sealed partial class Store
         }
 
         return (IoStatus.Ok, new SnapshotUsage(used << Units.BlockShift, alone << Units.BlockShift));
+    }
+
+    /// <summary>Takes out of a page's entries what the layers above show too: everything when one of them has no page of its own.</summary>
+    private async ValueTask<IoStatus> LeaveAloneAsync(Layer layer, uint slot, byte[] entries)
+    {
+        for (int child = 0; child < layer.Children.Count && IsPageOf(layer, slot);)
+        {
+            uint page = PageAbove(layer.Children[child], _slots[slot].Extent, slot);
+            if (page == 0)
+            {
+                entries.AsSpan().Clear();
+                return IoStatus.Ok;
+            }
+
+            if (!_slots.IsResident(page - 1))
+            {
+                IoStatus status = await BringSlotAsync(page - 1);
+                if (status != IoStatus.Ok) return status;
+                continue; // the layer above may have gone meanwhile, and its page is another's
+            }
+
+            ReadOnlySpan<byte> above = _slots.Entries(page - 1);
+            for (int i = 0; i < Units.BlocksPerExtent; i++)
+            {
+                if (MetadataPage.Entry(above, i).Block == MetadataPage.Entry(entries, i).Block) MetadataPage.SetEntry(entries, i, default);
+            }
+
+            child++;
+        }
+
+        return IoStatus.Ok;
     }
 
     private bool IsPageOf(Layer layer, uint slot) => State != StoreState.Closed

@@ -171,6 +171,7 @@ public sealed partial class Store
             if (!layer.IsTop) status = await DropSlotAsync(volume, layer.Slot, 0);
         }
 
+        if (!_isClosing && State == StoreState.Online && status == IoStatus.Ok) status = await DropAppendsAsync(volume);
         if (!_isClosing && State == StoreState.Online && status == IoStatus.Ok
             && await DropSlotAsync(volume, volume.Slot, 0) == IoStatus.Ok) _volumes.Remove(volume.Head.Id);
         _locks.Give(structure);

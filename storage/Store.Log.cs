@@ -40,7 +40,7 @@ public sealed partial class Store
         record.Slot = slot;
         if (volume is not null) _slots.Pin(slot); // until it is applied
         record.RunCount = record.BlockCount = record.DataPending = 0;
-        record.IsNewPage = record.IsContinued = record.IsRelaid = record.IsSilent = false;
+        record.IsNewPage = record.IsContinued = record.IsRelaid = record.IsSilent = record.IsReset = false;
         record.Layer = null;
         record.Heir = 0;
         record.Source = default;
@@ -87,7 +87,7 @@ public sealed partial class Store
         record.Before = 0;
         if (record.Kind is RedoKind.Note or RedoKind.Epoch) return;
         ref Slot slot = ref _slots[record.Slot];
-        if (!record.IsNewPage && record.Kind is RedoKind.Write or RedoKind.Hole or RedoKind.VolumeDelete or RedoKind.BadBlock or RedoKind.Rekey)
+        if (!record.IsNewPage && record.Kind is RedoKind.Write or RedoKind.Hole or RedoKind.VolumeDelete or RedoKind.BadBlock or RedoKind.Rekey or RedoKind.Append)
             record.Before = slot.LastLsn;
         slot.LastLsn = record.Lsn;
     }

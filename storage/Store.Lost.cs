@@ -48,6 +48,7 @@ public sealed partial class Store
         _hasLost = true;
         _damaged.Add(record.Slot);
         if (record.Kind is RedoKind.Write or RedoKind.Hole) TryBeginLost(record);
+        else if (record.Kind == RedoKind.Append) LoseAppends(record.Slot);
         return null;
     }
 
@@ -76,6 +77,10 @@ public sealed partial class Store
                     break;
                 case MetadataKind.VolumeHead or MetadataKind.BadBlocks:
                     Touch(number, last); // perhaps an older name or size; its damaged home is written anew
+                    break;
+                case MetadataKind.Appends:
+                    LoseAppends(number);
+                    Touch(number, last);
                     break;
                 default:
                     _slots[number].Kind = MetadataKind.Free;

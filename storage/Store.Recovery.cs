@@ -160,6 +160,7 @@ public sealed partial class Store
                 continue;
             }
 
+            if (volume.Appends is not null && await AdoptLengthAsync(volume) is { } lengthFault) return lengthFault;
             // Over a snapshot this takes slots; without any it is done again before the volume grows.
             if (await DropBeyondAsync(volume) is not (IoStatus.Ok or IoStatus.NoSpace))
                 return "dropping what lies behind a shrunk volume failed";

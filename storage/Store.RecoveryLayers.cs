@@ -26,6 +26,7 @@ public sealed partial class Store
     {
         _recoveredHeads.Remove(slot);
         _recoveredSnapshots.Remove(slot);
+        ForgetAppends(slot);
     }
 
     /// <summary>Answers what cannot be, or null.</summary>

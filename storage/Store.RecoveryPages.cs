@@ -49,6 +49,8 @@ public sealed partial class Store
             ReadBadBlocks(number, body);
         else if (slot.Kind == MetadataKind.Snapshot && SnapshotLayout.TryRead(body, out SnapshotLayout snapshot) is null)
             TakeSnapshot(number, snapshot);
+        else if (slot.Kind == MetadataKind.Appends && AppendPage.TryRead(body, out AppendPage? appends) is null)
+            TakeAppends(number, slot.VolumeId, appends!);
     }
 
     /// <summary>Brings the entries that the records of one request look at or change, and holds them until
@@ -136,6 +138,7 @@ public sealed partial class Store
             Slot slot = _slots[number];
             if (slot.Kind == MetadataKind.VolumeHead && !_volumes.ContainsKey(slot.VolumeId)) return $"slot {number}: a damaged volume head";
             if (slot.Kind == MetadataKind.Snapshot && !_recoveredSnapshots.ContainsKey(number)) return $"slot {number}: a damaged snapshot";
+            if (slot.Kind == MetadataKind.Appends && BuildAppends(number) is { } wrongAppends) return wrongAppends;
             if (slot.Kind != MetadataKind.Extent) continue;
             if (!_slots.IsResident(number) && await ReadChunkAsync(chunk, number) is { } fault) return fault;
             string? wrong = MapExtent(number, _slots.IsResident(number) ? _slots.Entries(number) : chunk.Entries(number), shared);
@@ -161,6 +164,8 @@ public sealed partial class Store
         _recoveredHeads.Clear();
         _recoveredSnapshots.Clear();
         _recoveredHeadOf.Clear();
+        _recoveredAppends.Clear();
+        _appendsOf.Clear();
         return null;
     }
 

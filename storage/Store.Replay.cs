@@ -249,7 +249,7 @@ public sealed partial class Store
         foreach ((int at, int count) in chains)
         {
             ulong lsn = number * Units.BlockBytes + (ulong)at;
-            bool data = !judged.TryGetValue(lsn, out Judged? request) || request.IsGood;
+            bool data = !judged.TryGetValue(lsn, out Judged? request) || (request.IsGood && FollowsLength(page.Span, at, count, header.UsedBytes));
             fault = await HoldAsync(page, at, count, header.UsedBytes, lsn, judges: false);
             if (fault is not null) return fault;
             for (int i = 0, offset = at; i < count; i++)
@@ -299,6 +299,13 @@ public sealed partial class Store
             ulong lsn = header.PageNumber * Units.BlockBytes + (ulong)at;
             at += record.Length;
             if (PageLsnOf(record) < lsn) isPast = false;
+            if (record.Kind == RedoKind.Append && PageLsnOf(record) >= lsn)
+            {
+                // Behind an append that was dropped all others were.
+                if (_recoveredAppends.TryGetValue(record.Slot, out AppendPage? appends)) return appends.LengthBytes >= record.AppendEntry.EndBytes;
+                continue;
+            }
+
             // A relaid one is alone: where its home has it, nothing of it matters.
             if (record.Kind is not (RedoKind.Write or RedoKind.Hole) || record.IsRelaid || PageLsnOf(record) < lsn) continue;
             Slot slot = _slots[record.Slot];
@@ -388,6 +395,16 @@ public sealed partial class Store
 
                 (slot.Kind, slot.VolumeId, slot.Extent) = (MetadataKind.BadBlocks, 0, 0);
                 AddBadBlock(record.Slot, record.BadBlock);
+                break;
+            case RedoKind.BeginAppends:
+                _slots.Detach(record.Slot);
+                (slot.Kind, slot.VolumeId, slot.Extent) = (MetadataKind.Appends, record.VolumeId, record.Extent);
+                ForgetHeads(record.Slot);
+                TakeAppends(record.Slot, record.VolumeId, new AppendPage { LengthBytes = record.AppendedBytes });
+                break;
+            case RedoKind.Append:
+                _nextVersion = Math.Max(_nextVersion, record.Version + 1);
+                if (ReplayAppend(record, ref slot, data) is { } wrong) return wrong;
                 break;
             case RedoKind.DropPage:
                 slot.Kind = MetadataKind.Free;

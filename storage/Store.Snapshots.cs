@@ -41,7 +41,9 @@ public sealed partial class Store
         _active++;
         RangeLock held = await _locks.TakeAsync(safety.VolumeId, StructureLock, 0, 1);
         Layer? target = Find(safety.VolumeId, snapshot);
-        IoStatus status = target is null ? IoStatus.NotFound : await CutAsync([safety], target);
+        IoStatus status = target is null ? IoStatus.NotFound
+            : target.Volume.Head.IsSealed ? IoStatus.ReadOnly
+            : await CutAsync([safety], target);
         _locks.Give(held);
         _active--;
         return status;
@@ -70,7 +72,10 @@ public sealed partial class Store
 
     private static SnapshotInfo InfoOf(Layer layer) => new(
         layer.Volume.Head.Id, layer.Head.Uuid, layer.Head.Name, layer.Head.SizeBytes, layer.Head.UnixSeconds, layer.Cut,
-        [.. layer.Children.Where(child => child.Volume != layer.Volume).Select(child => child.Volume.Head.Id)]);
+        [.. layer.Children.Where(child => child.Volume != layer.Volume).Select(child => child.Volume.Head.Id)])
+    {
+        LengthBytes = layer.Head.IsAppendOnly ? layer.Head.SizeBytes - layer.Head.SlackBytes : null,
+    };
 
     private static bool HasClone(Layer layer) => layer.Children.Any(child => child.Volume != layer.Volume);
 
@@ -90,12 +95,7 @@ public sealed partial class Store
             volumes.Add(volume);
         }
 
-        for (int attempt = 0; _slots.FreeCount < requests.Count; attempt++)
-        {
-            if (attempt == 3 || (_dirty.Count == 0 && !_isCheckpointing)) return IoStatus.NoSpace;
-            await WaitForCheckpoint(); // tombstones of dropped slots go home
-        }
-
+        if (!await WaitForSlotsAsync(requests.Count)) return IoStatus.NoSpace;
         await WaitForRing();
         // Most of what must be durable becomes so while changes still go on, so that they wait for little.
         if (!Breaks(BrokenRules.ThawEarly | BrokenRules.CutUnderWrites) && await EnsureDurable(_appliedLsn) != IoStatus.Ok) return IoStatus.Unavailable;
@@ -106,14 +106,29 @@ public sealed partial class Store
             : _slots.FreeCount < requests.Count ? IoStatus.NoSpace
             : await AppendCuts(requests, volumes, target);
         // A page of the new layer begins as an image of one of the old: recovery must not drop a request that the image has.
-        if (status == IoStatus.Ok && !Breaks(BrokenRules.ThawEarly | BrokenRules.CutUnderWrites)) status = await EnsureDurable(_appliedLsn);
+        ulong cut = _appliedLsn;
+        if (status == IoStatus.Ok && !Breaks(BrokenRules.ThawEarly | BrokenRules.CutUnderWrites)) status = await EnsureDurable(cut);
         foreach (Volume volume in volumes) Thaw(volume);
-        return status == IoStatus.Ok ? await EnsureDurable(_appliedLsn) : status;
+        // Of the cut alone: what was written since the thaw is its clients' business, and would cost a flush.
+        return status == IoStatus.Ok ? await EnsureDurable(cut) : status;
+    }
+
+    /// <summary>Waits until <paramref name="count"/> slots are free; false when none become so. The caller takes them at once.</summary>
+    private async ValueTask<bool> WaitForSlotsAsync(int count)
+    {
+        for (int attempt = 0; _slots.FreeCount < count; attempt++)
+        {
+            if (attempt == 3 || (_dirty.Count == 0 && !_isCheckpointing)) return false;
+            await WaitForCheckpoint(); // tombstones of dropped slots go home
+        }
+
+        return true;
     }
 
     private ValueTask<IoStatus> AppendCuts(IReadOnlyList<SnapshotRequest> requests, List<Volume> volumes, Layer? target)
     {
-        Reserve(requests.Count * (2 * RedoRecord.HeadBytes + SnapshotLayout.Size + VolumeHeadLayout.Size));
+        Reserve(requests.Count * (2 * RedoRecord.HeadBytes + SnapshotLayout.Size + VolumeHeadLayout.Size)
+            + (target is null ? 0 : AppendPage.PagesMax * RedoRecord.BeginAppendsLength));
         Pending? last = null;
         for (int i = 0; i < requests.Count; i++)
         {
@@ -132,19 +147,22 @@ public sealed partial class Store
                 Name = requests[i].Name,
                 UnixSeconds = requests[i].UnixSeconds,
                 Cut = _nextVersion - 1,
-                SizeBytes = volume.Head.SizeBytes,
+                SizeBytes = EndOf(volume),
+                IsAppendOnly = volume.Head.IsAppendOnly,
+                SlackBytes = volume.Appends is { } appends ? (uint)(EndOf(volume) - appends.LengthBytes) : 0,
             };
             RedoRecordWriter.Snapshot(Append(cut, RedoRecord.SnapshotLength), slot, cut.Snapshot);
             last = NewPending(RedoKind.Volume, volume, volume.Slot);
             last.Head = LayoutOf(volume) with
             {
-                Head = target is null ? volume.Head : volume.Head with { SizeBytes = target.Head.SizeBytes },
+                Head = target is null || volume.Head.IsAppendOnly ? volume.Head : volume.Head with { SizeBytes = target.Head.SizeBytes },
                 Layer = top.Number + 1,
                 Parent = (target ?? top).Id,
             };
             RedoRecordWriter.Volume(Append(last, RedoRecord.VolumeLength(last.Head)), volume.Slot, last.Head);
         }
 
+        if (target is not null) last = ResetAppends(volumes[0], target, last!);
         return last!.Begin();
     }
 

@@ -12,17 +12,18 @@ public sealed partial class Store
         if (Refusal is { } refusal) return refusal;
         if (!IsValid(head)) return IoStatus.Invalid;
         if (_volumes.ContainsKey(head.Id)) return IoStatus.Conflict;
-        if (_slots.FreeCount == 0 && (_dirty.Count > 0 || _isCheckpointing))
+        uint slots = head.IsAppendOnly ? 2u : 1;
+        if (_slots.FreeCount < slots && (_dirty.Count > 0 || _isCheckpointing))
         {
             await WaitForCheckpoint(); // tombstones of dropped slots go home
             if (Refusal is { } late) return late;
             if (_volumes.ContainsKey(head.Id)) return IoStatus.Conflict;
         }
 
-        if (!_slots.TryTake(MetadataKind.VolumeHead, head.Id, 0, out uint slot)) return IoStatus.NoSpace;
+        if (_slots.FreeCount < slots || !_slots.TryTake(MetadataKind.VolumeHead, head.Id, 0, out uint slot)) return IoStatus.NoSpace;
         var volume = new Volume(head, slot, _slots);
         _volumes.Add(head.Id, volume);
-        return await WriteHeadAsync(volume, head);
+        return await WriteFirstHeadAsync(volume, 0);
     }
 
     /// <inheritdoc/>
@@ -32,17 +33,21 @@ public sealed partial class Store
         if (!IsValid(head)) return IoStatus.Invalid;
         if (!_volumes.TryGetValue(head.Id, out Volume? volume) || volume.IsDeleting) return IoStatus.NotFound;
         if (volume.IsChanging) return IoStatus.Conflict;
+        if (AppendHeadFault(volume, head) is { } fault) return fault;
         volume.IsChanging = true;
+        if (volume.Appends is { } appends) appends.IsSealing = head.IsSealed;
         RangeLock held = await _locks.TakeAsync(head.Id, StructureLock, 0, 1);
         if (volume.IsDeleting || Refusal is not null)
         {
             _locks.Give(held);
             volume.IsChanging = false;
+            EndHeadChange(volume);
             return volume.IsDeleting ? IoStatus.NotFound : Refusal!.Value;
         }
 
-        bool shrinks = head.SizeBytes < volume.Head.SizeBytes;
-        IoStatus status = head.SizeBytes > volume.Head.SizeBytes ? await DropBeyondAsync(volume) : IoStatus.Ok;
+        // Behind the length of an append-only volume is nothing, but for what an append writes at the moment.
+        bool shrinks = head.SizeBytes < volume.Head.SizeBytes && volume.Appends is null;
+        IoStatus status = head.SizeBytes > volume.Head.SizeBytes && volume.Appends is null ? await DropBeyondAsync(volume) : IoStatus.Ok;
         if (status == IoStatus.Ok) status = await WriteHeadAsync(volume, head);
         if (status == IoStatus.Ok && shrinks)
         {
@@ -53,6 +58,7 @@ public sealed partial class Store
 
         _locks.Give(held);
         volume.IsChanging = false;
+        EndHeadChange(volume);
         return status;
     }
 
@@ -63,6 +69,7 @@ public sealed partial class Store
         if (!_volumes.TryGetValue(volumeId, out Volume? volume) || volume.IsDeleting) return IoStatus.NotFound;
         if (volume.Layers.Values.Any(HasClone)) return IoStatus.Conflict;
         volume.IsDeleting = true;
+        WakeAppendWaits(volume);
         Pending record = NewPending(RedoKind.VolumeDelete, volume, volume.Slot);
         RedoRecordWriter.VolumeDelete(Append(record, RedoRecord.HeadBytes), volume.Slot, volumeId, record.Before);
         IoStatus status = await record.Begin();
@@ -161,7 +168,7 @@ public sealed partial class Store
     /// <summary>Drops what lies behind the end of a volume.</summary>
     private async ValueTask<IoStatus> DropBeyondAsync(Volume volume)
     {
-        ulong end = volume.Head.SizeBytes;
+        ulong end = EndOf(volume);
         ulong whole = (end + Units.ExtentBytes - 1) >> Units.ExtentShift;
         for (uint extent = volume.Line.Skip((uint)whole); extent < volume.Line.ExtentEnd; extent = volume.Line.Skip(extent + 1))
         {

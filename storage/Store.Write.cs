@@ -8,7 +8,7 @@ public sealed partial class Store
 {
     // Bytes that a request within the promise of P3 may have; with a block cut at both ends it touches two extents.
     internal const int AtomicBytes = Units.ExtentBytes;
-    private readonly Pending?[] _chain = new Pending?[4];
+    private readonly Pending?[] _chain = new Pending?[4 + AppendsAtOnce];
     private int _chainCount;
 
     /// <summary>Changes one extent for the store itself, beyond the volume's end too: writes <paramref name="source"/>, or
@@ -308,6 +308,7 @@ public sealed partial class Store
     {
         RedoKind.DropPage => RedoRecord.HeadBytes,
         RedoKind.Hole => RedoRecord.HoleLength(record.RunCount),
+        RedoKind.Append => RedoRecord.AppendLength,
         _ => RedoRecord.WriteLength(record.RunCount, record.BlockCount),
     };
 
@@ -319,6 +320,13 @@ public sealed partial class Store
         if (record.Kind == RedoKind.DropPage)
         {
             RedoRecordWriter.DropPage(target, record.Slot, volume, record.Extent);
+            return;
+        }
+
+        if (record.Kind == RedoKind.Append)
+        {
+            record.Entry = record.Entry with { Version = record.Version };
+            RedoRecordWriter.Append(target, record.Slot, volume, record.Extent, record.Before, record.Entry, record.IsContinued);
             return;
         }
 
@@ -388,6 +396,12 @@ public sealed partial class Store
             case RedoKind.Rekey:
                 ApplyRekey(record);
                 break;
+            case RedoKind.BeginAppends:
+                ApplyBeginAppends(record);
+                break;
+            case RedoKind.Append:
+                ApplyAppend(record);
+                break;
         }
     }
 
@@ -436,6 +450,7 @@ public sealed partial class Store
         ref Slot slot = ref _slots[record.Slot];
         if (slot.Kind == MetadataKind.Extent) ApplyDropOfExtent(record);
         else if (slot.Kind == MetadataKind.Snapshot) RemoveLayer(record.Volume!.Layers[slot.Extent]);
+        else if (slot.Kind == MetadataKind.Appends) record.Volume!.Appends!.Drop(slot.Extent);
         else if (slot.Kind == MetadataKind.VolumeHead) RemoveLayer(record.Volume!.Top);
         slot.Kind = MetadataKind.Free;
         Touch(record.Slot, record.Lsn);

@@ -6,7 +6,7 @@ namespace BlockServer.Storage;
 /// One file or raw device that holds volumes: redirect on write at 4 KiB with a redo record written in parallel
 /// (engine B1). Lives on one loop.
 /// </summary>
-public sealed partial class Store : ILayeredStore
+public sealed partial class Store : ILayeredStore, IAppendStore
 {
     private readonly ILoop _loop;
     private readonly IFile _file;
@@ -99,6 +99,7 @@ public sealed partial class Store : ILayeredStore
     {
         if (State != StoreState.Online) return State == StoreState.Closed ? IoStatus.Ok : IoStatus.Unavailable;
         _isClosing = true;
+        foreach (Volume volume in _volumes.Values) WakeAppendWaits(volume);
         while (_active > 0 || _background > 0)
         {
             // Nobody else checkpoints for those who wait for a page or for the ring.
@@ -139,7 +140,11 @@ public sealed partial class Store : ILayeredStore
         WakeRingWaiters();
         WakeFrameWaiters();
         WakeCheckpointWaiters();
-        foreach (Volume volume in _volumes.Values) LetHeldGo(volume);
+        foreach (Volume volume in _volumes.Values)
+        {
+            LetHeldGo(volume);
+            WakeAppendWaits(volume);
+        }
     }
 
     private static ulong PageEnd(ulong page) => page * Units.BlockBytes + Units.BlockBytes - 1;

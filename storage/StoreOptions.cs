@@ -63,7 +63,7 @@ public sealed record StoreOptions
 
 /// <summary>Rules that a test can break, each named by what is done wrong.</summary>
 [Flags]
-public enum BrokenRules
+public enum BrokenRules : long
 {
     /// <summary>All rules are kept.</summary>
     None = 0,
@@ -152,6 +152,21 @@ public enum BrokenRules
 
     /// <summary>Recovery goes on from a page that is older than the log behind it needs (B1.7, step 3).</summary>
     OlderPage = 1 << 30,
+
+    /// <summary>The length of an append-only volume is said before the data is there (B1.10).</summary>
+    LengthBeforeData = 1L << 40,
+
+    /// <summary>An append that has landed is not recognised when it is repeated (B1.10).</summary>
+    ForgetAppends = 1L << 41,
+
+    /// <summary>An append is answered before it is durable (B1.10).</summary>
+    AnswerAppendEarly = 1L << 42,
+
+    /// <summary>The length of a large append is said while its pieces are not durable (B1.10).</summary>
+    LargeAppendUnflushed = 1L << 43,
+
+    /// <summary>Recovery keeps an append although one in front of it is lost (B1.7, step 3).</summary>
+    AppendOverGap = 1L << 44,
 }
 
 /// <summary>What became of opening a store.</summary>

@@ -42,10 +42,14 @@ internal sealed class Volume
     /// <summary>Changes that wait for the end of a freeze.</summary>
     public readonly Queue<FlushWait> Held = new();
 
+    /// <summary>How long it is, whose appends are remembered, and who waits; null when it is not append-only.</summary>
+    public readonly AppendState? Appends;
+
     public Volume(VolumeHead head, uint slot, SlotTable slots, uint layer = 0, Layer? basis = null)
     {
         Head = head;
         Slot = slot;
+        if (head.IsAppendOnly) Appends = new AppendState();
         var line = new Line(slots, basis);
         line.Tip = Top = new Layer(this, layer, basis, line);
         Layers.Add(layer, Top);

@@ -11,13 +11,34 @@ internal sealed class VolumeDevice(Store store, Volume volume, BufferPool buffer
     private const int PiecesAtOnce = 33;
     private static readonly byte[] Zeros = GC.AllocateArray<byte>(Units.ExtentBytes, pinned: true);
 
-    public ulong SizeBytes => view is null ? volume.Head.SizeBytes : view.Base!.Head.SizeBytes;
+    public ulong SizeBytes => view is not null ? view.Base!.Head.SizeBytes
+        : volume.Appends is { } appends ? AppendState.Shown(appends.DurableBytes)
+        : volume.Head.SizeBytes;
 
-    public bool IsReadOnly => view is not null;
+    public bool IsReadOnly => view is not null || volume.Head.IsAppendOnly;
+
+    /// <summary>Where the bytes of an append-only volume end; elsewhere nowhere.</summary>
+    private ulong LengthBytes => view is not null ? view.Base!.Head.SizeBytes - view.Base.Head.SlackBytes
+        : volume.Appends?.DurableBytes ?? ulong.MaxValue;
 
     public ValueTask<ReadResult> ReadAsync(ulong offsetBytes, Memory<byte> target)
     {
         if (Fault(offsetBytes, (ulong)target.Length, true) is { } fault) return new(fault);
+        return offsetBytes + (ulong)target.Length > LengthBytes ? ReadToEndAsync(offsetBytes, target) : ReadInsideAsync(offsetBytes, target);
+    }
+
+    /// <summary>What lies behind the length on the medium is nobody's: it reads as zeros.</summary>
+    [AsyncMethodBuilder(typeof(LoopMethodBuilder<>))]
+    private async ValueTask<ReadResult> ReadToEndAsync(ulong offsetBytes, Memory<byte> target)
+    {
+        ulong length = LengthBytes; // it may be more when the read is done, and what came meanwhile was perhaps not read
+        ReadResult result = await ReadInsideAsync(offsetBytes, target);
+        target[(int)(Math.Max(length, offsetBytes) - offsetBytes)..].Span.Clear();
+        return result;
+    }
+
+    private ValueTask<ReadResult> ReadInsideAsync(ulong offsetBytes, Memory<byte> target)
+    {
         return (offsetBytes % Units.ExtentBytes) + (ulong)target.Length <= Units.ExtentBytes
             ? ReadExtentAsync(offsetBytes, target)
             : ReadExtentsAsync(offsetBytes, target);

@@ -3,7 +3,7 @@ using BlockServer.Core;
 namespace BlockServer.Streams;
 
 /// <summary>
-/// Walks through a snapshot, all of it or what has changed since an older one of the same volume, and reads it batch by batch.
+/// Walks through a snapshot or a volume, all of it or what has changed since an older snapshot, and reads it batch by batch.
 /// Lives on the store's loop.
 /// </summary>
 public sealed class SnapshotReader
@@ -13,14 +13,14 @@ public sealed class SnapshotReader
     private readonly ILayeredStore _store;
     private readonly uint _volumeId;
     private readonly Guid? _base;
-    private readonly Guid _target;
+    private readonly Guid? _target;
     private readonly IBlockDevice _device;
     private readonly List<DiffRun> _changes = [];
     private readonly List<MapRun> _map = [];
     private readonly Queue<StreamPiece> _ahead = new();
     private ulong _planned;
 
-    private SnapshotReader(ILayeredStore store, uint volumeId, Guid? basis, Guid target, IBlockDevice device, ulong offsetBytes)
+    private SnapshotReader(ILayeredStore store, uint volumeId, Guid? basis, Guid? target, IBlockDevice device, ulong offsetBytes)
     {
         (_store, _volumeId, _base, _target, _device) = (store, volumeId, basis, target, device);
         SizeBytes = device.SizeBytes;
@@ -37,6 +37,11 @@ public sealed class SnapshotReader
     public static SnapshotReader? Open(ILayeredStore store, uint volumeId, Guid? basis, Guid target, ulong offsetBytes) =>
         store.OpenSnapshot(volumeId, target) is { } device && offsetBytes <= device.SizeBytes
             ? new SnapshotReader(store, volumeId, basis, target, device, offsetBytes) : null;
+
+    /// <summary>As <see cref="Open"/>, for what is written now: nobody may write meanwhile. <paramref name="basis"/> may be what
+    /// the volume was cloned from.</summary>
+    public static SnapshotReader? OpenLive(ILayeredStore store, uint volumeId, Guid? basis) =>
+        store.OpenVolume(volumeId) is { } device ? new SnapshotReader(store, volumeId, basis, null, device, 0) : null;
 
     /// <summary>Fills <paramref name="batch"/> with what comes next; empty at the end. Errors: as
     /// <see cref="IBlockDevice.ReadAsync"/> and <see cref="ILayeredStore.DiffAsync"/>; NotFound when a snapshot is gone.</summary>
@@ -76,7 +81,7 @@ public sealed class SnapshotReader
     private async ValueTask<IoStatus> PlanAsync()
     {
         if (_base is null) return await MapAsync(SizeBytes - _planned);
-        if (_store.Snapshots(_volumeId) is var known && (!known.Any(s => s.Uuid == _base) || !known.Any(s => s.Uuid == _target))) return IoStatus.NotFound;
+        if (_store.Snapshots(_volumeId) is var known && (!IsThere(known, _base) || !IsThere(known, _target))) return IoStatus.NotFound;
         // What is behind the target's end goes with its size.
         IoStatus status = await _store.DiffAsync(_volumeId, _base, _target, _planned, SizeBytes - _planned, RunsMax, _changes);
         for (int i = 0; i < _changes.Count && status == IoStatus.Ok; i++)
@@ -89,6 +94,9 @@ public sealed class SnapshotReader
 
         return status;
     }
+
+    private bool IsThere(IReadOnlyList<SnapshotInfo> known, Guid? snapshot) =>
+        snapshot is null || known.Any(s => s.Uuid == snapshot) || _store.BaseOf(_volumeId)?.Snapshot == snapshot;
 
     private async ValueTask<IoStatus> MapAsync(ulong lengthBytes)
     {

@@ -15,7 +15,8 @@ namespace BlockServer.Core.Api;
 //                                              or with snapshots without snapshots=true)
 //   POST   /v1/volumes/{name}/scrub            ScrubRequest -> 202 TaskInfo
 //   DELETE /v1/volumes/{name}/reservations     204, every reservation and registration of the volume ends
-//   snapshots and clones: SnapshotRecords.cs; policies: PolicyRecords.cs; streams: StreamRecords.cs
+//   snapshots and clones: SnapshotRecords.cs; policies: PolicyRecords.cs; streams: StreamRecords.cs; tokens and tenants:
+//   AccessRecords.cs
 //   GET    /v1/disks                           DiskList
 //   POST   /v1/disks                           AddDisk -> 201 DiskInfo
 //   DELETE /v1/disks/{id}                      204 (409 while volumes lie on it without force=true)
@@ -188,6 +189,14 @@ public sealed record ScrubRequest(ulong BytesPerSecond = 0);
 [JsonSerializable(typeof(AddChapUser))]
 [JsonSerializable(typeof(DiscoveryInfo))]
 [JsonSerializable(typeof(AddDisk))]
+[JsonSerializable(typeof(TokenList))]
+[JsonSerializable(typeof(TokenInfo))]
+[JsonSerializable(typeof(CreateToken))]
+[JsonSerializable(typeof(TokenCreated))]
+[JsonSerializable(typeof(TenantList))]
+[JsonSerializable(typeof(TenantInfo))]
+[JsonSerializable(typeof(CreateTenant))]
+[JsonSerializable(typeof(ChangeTenant))]
 [JsonSerializable(typeof(SessionList))]
 [JsonSerializable(typeof(StatsInfo))]
 [JsonSerializable(typeof(ScrubRequest))]

@@ -16,7 +16,11 @@ public sealed record SnapshotRequest(uint VolumeId, Guid Uuid, string Name, ulon
 /// <param name="CutVersion">The last version that it contains.</param>
 /// <param name="Clones">Volumes that build on it and are in the way of its deletion.</param>
 public sealed record SnapshotInfo(
-    uint VolumeId, Guid Uuid, string Name, ulong SizeBytes, ulong UnixSeconds, ulong CutVersion, IReadOnlyList<uint> Clones);
+    uint VolumeId, Guid Uuid, string Name, ulong SizeBytes, ulong UnixSeconds, ulong CutVersion, IReadOnlyList<uint> Clones)
+{
+    /// <summary>Length at the cut, of an append-only volume; what is behind it up to the size reads as zeros.</summary>
+    public ulong? LengthBytes { get; init; }
+}
 
 /// <summary>What a snapshot takes.</summary>
 /// <param name="UsedBytes">What it shows that is not a hole; shared or not.</param>
@@ -87,7 +91,8 @@ public interface ILayeredStore : IStore
     /// <summary>Reads what a snapshot takes; looks at all of its metadata pages. Errors: Corrupt, IoError.</summary>
     ValueTask<(IoStatus Status, SnapshotUsage Usage)> SnapshotUsageAsync(uint volumeId, Guid snapshot);
 
-    /// <summary>What differs between two snapshots of a volume, or (null) what is written now; at most
+    /// <summary>What differs between two snapshots of a volume (the older one may be what it was cloned from), or (null) what is
+    /// written now; also of a store that has failed. At most
     /// <paramref name="runsMax"/> runs from <paramref name="offsetBytes"/> on. Behind the end of one of them everything is
     /// zeros.</summary>
     ValueTask<IoStatus> DiffAsync(

@@ -16,7 +16,15 @@ public enum Durability
 /// <param name="Name">The operator's name, <see cref="VolumeName"/> rules.</param>
 /// <param name="SizeBytes">Size, a multiple of 512, between <see cref="Units.VolumeBytesMin"/> and <see cref="Units.VolumeBytesMax"/>.</param>
 /// <param name="Epoch">Leader epoch (B2.3); 1 until there is replication.</param>
-public sealed record VolumeHead(uint Id, Guid Uuid, string Name, ulong SizeBytes, ulong Epoch);
+public sealed record VolumeHead(uint Id, Guid Uuid, string Name, ulong SizeBytes, ulong Epoch)
+{
+    /// <summary>Bytes are only added at its end (<see cref="IAppendStore"/>); <see cref="SizeBytes"/> is the length that it never
+    /// exceeds. Never changes.</summary>
+    public bool IsAppendOnly { get; init; }
+
+    /// <summary>Nothing is added any more either. Never taken back.</summary>
+    public bool IsSealed { get; init; }
+}
 
 /// <summary>Why a store is where it is.</summary>
 public enum StoreState

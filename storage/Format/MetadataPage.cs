@@ -23,6 +23,9 @@ public enum MetadataKind : byte
 
     /// <summary>A snapshot: the head of a layer that is not written to any more.</summary>
     Snapshot = 5,
+
+    /// <summary>Length and clients of an append-only volume.</summary>
+    Appends = 6,
 }
 
 /// <summary>
@@ -87,7 +90,7 @@ public readonly record struct MetadataPageHeader : IFixedLayout<MetadataPageHead
     {
         value = default;
         if (source.Length < Size) return "metadata page: shorter than its header";
-        if (source[4] > (byte)MetadataKind.Snapshot) return $"metadata page: unknown kind {source[4]}";
+        if (source[4] > (byte)MetadataKind.Appends) return $"metadata page: unknown kind {source[4]}";
         value = new MetadataPageHeader
         {
             Kind = (MetadataKind)source[4],
@@ -114,7 +117,8 @@ public readonly record struct BlockEntry(uint Block, uint Crc, ulong Version);
 
 /// <summary>
 /// A 4 KiB page in a metadata slot: <see cref="MetadataPageHeader"/>, then for an extent 256 entries of 15 bytes at 64,
-/// for a volume head its <see cref="VolumeHeadLayout"/> at 64, for a snapshot its <see cref="SnapshotLayout"/>, for bad blocks their numbers, 4 bytes each, at 64. The rest
+/// for a volume head its <see cref="VolumeHeadLayout"/> at 64, for a snapshot its <see cref="SnapshotLayout"/>, for bad blocks their numbers, 4 bytes each, for
+/// appends an <see cref="AppendPage"/>. The rest
 /// is zero.
 /// </summary>
 public static class MetadataPage
@@ -180,7 +184,7 @@ public static class MetadataPage
 
 /// <summary>
 /// A volume's head, 104 bytes: u32 id, u32 flags (1: being deleted, 2: extents without a page are unknown, 4: has a parent,
-/// 8: is being flattened), 16 B UUID (big endian), u64 size, u64 epoch, u8 name length, 63 B name (ASCII, zero padded).
+/// 8: is being flattened, 16: append-only, its size is the length that it never exceeds, 32: sealed), 16 B UUID (big endian), u64 size, u64 epoch, u8 name length, 63 B name (ASCII, zero padded).
 /// With layers it goes on to 120: u32 layer that is written to, u32 volume and u32 layer of its parent (0 without flag 4),
 /// u32 zero. Without layers these bytes are zeros, and a log record ends at 104.
 /// </summary>
@@ -219,7 +223,8 @@ public readonly record struct VolumeHeadLayout : IFixedLayout<VolumeHeadLayout>
     {
         target[..Size].Clear();
         BinaryPrimitives.WriteUInt32LittleEndian(target, Head.Id);
-        BinaryPrimitives.WriteUInt32LittleEndian(target[4..], FlagsOf(IsDeleting, 1) | FlagsOf(IsDoubtful, 2) | FlagsOf(Parent is not null, 4) | FlagsOf(IsFlattening, 8));
+        BinaryPrimitives.WriteUInt32LittleEndian(target[4..], FlagsOf(IsDeleting, 1) | FlagsOf(IsDoubtful, 2) | FlagsOf(Parent is not null, 4) | FlagsOf(IsFlattening, 8)
+            | FlagsOf(Head.IsAppendOnly, 16) | FlagsOf(Head.IsSealed, 32));
         Head.Uuid.TryWriteBytes(target[8..], bigEndian: true, out _);
         BinaryPrimitives.WriteUInt64LittleEndian(target[24..], Head.SizeBytes);
         BinaryPrimitives.WriteUInt64LittleEndian(target[32..], Head.Epoch);
@@ -236,7 +241,8 @@ public readonly record struct VolumeHeadLayout : IFixedLayout<VolumeHeadLayout>
         value = default;
         if (source.Length < Size) return "volume head: cut off";
         uint flags = BinaryPrimitives.ReadUInt32LittleEndian(source[4..]);
-        if (flags > 15) return "volume head: unknown flags";
+        if (flags > 63) return "volume head: unknown flags";
+        if ((flags & 48) == 32) return "volume head: sealed, but not append-only";
         string? fault;
         int length = source[40];
         if (length > VolumeName.LengthMax) return "volume head: impossible name length";
@@ -247,7 +253,10 @@ public readonly record struct VolumeHeadLayout : IFixedLayout<VolumeHeadLayout>
         if (fault is not null || source[116..Size].ContainsAnyExcept((byte)0)) return "volume head: impossible parent";
         var head = new VolumeHead(
             BinaryPrimitives.ReadUInt32LittleEndian(source), new Guid(source.Slice(8, 16), bigEndian: true), name,
-            BinaryPrimitives.ReadUInt64LittleEndian(source[24..]), BinaryPrimitives.ReadUInt64LittleEndian(source[32..]));
+            BinaryPrimitives.ReadUInt64LittleEndian(source[24..]), BinaryPrimitives.ReadUInt64LittleEndian(source[32..]))
+        {
+            IsAppendOnly = (flags & 16) != 0, IsSealed = (flags & 32) != 0,
+        };
         if (head.Id == 0) return "volume head: id 0";
         fault = SizeFault(head.SizeBytes);
         if (fault is not null) return fault;

@@ -41,6 +41,12 @@ public enum RedoKind : byte
 
     /// <summary>A metadata page belongs to another layer of its volume from now on.</summary>
     Rekey = 12,
+
+    /// <summary>The slot begins as a page of lengths and clients of an append-only volume.</summary>
+    BeginAppends = 13,
+
+    /// <summary>Bytes were appended: the volume's new length and whose append it was.</summary>
+    Append = 14,
 }
 
 /// <summary>Consecutive blocks of an extent that lie consecutively on the store.</summary>
@@ -63,12 +69,14 @@ public readonly record struct BlockRun(int First, int Count, uint Block);
 /// Epoch       24 u64 epoch, 32 16 B leader
 /// Snapshot    24: snapshot head, 128 bytes (SnapshotLayout)
 /// BeginPage, Rekey  24 u32 layer
+/// BeginAppends      24 u64 length
+/// Append      24 u64 version, 32 u64 offset, 40 u32 bytes, 44 u32 place of the client, all ones: none, 48 u64 sequence, 56 16 B client
 /// </code>
 /// Before is the LSN of the record in front of this one that names the same slot: what this one changes must hold that
 /// record, else recovery has an older page in hand than the one that the record was made for. It is 0 when the record says
 /// all that the slot holds (a new page, an image, a head, a drop, the first bad block of a slot) or names none.
 /// Flag 1 (NewPage) of a Write: the slot begins as the empty page of this extent; structural, applied even when the
-/// data part is not. Flag 2 (Continued) of a Write or Hole: the next record of the page belongs to the same request; such
+/// data part is not. Flag 2 (Continued) of a Write, Hole or Append: the next record of the page belongs to the same request; such
 /// a chain lies in one page, has one version, and its data parts count all or none. Flag 4 (Relaid) of a Write, alone: the
 /// blocks lie at other places now and hold what they held, so each keeps the version that its page says; the record's
 /// version is the highest of the page.
@@ -86,6 +94,12 @@ public readonly ref struct RedoRecord
 
     /// <summary>Length of a BeginPage or Rekey.</summary>
     public const int LayerLength = HeadBytes + 4;
+
+    /// <summary>Length of a BeginAppends.</summary>
+    public const int BeginAppendsLength = HeadBytes + 8;
+
+    /// <summary>Length of an Append.</summary>
+    public const int AppendLength = HeadBytes + 48;
 
     /// <summary>Length of a Snapshot.</summary>
     public static readonly int SnapshotLength = HeadBytes + SnapshotLayout.Size;
@@ -152,7 +166,15 @@ public readonly ref struct RedoRecord
     /// <summary>The blocks were laid out anew: same content, same versions, other places.</summary>
     public bool IsRelaid => (Flags & RelaidFlag) != 0;
 
-    /// <summary>Block version; Write and Hole.</summary>
+    /// <summary>Length that a BeginAppends begins with.</summary>
+    public ulong AppendedBytes => U64(HeadBytes);
+
+    /// <summary>What an Append says.</summary>
+    public AppendEntry AppendEntry => new(
+        U32(HeadBytes + 20), new Guid(_bytes.Slice(HeadBytes + 32, 16), bigEndian: true), U64(HeadBytes + 24), U64(HeadBytes + 8),
+        U32(HeadBytes + 16), Version);
+
+    /// <summary>Block version; Write, Hole and Append.</summary>
     public ulong Version => U64(24);
 
     /// <summary>Runs; Write and Hole.</summary>
@@ -240,18 +262,22 @@ public readonly ref struct RedoRecord
             RedoKind.BadBlock => BadBlockLength,
             RedoKind.Note => NoteLength,
             RedoKind.Epoch => EpochLength,
+            RedoKind.BeginAppends => BeginAppendsLength,
+            RedoKind.Append => AppendLength,
             _ => int.MaxValue,
         };
         if (least == int.MaxValue) return $"record: unknown kind {(byte)Kind}";
         if (_bytes.Length < least) return $"record: too short for {Kind}";
         int flags = Kind == RedoKind.Write ? IsRelaid ? RelaidFlag : NewPageFlag | ContinuedFlag
-            : Kind == RedoKind.Hole ? ContinuedFlag : 0;
+            : Kind is RedoKind.Hole or RedoKind.Append ? ContinuedFlag : 0;
         if ((Flags & ~flags) != 0) return $"record: flags 0x{Flags:x2} mean nothing for {Kind}";
-        bool changes = Kind is RedoKind.Write or RedoKind.Hole or RedoKind.VolumeDelete or RedoKind.Rekey && !IsNewPage;
+        bool changes = Kind is RedoKind.Write or RedoKind.Hole or RedoKind.VolumeDelete or RedoKind.Rekey or RedoKind.Append && !IsNewPage;
         if (Kind != RedoKind.BadBlock && changes != (Before != 0))
             return changes ? $"record: {Kind} of a page that nothing began" : $"record: {Kind} needs no record before it";
         if (Kind == RedoKind.Volume && _bytes.Length == HeadBytes + VolumeHeadLayout.Size) return null;
         if (Kind == RedoKind.PageImage && U32(HeadBytes + 4) != 0) return "record: reserved bytes are not zero";
+        if (Kind == RedoKind.BeginAppends && (AppendedBytes > Units.VolumeBytesMax || Extent >= AppendPage.PagesMax)) return "record: impossible length of a volume";
+        if (Kind == RedoKind.Append && (Extent >= AppendPage.PagesMax || !AppendEntry.IsPossible)) return "record: impossible append";
         if (Kind is not (RedoKind.Write or RedoKind.Hole)) return _bytes.Length == least ? null : $"record: too long for {Kind}";
         int expected = Kind == RedoKind.Hole ? HoleLength(RunCount) : WriteLength(RunCount, BlockCount);
         if (_bytes.Length != expected) return $"record: length of {Kind} does not fit its runs";
@@ -364,6 +390,28 @@ public static class RedoRecordWriter
         Head(target, kind, 0, RedoRecord.LayerLength, slot, volumeId, extent, before);
         BinaryPrimitives.WriteUInt32LittleEndian(target[RedoRecord.HeadBytes..], layer);
         return RedoRecord.LayerLength;
+    }
+
+    /// <summary>A BeginAppends: the page has that length and no clients.</summary>
+    public static int BeginAppends(Span<byte> target, uint slot, uint volumeId, uint index, ulong lengthBytes)
+    {
+        Head(target, RedoKind.BeginAppends, 0, RedoRecord.BeginAppendsLength, slot, volumeId, index, 0);
+        BinaryPrimitives.WriteUInt64LittleEndian(target[RedoRecord.HeadBytes..], lengthBytes);
+        return RedoRecord.BeginAppendsLength;
+    }
+
+    /// <summary>An Append.</summary>
+    public static int Append(
+        Span<byte> target, uint slot, uint volumeId, uint index, ulong before, in AppendEntry entry, bool isContinued = false)
+    {
+        Head(target, RedoKind.Append, isContinued ? RedoRecord.ContinuedFlag : (byte)0, RedoRecord.AppendLength, slot, volumeId, index, before);
+        BinaryPrimitives.WriteUInt64LittleEndian(target[RedoRecord.HeadBytes..], entry.Version);
+        BinaryPrimitives.WriteUInt64LittleEndian(target[(RedoRecord.HeadBytes + 8)..], entry.OffsetBytes);
+        BinaryPrimitives.WriteUInt32LittleEndian(target[(RedoRecord.HeadBytes + 16)..], entry.LengthBytes);
+        BinaryPrimitives.WriteUInt32LittleEndian(target[(RedoRecord.HeadBytes + 20)..], entry.Place);
+        BinaryPrimitives.WriteUInt64LittleEndian(target[(RedoRecord.HeadBytes + 24)..], entry.Sequence);
+        entry.Client.TryWriteBytes(target[(RedoRecord.HeadBytes + 32)..], bigEndian: true, out _);
+        return RedoRecord.AppendLength;
     }
 
     /// <summary>A VolumeDelete.</summary>

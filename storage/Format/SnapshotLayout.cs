@@ -22,10 +22,12 @@ public readonly record struct LayerId(uint Volume, uint Layer)
 /// <code>
 /// 0  u32 volume, 4 u32 layer           24 16 B UUID (big endian)
 /// 8  u32 flags: 1 being deleted,       40 u64 cut: the last version of the layer
-///    4 has a parent                    48 u64 size of the volume at the cut, in bytes
+///    4 has a parent, 8 append-only     48 u64 size of the volume at the cut, in bytes
 /// 12 u32 volume, 16 u32 layer          56 u8 name length, 57 63 B name (ASCII, zero padded)
-///    of the parent; 20 u32 0           120 u64 seconds since 1970 at the cut
+///    of the parent; 20 u32 slack       120 u64 seconds since 1970 at the cut
 /// </code>
+/// Of an append-only volume the size is its length at the cut rounded up to a block, at least one, and the slack the bytes
+/// of the last block that lie behind the length; elsewhere the slack is 0.
 /// </summary>
 public readonly record struct SnapshotLayout : IFixedLayout<SnapshotLayout>
 {
@@ -50,6 +52,12 @@ public readonly record struct SnapshotLayout : IFixedLayout<SnapshotLayout>
     /// <summary>Size of the volume at the cut, in bytes.</summary>
     public ulong SizeBytes { get; init; }
 
+    /// <summary>Of an append-only volume; <see cref="SizeBytes"/> is its length rounded up to a block.</summary>
+    public bool IsAppendOnly { get; init; }
+
+    /// <summary>Bytes at the end that are behind the length and read as zeros.</summary>
+    public uint SlackBytes { get; init; }
+
     /// <summary>The operator's name of it.</summary>
     public string Name { get; init; }
 
@@ -62,9 +70,10 @@ public readonly record struct SnapshotLayout : IFixedLayout<SnapshotLayout>
         target[..Size].Clear();
         BinaryPrimitives.WriteUInt32LittleEndian(target, Id.Volume);
         BinaryPrimitives.WriteUInt32LittleEndian(target[4..], Id.Layer);
-        BinaryPrimitives.WriteUInt32LittleEndian(target[8..], (IsDeleting ? 1u : 0) | (Parent is null ? 0u : 4));
+        BinaryPrimitives.WriteUInt32LittleEndian(target[8..], (IsDeleting ? 1u : 0) | (Parent is null ? 0u : 4) | (IsAppendOnly ? 8u : 0));
         BinaryPrimitives.WriteUInt32LittleEndian(target[12..], Parent?.Volume ?? 0);
         BinaryPrimitives.WriteUInt32LittleEndian(target[16..], Parent?.Layer ?? 0);
+        BinaryPrimitives.WriteUInt32LittleEndian(target[20..], SlackBytes);
         Uuid.TryWriteBytes(target[24..], bigEndian: true, out _);
         BinaryPrimitives.WriteUInt64LittleEndian(target[40..], Cut);
         BinaryPrimitives.WriteUInt64LittleEndian(target[48..], SizeBytes);
@@ -79,11 +88,13 @@ public readonly record struct SnapshotLayout : IFixedLayout<SnapshotLayout>
         value = default;
         if (source.Length < Size) return "snapshot: cut off";
         uint flags = BinaryPrimitives.ReadUInt32LittleEndian(source[8..]);
-        if ((flags & ~5u) != 0) return "snapshot: unknown flags";
+        if ((flags & ~13u) != 0) return "snapshot: unknown flags";
         var id = new LayerId(BinaryPrimitives.ReadUInt32LittleEndian(source), BinaryPrimitives.ReadUInt32LittleEndian(source[4..]));
         if (id.Volume == 0) return "snapshot: of no volume";
         string? fault = LayerId.TryRead(source[12..20], (flags & 4) != 0, out LayerId? parent);
-        if (fault is not null || source[20..24].ContainsAnyExcept((byte)0)) return "snapshot: impossible parent";
+        bool isAppendOnly = (flags & 8) != 0;
+        uint slack = BinaryPrimitives.ReadUInt32LittleEndian(source[20..]);
+        if (fault is not null || (!isAppendOnly && slack != 0)) return "snapshot: impossible parent";
         // Layers rise, so nothing can be its own ancestor.
         if (parent is { } below && below.Volume == id.Volume && below.Layer >= id.Layer) return "snapshot: its parent is younger than it is";
         int length = source[56];
@@ -93,7 +104,10 @@ public readonly record struct SnapshotLayout : IFixedLayout<SnapshotLayout>
         if (source[(57 + length)..120].ContainsAnyExcept((byte)0)) return "snapshot: reserved bytes are not zero";
         ulong cut = BinaryPrimitives.ReadUInt64LittleEndian(source[40..]), size = BinaryPrimitives.ReadUInt64LittleEndian(source[48..]);
         if (cut > MetadataPage.VersionMax) return "snapshot: impossible version";
-        if (VolumeHeadLayout.SizeFault(size) is not null) return "snapshot: impossible size";
+        bool isSize = isAppendOnly
+            ? size is >= Units.BlockBytes and <= Units.VolumeBytesMax && size % Units.BlockBytes == 0 && slack <= Units.BlockBytes
+            : VolumeHeadLayout.SizeFault(size) is null;
+        if (!isSize) return "snapshot: impossible size";
         value = new SnapshotLayout
         {
             Id = id,
@@ -102,6 +116,8 @@ public readonly record struct SnapshotLayout : IFixedLayout<SnapshotLayout>
             Uuid = new Guid(source.Slice(24, 16), bigEndian: true),
             Cut = cut,
             SizeBytes = size,
+            IsAppendOnly = isAppendOnly,
+            SlackBytes = slack,
             Name = name,
             UnixSeconds = BinaryPrimitives.ReadUInt64LittleEndian(source[120..]),
         };

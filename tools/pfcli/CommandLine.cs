@@ -84,6 +84,8 @@ public static class CommandLine
         DeclaredCommands.AddTo(commands);
         SupportCommand.AddTo(commands);
         Completion.AddTo(commands);
+        TokenCommands.AddTo(commands);
+        TenantCommands.AddTo(commands);
         TopCommand.AddTo(commands);
         foreach (HelpOption option in root.Options.OfType<HelpOption>())
             option.Action = new HelpWithExamples((SynchronousCommandLineAction)option.Action!, commands, host);

@@ -36,6 +36,11 @@ internal static class Examples
         ["deny_initiator"] = ["pfcli deny_initiator -t iqn.2026-11.org.example:disks -i 'iqn.2026-11.org.example:host*'"],
         ["add_chap_user"] = ["pfcli add_chap_user -t iqn.2026-11.org.example:disks -u host1"],
         ["remove_chap_user"] = ["pfcli remove_chap_user -t iqn.2026-11.org.example:disks -u host1"],
+        ["list_token"] = ["pfcli list_token"],
+        ["delete_token"] = ["pfcli delete_token -n backup"],
+        ["list_tenant"] = ["pfcli list_tenant", "pfcli list_tenant --json"],
+        ["show_tenant"] = ["pfcli show_tenant -t acme"],
+        ["delete_tenant"] = ["pfcli delete_tenant -t acme"],
         ["show_discovery"] = ["pfcli show_discovery"],
         ["top"] = ["pfcli top", "pfcli top -v db -c 10 -i 5"],
     };

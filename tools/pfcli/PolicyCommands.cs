@@ -52,7 +52,7 @@ internal static class PolicyCommands
         Description = "Name of a volume; several are cut at one moment", HelpName = "NAME", Required = required, Arity = required ? ArgumentArity.OneOrMore : ArgumentArity.ZeroOrMore,
     };
 
-    private static Option<long?> Time(string name, string description, bool required = false) => new(name)
+    internal static Option<long?> Time(string name, string description, bool required = false) => new(name)
     {
         Description = description,
         HelpName = "TIME",

@@ -151,9 +151,8 @@ internal static class VolumeCommands
         var tenant = new Option<string?>("--tenant", "-t") { Description = "Only this tenant's", HelpName = "TENANT" };
         commands.Add("list_volume", "Lists the volumes", [tenant], async (context, cancel) =>
         {
-            if (context.Get(tenant) is not null)
-                throw new CliException("this release has no tenants; leave --tenant out");
-            VolumeList list = await context.Client.GetAsync("v1/volumes", ApiJson.Default.VolumeList, cancel);
+            string path = context.Get(tenant) is { } only ? "v1/volumes?tenant=" + Uri.EscapeDataString(only) : "v1/volumes";
+            VolumeList list = await context.Client.GetAsync(path, ApiJson.Default.VolumeList, cancel);
             if (context.Printer.TryJson(list, ApiJson.Default.VolumeList)) return ExitCode.Done;
             context.Printer.Line($"{list.Volumes.Count} volumes returned.");
             context.Printer.Table(Headings, [.. list.Volumes.Select(Row)]);

@@ -132,13 +132,19 @@ public static class CommandLine
         [
             .. image.Heads.Select(page => (page.Head, Used: used.GetValueOrDefault(page.VolumeId))).Select(v => new VolumeReport(
                 v.Head.Head.Id, v.Head.Head.Uuid, v.Head.Head.Name, v.Head.Head.SizeBytes,
-                v.Used.Blocks * Units.BlockBytes, v.Used.Extents, v.Head.Head.Epoch, v.Head.IsDeleting)),
+                v.Used.Blocks * Units.BlockBytes, v.Used.Extents, v.Head.Head.Epoch, v.Head.IsDeleting)
+            {
+                LengthBytes = v.Head.Head.IsAppendOnly ? image.LengthOf(v.Head.Head.Id) : null,
+                Clients = v.Head.Head.IsAppendOnly ? image.AppendsOf(v.Head.Head.Id).Sum(p => p.Appends!.Clients.Count()) : null,
+                Sealed = v.Head.Head.IsSealed,
+            }),
         ]);
         if (TryJson(output, asJson, report, InspectJson.Default.VolumesReport)) return 0;
         Line(output, $"{report.Volumes.Count} volumes");
         foreach (VolumeReport v in report.Volumes)
         {
             Line(output, $"{v.Id} {v.Name} {SizeText.Format(v.SizeBytes)}, {SizeText.Format(v.UsedBytes)} used in {v.Extents} extents, "
+                + (v.LengthBytes is { } length ? $"append-only, {length} bytes long, {v.Clients} clients, {(v.Sealed ? "sealed, " : "")}" : "")
                 + $"epoch {v.Epoch}, {v.Uuid}{(v.Deleting ? ", being deleted" : "")}");
         }
 

@@ -32,7 +32,17 @@ public sealed record LogReport(
 
 /// <summary>A volume as the store would show it after recovery.</summary>
 public sealed record VolumeReport(
-    uint Id, Guid Uuid, string Name, ulong SizeBytes, ulong UsedBytes, ulong Extents, ulong Epoch, bool Deleting);
+    uint Id, Guid Uuid, string Name, ulong SizeBytes, ulong UsedBytes, ulong Extents, ulong Epoch, bool Deleting)
+{
+    /// <summary>Length of an append-only volume, of which the size is the maximum; else null.</summary>
+    public ulong? LengthBytes { get; init; }
+
+    /// <summary>Clients whose appends it remembers; null when it is not append-only.</summary>
+    public int? Clients { get; init; }
+
+    /// <summary>It is append-only and takes nothing more.</summary>
+    public bool Sealed { get; init; }
+}
 
 /// <summary>All volumes, by id.</summary>
 public sealed record VolumesReport(IReadOnlyList<VolumeReport> Volumes);

@@ -84,7 +84,30 @@ public static class StoreCheck
                 image.Problems.Error("volume", where, $"two volumes are named {head.Head.Head.Name}");
         }
 
+        CheckAppends(image, heads);
         return heads;
+    }
+
+    /// <summary>An append-only volume says how long it is, no other volume does, and no client is there twice.</summary>
+    private static void CheckAppends(StoreImage image, Dictionary<uint, SlotPage> heads)
+    {
+        foreach (SlotPage page in image.Slots.Values.Where(p => p.Kind == MetadataKind.Appends))
+        {
+            if (!heads.TryGetValue(page.VolumeId, out SlotPage? head) || !head.Head.Head.IsAppendOnly)
+                image.Problems.Error("append", $"slot {page.Slot}", $"appends of volume {page.VolumeId}, which is not append-only");
+        }
+
+        foreach (SlotPage head in heads.Values.Where(h => h.Head.Head.IsAppendOnly && !h.Head.IsDeleting))
+        {
+            string where = $"slot {head.Slot}";
+            SlotPage[] pages = [.. image.AppendsOf(head.VolumeId)];
+            if (pages.Length == 0) image.Problems.Error("append", where, $"nothing says how long volume {head.Head.Head.Name} is");
+            if (pages.DistinctBy(p => p.Extent).Count() != pages.Length) image.Problems.Error("append", where, "two pages of appends have the same number");
+            if (image.LengthOf(head.VolumeId) > head.Head.Head.SizeBytes)
+                image.Problems.Error("append", where, $"volume {head.Head.Head.Name} is longer than its maximum size");
+            Guid[] clients = [.. pages.SelectMany(p => p.Appends!.Clients).Select(c => c.Id)];
+            if (clients.Distinct().Count() != clients.Length) image.Problems.Error("append", where, "a client is remembered twice");
+        }
     }
 
     private static void CheckKey(

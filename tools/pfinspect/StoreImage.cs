@@ -33,6 +33,9 @@ public sealed class SlotPage
     /// <summary>The head of a snapshot.</summary>
     public SnapshotLayout Snapshot { get; set; }
 
+    /// <summary>Length and clients that a page of an append-only volume holds; null in everything else.</summary>
+    public AppendPage? Appends { get; init; }
+
     /// <summary>The numbers of a page of bad blocks.</summary>
     public SortedSet<uint> BadBlocks { get; init; } = [];
 }
@@ -187,6 +190,13 @@ public sealed class StoreImage
     public IEnumerable<SlotPage> Snapshots =>
         Slots.Values.Where(p => p.Kind == MetadataKind.Snapshot).OrderBy(p => p.VolumeId).ThenBy(p => p.Layer);
 
+    /// <summary>The pages of an append-only volume.</summary>
+    public IEnumerable<SlotPage> AppendsOf(uint volumeId) =>
+        Slots.Values.Where(p => p.Kind == MetadataKind.Appends && p.VolumeId == volumeId).OrderBy(p => p.Extent);
+
+    /// <summary>Length of an append-only volume: that of its longest page.</summary>
+    public ulong LengthOf(uint volumeId) => AppendsOf(volumeId).Select(p => p.Appends!.LengthBytes).DefaultIfEmpty().Max();
+
     /// <summary>Blocks that are never used again, and the slot that says so, by block.</summary>
     public SortedDictionary<uint, uint> BadBlocks()
     {
@@ -329,8 +339,16 @@ public sealed class StoreImage
             return;
         }
 
+        AppendPage? appends = null;
+        if (header.Kind == MetadataKind.Appends && AppendPage.TryRead(page[MetadataPage.EntriesOffset..], out appends) is { } wrong)
+        {
+            Problems.Error("append", where, wrong);
+            return;
+        }
+
         var taken = new SlotPage
         {
+            Appends = appends,
             Slot = slot,
             Kind = header.Kind,
             VolumeId = header.VolumeId,
@@ -432,7 +450,7 @@ public sealed class StoreImage
             if (fault is not null) break;
             ulong lsn = header.PageNumber * Units.BlockBytes + (ulong)offset;
             // Below the durable claim data is there by rule (S1); above it, all of a request's blocks or none.
-            if (!isContinued) isGood = lsn <= DurableLsn || AllBlocksMatch(page, offset, header);
+            if (!isContinued) isGood = lsn <= DurableLsn || (AllBlocksMatch(page, offset, header) && FollowsLength(page, offset, header));
             isContinued = record.IsContinued;
             string fate = Apply(record, lsn, isGood);
             if (fate == "replay") RecordsReplayed++;
@@ -496,6 +514,15 @@ public sealed class StoreImage
                 Slots.Remove(record.Slot);
                 _freedAt[record.Slot] = lsn;
                 return "replay";
+            case RedoKind.BeginAppends:
+                Slots[record.Slot] = new SlotPage
+                {
+                    Slot = record.Slot, Kind = MetadataKind.Appends, VolumeId = record.VolumeId, Extent = record.Extent, PageLsn = lsn,
+                    Appends = new AppendPage { LengthBytes = record.AppendedBytes },
+                };
+                return "replay";
+            case RedoKind.Append:
+                return ApplyAppend(record, lsn, page, where, isGood);
             default:
                 return ApplyBlocks(record, lsn, page, where, isGood);
         }
@@ -567,6 +594,33 @@ public sealed class StoreImage
         page.BadBlocks.Add(record.BadBlock);
         page.PageLsn = lsn;
         return "replay";
+    }
+
+    private string ApplyAppend(in RedoRecord record, ulong lsn, SlotPage? page, string where, bool isGood)
+    {
+        if (page is not { Kind: MetadataKind.Appends } || page.VolumeId != record.VolumeId || page.Extent != record.Extent)
+        {
+            Problems.Error("log", where, $"appends to page {record.Extent} of volume {record.VolumeId}, which slot {record.Slot} does not hold");
+            return "drop";
+        }
+
+        page.PageLsn = lsn;
+        if (!isGood) return "drop";
+        page.Appends!.Take(record.AppendEntry);
+        return "replay";
+    }
+
+    /// <summary>Behind an append that is dropped there is no place for the next one.</summary>
+    private bool FollowsLength(byte[] page, int offset, RedoPageHeader header)
+    {
+        while (RedoRecord.TryRead(page, offset, header.UsedBytes, out RedoRecord record) is null)
+        {
+            if (record.Kind == RedoKind.Append) return record.AppendEntry.OffsetBytes <= LengthOf(record.VolumeId);
+            if (!record.IsContinued) return true;
+            offset += record.Length;
+        }
+
+        return true;
     }
 
     private string ApplyBlocks(in RedoRecord record, ulong lsn, SlotPage? page, string where, bool isGood)
@@ -658,6 +712,12 @@ public sealed class StoreImage
                     ?? $"{snapshot.Name}, layer {snapshot.Id.Layer}, cut {snapshot.Cut}{(snapshot.IsDeleting ? ", being deleted" : "")}";
             case RedoKind.PageImage or RedoKind.BeginPage or RedoKind.Rekey:
                 return $"layer {record.Layer}";
+            case RedoKind.BeginAppends:
+                return $"length {record.AppendedBytes}";
+            case RedoKind.Append:
+                AppendEntry entry = record.AppendEntry;
+                string whose = entry.Client == Guid.Empty ? "" : $", client {entry.Client} append {entry.Sequence}";
+                return $"version {entry.Version}, {entry.LengthBytes} bytes at {entry.OffsetBytes}{whose}{(record.IsContinued ? ", continued" : "")}";
             case RedoKind.BadBlock:
                 return $"block {record.BadBlock}";
             case RedoKind.Note:

@@ -47,7 +47,7 @@ public sealed class StorageDecodersFuzz
     {
         byte[] golden = LogPage();
         Assert.Null(RedoPageHeader.TryReadPage(golden, Address, Fold, out _));
-        Assert.Equal(10, Walk(golden, golden.Length));
+        Assert.Equal(12, Walk(golden, golden.Length));
         Run(golden, page => Seal.Put(page, Address, Fold), page =>
         {
             bool isGood = RedoPageHeader.TryReadPage(page, Address, Fold, out RedoPageHeader header) is null;
@@ -105,6 +105,25 @@ public sealed class StorageDecodersFuzz
             if (VolumeHeadLayout.TryRead(page, out VolumeHeadLayout read) is not null) return false;
             read.WriteTo(again);
             Assert.Equal(page, again);
+            return true;
+        });
+    }
+
+    [Fact]
+    public void PagesOfAppends()
+    {
+        var page = new AppendPage();
+        for (ulong i = 1; i <= 20; i++) page.Take(new AppendEntry((uint)(i % 3), Store, i, i * 10, 10, i));
+        for (ulong i = 1; i <= 20; i++) page.Take(new AppendEntry(9, Store, i, 500 + i, 1, i));
+        var golden = new byte[AppendPage.Size];
+        page.WriteTo(golden);
+        Assert.Null(AppendPage.TryRead(golden, out _));
+        var again = new byte[golden.Length];
+        Run(golden, _ => { }, bytes =>
+        {
+            if (AppendPage.TryRead(bytes, out AppendPage? read) is not null) return false;
+            read!.WriteTo(again);
+            Assert.Equal(bytes, again);
             return true;
         });
     }
@@ -178,11 +197,13 @@ public sealed class StorageDecodersFuzz
         at += RedoRecordWriter.VolumeDelete(rest[at..], 9, 7, 97);
         at += RedoRecordWriter.DropPage(rest[at..], 4, 7, 2);
         at += RedoRecordWriter.BadBlock(rest[at..], 3, 96, 1234);
+        at += RedoRecordWriter.BeginAppends(rest[at..], 8, 7, 1, 4096);
+        at += RedoRecordWriter.Append(rest[at..], 8, 7, 1, 94, new AppendEntry(3, Store, 12, 4096, 100, 79));
         at += RedoRecordWriter.Note(rest[at..], 5, 6);
         at += RedoRecordWriter.Epoch(rest[at..], 7, 2, Store);
         new RedoPageHeader
         {
-            StoreFold = Fold, Incarnation = 2, PageNumber = 30, Count = 10, UsedBytes = (ushort)at, DurableLsn = 100, TailLsn = 50,
+            StoreFold = Fold, Incarnation = 2, PageNumber = 30, Count = 12, UsedBytes = (ushort)at, DurableLsn = 100, TailLsn = 50,
         }.WriteTo(page);
         Seal.Put(page, Address, Fold);
         return page;
@@ -225,7 +246,7 @@ public sealed class StorageDecodersFuzz
         for (int at = RedoPageHeader.Size; RedoRecord.TryRead(page, at, usedBytes, out RedoRecord record) is null; count++)
         {
             Assert.True(record.Length >= RedoRecord.HeadBytes);
-            Assert.True(record.Kind is RedoKind.Write or RedoKind.Hole || !record.IsContinued);
+            Assert.True(record.Kind is RedoKind.Write or RedoKind.Hole or RedoKind.Append || !record.IsContinued);
             Touch(record);
             at += record.Length;
         }
@@ -264,6 +285,13 @@ public sealed class StorageDecodersFuzz
                 break;
             case RedoKind.Volume:
                 record.TryReadHead(out _);
+                break;
+            case RedoKind.BeginAppends:
+                Assert.True(record.AppendedBytes <= Units.VolumeBytesMax);
+                break;
+            case RedoKind.Append:
+                new AppendPage().Take(record.AppendEntry);
+                Assert.True(record.AppendEntry.EndBytes <= Units.VolumeBytesMax);
                 break;
             case RedoKind.BadBlock:
                 _ = record.BadBlock;

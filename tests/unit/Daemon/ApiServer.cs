@@ -38,8 +38,9 @@ public sealed class ApiServer : IAsyncDisposable
     private async Task ListenAsync(ApiLimits? limits, TimeProvider? time)
     {
         ListenAddress address = new(new IPEndPoint(IPAddress.Loopback, 0), null);
+        if (time is not null) _test.Daemon.Clock = time;
         var routes = new AdminRoutes(_test.Daemon);
-        _api = await AdminApi.StartAsync(routes, _test.Daemon.TokenHash, [address], limits, time);
+        _api = await AdminApi.StartAsync(routes, _test.Daemon.ApiTokens, [address], limits, time, _test.Daemon.Calls);
         await routes.ResumeAsync(); // as the daemon does
         Port = new Uri(_api.Addresses[0]).Port;
         Token = (await File.ReadAllTextAsync(_test.Daemon.TokenPath)).Trim();
@@ -48,6 +49,13 @@ public sealed class ApiServer : IAsyncDisposable
     /// <summary>A right request; <paramref name="body"/> is JSON or null.</summary>
     internal Task<RawAnswer> SendAsync(string method, string path, string? body = null, string headers = "") =>
         RawHttp.SendAsync(Port, Request(method, path, body, headers));
+
+    /// <summary>As the other, with another token.</summary>
+    internal Task<RawAnswer> SendAsAsync(string? token, string method, string path, string? body = null, string headers = "")
+    {
+        string text = Request(method, path, body, headers, token ?? "-");
+        return RawHttp.SendAsync(Port, token is null ? text.Replace("Authorization: Bearer -\r\n", "", StringComparison.Ordinal) : text);
+    }
 
     internal string Request(string method, string path, string? body, string headers = "", string? token = null)
     {

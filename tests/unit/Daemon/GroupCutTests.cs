@@ -63,11 +63,11 @@ public sealed class GroupCutTests
         await test.Daemon.Disks.AddAsync(new AddDisk(test.PathOf("d1.blk"), "d1", 80UL << 20));
         StoreHost[] hosts = [.. test.Daemon.Stores.All];
         VolumeRecord one = await test.CreateAsync("a", store: hosts[0].StoreId), two = await test.CreateAsync("b", store: hosts[1].StoreId);
-        test.Daemon.Directory.CutGate = new CutGate(test.Daemon.Stores, test.Daemon.Volumes, TimeSpan.FromMilliseconds(50));
+        test.Daemon.Directory.CutGate = new CutGate(test.Daemon.Volumes, TimeSpan.FromMilliseconds(50));
         StoreHost busy = test.Daemon.Stores.Find(two.StoreId)!;
         (SharedVolume volume, VolumeGate.Range held) = await busy.Thread.InvokeAsync(async () =>
         {
-            SharedVolume v = (await test.Daemon.Volumes.OpenAsync(two, busy))!;
+            SharedVolume v = (await test.Daemon.Volumes.OpenAsync(two, busy.Thread))!;
             return (v, v.Gate.Take(0, 4096, false, out _)); // a change that does not end
         });
         SnapshotResult cut = await test.Daemon.Directory.CutAsync("g", ["a", "b"], default);
@@ -80,7 +80,7 @@ public sealed class GroupCutTests
         });
         await WriteAsync(test, two, 2);
         Assert.Empty((await test.Daemon.Directory.SnapshotsAsync(one)).Snapshots);
-        test.Daemon.Directory.CutGate = new CutGate(test.Daemon.Stores, test.Daemon.Volumes, TimeSpan.FromMinutes(1));
+        test.Daemon.Directory.CutGate = new CutGate(test.Daemon.Volumes, TimeSpan.FromMinutes(1));
         Assert.Null((await test.Daemon.Directory.CutAsync("g", ["a", "b"], default)).Fault);
     }
 
@@ -89,7 +89,7 @@ public sealed class GroupCutTests
         StoreHost host = test.Daemon.Stores.Find(record.StoreId)!;
         return host.Thread.InvokeAsync(async () =>
         {
-            SharedVolume volume = (await test.Daemon.Volumes.OpenAsync(record, host))!;
+            SharedVolume volume = (await test.Daemon.Volumes.OpenAsync(record, host.Thread))!;
             var block = new byte[4096];
             BinaryPrimitives.WriteUInt64LittleEndian(block, n);
             Assert.Equal(IoStatus.Ok, await new GatedDevice(volume.Device, volume.Gate).WriteAsync(0, block, WriteFlags.None));

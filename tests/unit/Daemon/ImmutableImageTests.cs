@@ -83,7 +83,7 @@ public sealed class ImmutableImageTests : IAsyncLifetime
     {
         VolumeRecord volume = _world.Volume("gold");
         Blockd.StoreHost host = _world.Host("gold");
-        Blockd.SharedVolume shared = (await host.Thread.InvokeAsync(() => _world.Daemon.Volumes.OpenAsync(volume, host)))!;
+        Blockd.SharedVolume shared = (await host.Thread.InvokeAsync(() => _world.Daemon.Volumes.OpenAsync(volume, host.Thread)))!;
         await DoneAsync("create_image", "-v", "gold");
         Assert.True(shared.Device.IsReadOnly);
         foreach (Func<ValueTask<IoStatus>> change in new Func<ValueTask<IoStatus>>[]
@@ -146,7 +146,7 @@ public sealed class ImmutableImageTests : IAsyncLifetime
         VolumeRecord copy = (await _world.Daemon.Directory.CloneAsync("gold", new CloneVolume("vm1", Full: true))).Volume!;
         Assert.Contains("initializing", await DoneAsync("list_volume"), StringComparison.Ordinal);
         using (var early = new RawInitiator(Port, $"{Prefix}:vm1")) Assert.NotEqual(0, early.Status);
-        Assert.Null(await _world.Host("vm1").Thread.InvokeAsync(() => _world.Daemon.Volumes.OpenAsync(copy, _world.Host("vm1"))));
+        Assert.Null(await _world.Host("vm1").Thread.InvokeAsync(() => _world.Daemon.Volumes.OpenAsync(copy, _world.Host("vm1").Thread)));
         foreach (string[] refused in new string[][]
         {
             ["clone_volume", "-v", "vm1", "-c", "x"], ["create_snapshot", "-v", "vm1", "-n", "x"], ["rename_volume", "-v", "vm1", "-n", "x"], ["create_image", "-v", "vm1"],

@@ -79,10 +79,10 @@ public sealed class IscsiReservationTests
         using (var refused = new RawInitiator(Port(test), Target)) Assert.Equal(0x0301, refused.Status);
         Assert.Equal("unknown", (await DescribeAsync(test, volume))!.Type);
         StoreHost host = test.Daemon.Stores.All[0];
-        SharedVolume shared = (await host.Thread.InvokeAsync(() => test.Daemon.Volumes.OpenAsync(volume, host)))!;
+        SharedVolume shared = (await host.Thread.InvokeAsync(() => test.Daemon.Volumes.OpenAsync(volume, host.Thread)))!;
         Assert.Equal(Fence.All, shared.Gate.Fence);
 
-        Assert.Equal(IoStatus.Ok, await host.Thread.InvokeAsync(() => test.Daemon.Volumes.ClearReservationsAsync(volume, host)));
+        Assert.Equal(IoStatus.Ok, await host.Thread.InvokeAsync(() => test.Daemon.Volumes.ClearReservationsAsync(volume, host.Thread)));
         Assert.Null(await DescribeAsync(test, volume));
         using (RawInitiator one = Connect(test)) Assert.Equal(0, one.Send("2A000000000000000100", new byte[512]).Status);
         await test.RestartAsync();

@@ -116,6 +116,7 @@ public sealed class SettingsTests
     [InlineData("engine=spdk", "allowed: auto, io_uring, aio")]
     [InlineData("metadata-ram=1k", "1 MiB to")]
     [InlineData("relayout=maybe", "allowed: on, off")]
+    [InlineData("move-rate=1k", "1 MiB to 1 TiB")]
     [InlineData("relayout-rate=1k", "1 MiB to")]
     [InlineData("loops=0", "allowed: 1 to 64")]
     [InlineData("loops=65", "allowed: 1 to 64")]

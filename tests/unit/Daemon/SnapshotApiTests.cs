@@ -200,7 +200,7 @@ public sealed class SnapshotApiTests : IAsyncLifetime
 
     private static async Task<ApiServerHandle> ApiServerOf(TestDaemon test)
     {
-        AdminApi api = await AdminApi.StartAsync(new AdminRoutes(test.Daemon), test.Daemon.TokenHash, [new ListenAddress(new(System.Net.IPAddress.Loopback, 0), null)], null, null);
+        AdminApi api = await AdminApi.StartAsync(new AdminRoutes(test.Daemon), test.Daemon.ApiTokens, [new ListenAddress(new(System.Net.IPAddress.Loopback, 0), null)], null, null);
         return new ApiServerHandle(api, (await File.ReadAllTextAsync(test.Daemon.TokenPath)).Trim());
     }
 

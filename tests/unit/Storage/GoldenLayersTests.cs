@@ -142,7 +142,7 @@ public class GoldenLayersTests
         Assert.Equal("0500000007000000" + "00000000" + "0300000002000000", Convert.ToHexString(page.AsSpan(4, 20)));
         Assert.Null(MetadataPageHeader.TryRead(page, out MetadataPageHeader read));
         Assert.Equal((MetadataKind.Snapshot, 3u), (read.Kind, read.Extent));
-        page[4] = 6;
+        page[4] = 7;
         Assert.NotNull(MetadataPageHeader.TryRead(page, out _));
     }
 

@@ -243,6 +243,42 @@ public class SnapshotTests
         Assert.Equal([new(4 * Units.MiB, false)], runs);
     }
 
+    /// <summary>A diff waits for its turn to have two pages in RAM; meanwhile one of its snapshots goes, and the page with it. What
+    /// is in that slot now must not be called damage.</summary>
+    [Fact]
+    public void A_diff_whose_snapshot_goes_while_it_waits_does_not_claim_damage()
+    {
+        var world = new StoreWorld(5, 64 * Units.MiB, 8 * Units.MiB, new StoreOptions
+        {
+            RingBytes = Units.MiB, SlotFraction = 0.05, MetadataBudgetBytes = 6 * MetadataPage.EntriesBytes,
+        });
+        ILayeredStore Layers() => (ILayeredStore)world.Store;
+        for (int n = 1; n <= 4; n++)
+        {
+            // Only the first extent differs between all of them.
+            for (ulong extent = 0; extent < (n == 2 ? 1UL : 8UL); extent++) world.Write(extent << Units.ExtentShift, StoreWorld.Pattern((ulong)n, 8192));
+            Assert.Equal(IoStatus.Ok, world.Loop.Run(Layers().CreateSnapshotsAsync([new SnapshotRequest(7, Id(n), $"s{n}", (ulong)n)])));
+        }
+
+        world.Reopen(isClean: true);
+        ILayeredStore store = Layers();
+        foreach (int n in new[] { 2, 3 }) Assert.Equal(IoStatus.Ok, world.Loop.Run(store.OpenSnapshot(7, Id(n))!.ReadAsync(0, new byte[4096])).Status);
+        var held = new LoopEvent<bool>();
+        world.File.ReadsHeld = held;
+        Task<IoStatus> first = store.DiffAsync(7, Id(3), Id(4), 5 * Units.MiB, Units.MiB, 10, []).AsTask();
+        Task<IoStatus> second = store.DiffAsync(7, Id(2), Id(4), 0, Units.MiB, 10, []).AsTask();
+        Task<IoStatus> deleting = store.DeleteSnapshotAsync(7, Id(2)).AsTask();
+        ulong used = store.GetStats().BlocksUsed;
+        Assert.True(world.Loop.RunUntil(() => deleting.IsCompleted && store.GetStats().BlocksUsed < used));
+        Assert.False(second.IsCompleted);
+        world.File.ReadsHeld = null;
+        held.Set(true);
+        Assert.True(world.Loop.RunUntil(() => first.IsCompleted && second.IsCompleted));
+        Assert.Equal(IoStatus.Ok, first.Result);
+        Assert.Equal(IoStatus.Unavailable, second.Result);
+        Assert.Equal(0UL, world.Store.GetStats().ChecksumErrors);
+    }
+
     [Fact]
     public void A_shrunk_volume_grows_with_zeros_and_its_snapshot_keeps_the_end()
     {

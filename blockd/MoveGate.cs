@@ -1,0 +1,80 @@
+using BlockServer.Cluster;
+using BlockServer.Core;
+
+namespace BlockServer.Blockd;
+
+/// <summary>Holds back the changes of volumes that move, by their gates, and brings those who use them to the new home. Any
+/// thread but a loop's.</summary>
+internal sealed class MoveGate(StoreSet stores, SharedVolumes volumes, TimeSpan patience) : IMoveGate
+{
+    /// <inheritdoc/>
+    public async Task<IMoveHold?> HoldAsync(IReadOnlyList<VolumeRecord> members)
+    {
+        var hold = new Hold(stores, volumes);
+        Task<bool>[] taking = [.. members.Select(v => TakeAsync(hold, v))];
+        // A change that does not end keeps others waiting behind the gate: not for long.
+        await Task.WhenAny(Task.WhenAll(taking), Task.Delay(patience));
+        if (taking.All(t => t is { IsCompletedSuccessfully: true, Result: true })) return hold;
+        await hold.ReleaseAsync();
+        return null;
+    }
+
+    private Task<bool> TakeAsync(Hold hold, VolumeRecord record)
+    {
+        if (volumes.ThreadOf(record) is not { } thread) return Task.FromResult(false);
+        return thread.InvokeAsync(async () =>
+        {
+            if (await volumes.OpenAsync(record, thread) is not { } volume) return false;
+            VolumeGate.Range range = volume.Gate.Take(0, ulong.MaxValue, isExclusive: true, out ValueTask<bool> wait);
+            await wait;
+            if (hold.TryAdd(volume, range)) return true;
+            volume.Gate.Release(range);
+            return false;
+        });
+    }
+
+    private sealed class Hold(StoreSet stores, SharedVolumes volumes) : IMoveHold
+    {
+        private readonly Lock _lock = new();
+        private readonly List<(SharedVolume Volume, VolumeGate.Range Range)> _held = [];
+        private bool _isReleased;
+
+        /// <summary>On the volume's loop.</summary>
+        public bool TryAdd(SharedVolume volume, VolumeGate.Range range)
+        {
+            lock (_lock)
+            {
+                if (_isReleased) return false;
+                volume.IsHeld = true;
+                _held.Add((volume, range));
+                return true;
+            }
+        }
+
+        public async Task SwitchAsync(IReadOnlyList<VolumeRecord> moved)
+        {
+            foreach ((SharedVolume volume, _) in _held)
+            {
+                StoreHost host = stores.Find(moved.First(v => v.Id == volume.Id).StoreId)!;
+                await volume.Thread.InvokeAsync(() => volumes.SwitchAsync(volume, host));
+            }
+        }
+
+        public Task ReleaseAsync()
+        {
+            lock (_lock) _isReleased = true;
+            return Task.WhenAll(_held.Select(h => h.Volume.Thread.InvokeAsync(() =>
+            {
+                h.Volume.IsHeld = false;
+                h.Volume.Gate.Release(h.Range);
+                return default;
+            })));
+        }
+
+        public Task DrainAsync() => Task.WhenAll(_held.Select(h => h.Volume.Thread.InvokeAsync(async () =>
+        {
+            await h.Volume.Home.DrainAsync();
+            foreach (HomeDevice snapshot in h.Volume.Snapshots.Values.ToArray()) await snapshot.DrainAsync();
+        })));
+    }
+}

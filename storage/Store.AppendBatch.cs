@@ -1,0 +1,318 @@
+using System.Runtime.CompilerServices;
+using BlockServer.Core;
+
+namespace BlockServer.Storage;
+
+// Appends are written in batches, one at a time for a volume, so that they lie in the log in the order of their offsets. A
+// batch is one chain: its data, then one record for each append, which says the new length. So length and data change as
+// one, and a crash leaves all of a batch or nothing of it. The next batch begins when this one is complete in the log; the
+// answers wait for a flush, which batches of all volumes share.
+//
+// An append of more than a chain holds is written in pieces behind the length, where nobody sees them; when they are durable
+// its last piece goes into a chain with the record that says the length.
+public sealed partial class Store
+{
+    // Pieces of one large append that are under way at a time.
+    private const int AppendPiecesAtOnce = 8;
+
+    private void StartPump(Volume volume)
+    {
+        AppendState state = volume.Appends!;
+        if (state.IsPumping) return;
+        state.IsPumping = true;
+        state.Pump ??= new TurnEndHook(() => _ = WatchPumpAsync(volume));
+        _loop.CallAtTurnEnd(state.Pump);
+    }
+
+    /// <summary>Nobody awaits it, so a broken promise in it stops the store.</summary>
+    private async Task WatchPumpAsync(Volume volume)
+    {
+        try
+        {
+            await PumpAsync(volume);
+        }
+        catch (Exception broken) when (broken is not OutOfMemoryException)
+        {
+            Fail("appending: " + broken);
+        }
+    }
+
+    [AsyncMethodBuilder(typeof(LoopMethodBuilder<>))]
+    private async ValueTask<IoStatus> PumpAsync(Volume volume)
+    {
+        AppendState state = volume.Appends!;
+        while (state.Waiting.Count > 0)
+        {
+            int bytes = Gather(volume);
+            if (state.Batch.Count == 0) continue;
+            state.BatchBytes = (ulong)bytes;
+            ulong start = state.LengthBytes;
+            IoStatus status = bytes > AtomicBytes
+                ? await WriteLargeAsync(volume, start, state.Batch[0].Bytes)
+                : await WriteBatchAsync(volume, start, start, bytes);
+            state.BatchBytes = 0;
+            if (status == IoStatus.Conflict) AskAgain(state);
+            else AnswerBatch(volume, start, status);
+        }
+
+        state.IsPumping = false;
+        return IoStatus.Ok;
+    }
+
+    /// <summary>Moves appends that fit into one chain into the batch, and answers those that need no writing.</summary>
+    private int Gather(Volume volume)
+    {
+        AppendState state = volume.Appends!;
+        int bytes = 0;
+        while (state.Batch.Count < AppendsAtOnce && state.Waiting.TryPeek(out AppendRequest? next))
+        {
+            bool isFollower = false;
+            if (next.Key.Client != Guid.Empty)
+            {
+                AppendRequest? before = state.Batch.FindLast(r => r.Key.Client == next.Key.Client);
+                // What this one means depends on what becomes of that one.
+                if (before is not null && before.Key.Sequence >= next.Key.Sequence) break;
+                isFollower = before is not null;
+            }
+
+            if (Refused(volume, next, (ulong)bytes, isFollower) is { } answer)
+            {
+                state.Waiting.Dequeue().Complete(answer);
+                continue;
+            }
+
+            if (state.Batch.Count > 0 && !FitsChain(state, bytes + next.Bytes.Length)) break;
+            state.Batch.Add(state.Waiting.Dequeue());
+            bytes += next.Bytes.Length;
+            if (bytes > AtomicBytes) break;
+        }
+
+        return bytes;
+    }
+
+    /// <summary>One more append fits into the log page, however scattered its blocks will be.</summary>
+    private static bool FitsChain(AppendState state, int bytes)
+    {
+        if (bytes > AtomicBytes) return false;
+        int blocks = BlocksOf(state.LengthBytes, bytes);
+        int records = 2 * RedoRecord.RunsOffset + RedoRecord.WriteLength(blocks, blocks) + (state.Batch.Count + 1) * RedoRecord.AppendLength;
+        return records <= Units.BlockBytes - RedoPageHeader.Size;
+    }
+
+    /// <summary>The answer to an append that is not written, or null.</summary>
+    private AppendAnswer? Refused(Volume volume, AppendRequest request, ulong inFront, bool isFollower)
+    {
+        AppendState state = volume.Appends!;
+        if (State != StoreState.Online) return new AppendAnswer(AppendOutcome.Unavailable, 0, false, 0);
+        if (volume.IsDeleting) return new AppendAnswer(AppendOutcome.NotFound, 0, false, 0);
+        AppendClient? client = request.Key.Client == Guid.Empty || Breaks(BrokenRules.ForgetAppends) ? null : state.Find(request.Key.Client);
+        if (client is not null && client.TryFind(request.Key.Sequence, out AppendMemory landed))
+        {
+            return landed.LengthBytes == request.Bytes.Length
+                ? new AppendAnswer(AppendOutcome.Done, landed.OffsetBytes, true, _appliedLsn)
+                : new AppendAnswer(AppendOutcome.Differs, 0, false, 0);
+        }
+
+        AppendOutcome? outcome = client?.IsTooOld(request.Key.Sequence) == true ? AppendOutcome.StaleSequence
+            : client is null && !isFollower && request.Key.Sequence > 1 && !Breaks(BrokenRules.ForgetAppends) ? AppendOutcome.UnknownClient
+            : state.IsSealing || volume.Head.IsSealed ? AppendOutcome.Sealed
+            : state.LengthBytes + inFront + (ulong)request.Bytes.Length > volume.Head.SizeBytes ? AppendOutcome.Full
+            : null;
+        return outcome is { } known ? new AppendAnswer(known, 0, false, 0) : null;
+    }
+
+    /// <summary>The volume went back to a snapshot meanwhile: everything is looked at anew, in the same order.</summary>
+    private static void AskAgain(AppendState state)
+    {
+        state.Waiting = new Queue<AppendRequest>(state.Batch.Concat(state.Waiting));
+        state.Batch.Clear();
+    }
+
+    private void AnswerBatch(Volume volume, ulong start, IoStatus status)
+    {
+        AppendOutcome outcome = status switch
+        {
+            IoStatus.Ok => AppendOutcome.Done,
+            IoStatus.ReadOnly => AppendOutcome.Sealed,
+            IoStatus.NoSpace => AppendOutcome.NoSpace,
+            IoStatus.Corrupt or IoStatus.IoError => AppendOutcome.Damaged,
+            _ => volume.IsDeleting ? AppendOutcome.NotFound : AppendOutcome.Unavailable,
+        };
+        ulong lsn = _appliedLsn;
+        // Who is answered may append again: that goes to the queue, the pump is still running.
+        List<AppendRequest> batch = volume.Appends!.Batch;
+        for (int i = 0; i < batch.Count; i++)
+        {
+            AppendRequest request = batch[i];
+            ulong offset = start;
+            start += (ulong)request.Bytes.Length;
+            request.Complete(new AppendAnswer(outcome, offset, false, lsn));
+        }
+
+        batch.Clear();
+    }
+
+    /// <summary>Writes <paramref name="length"/> bytes at <paramref name="at"/> and the records of the batch, which begins at
+    /// <paramref name="start"/>, as one chain. Errors: Conflict (the length is another one meanwhile), ReadOnly (sealed).</summary>
+    [AsyncMethodBuilder(typeof(LoopMethodBuilder<>))]
+    private async ValueTask<IoStatus> WriteBatchAsync(Volume volume, ulong start, ulong at, int length)
+    {
+        AppendState state = volume.Appends!;
+        int count = BlocksOf(at, length), edge = (int)(at % Units.BlockBytes);
+        ulong first = at >> Units.BlockShift, end = at + (ulong)length;
+        int low = LowBlocks(first, count);
+        RangeLock held = await TakeLowAsync(volume, first, low);
+        RangeLock? heldHigh = low < count ? await TakeLowAsync(volume, first + (ulong)low, count - low) : null;
+        IoBuffer buffer = await _pool.RentAsync(count * Units.BlockBytes);
+        Memory<byte> whole = buffer.Slice(0, count * Units.BlockBytes);
+        IoStatus status = edge == 0 || state.TailOf == at ? IoStatus.Ok : await ReadBlockAsync(volume, first, state.Tail);
+        if (status == IoStatus.Ok) status = await MakeRoomAsync(volume, first, count, count, begins: true);
+        if (status == IoStatus.Ok) status = Reach(volume, at, length, isBounded: false);
+        // From here to the end of the chain nothing is awaited.
+        if (status == IoStatus.Ok && state.LengthBytes != start) status = IoStatus.Conflict;
+        if (status == IoStatus.Ok && state.IsSealing) status = IoStatus.ReadOnly;
+        if (status == IoStatus.Ok && IsDoubtfulPart(volume, first, count)) status = IoStatus.Corrupt;
+        if (status == IoStatus.Ok && !HasSlots(volume, first, count, begins: true)) status = IoStatus.NoSpace;
+        if (status == IoStatus.Ok)
+        {
+            state.Tail.AsSpan(0, edge).CopyTo(whole.Span);
+            Fill(state.Batch, whole.Span[edge..], at - start, length);
+            whole.Span[(edge + length)..].Clear();
+            if (Breaks(BrokenRules.LengthBeforeData)) await SayLengthFirst(volume, start);
+            Span<AppendPlace?> places = stackalloc AppendPlace?[state.Batch.Count];
+            PlaceClients(volume, first, count, places);
+            ChainWrite(volume, first, whole[..(low << Units.BlockShift)]);
+            if (low < count) ChainWrite(volume, first + (ulong)low, whole[(low << Units.BlockShift)..]);
+            if (!Breaks(BrokenRules.LengthBeforeData)) ChainAppends(volume, start, places);
+            volume.InFlight++;
+            status = await StartChain();
+            EndFlight(volume);
+        }
+
+        if (status == IoStatus.Ok && end % Units.BlockBytes != 0)
+        {
+            whole.Span[^Units.BlockBytes..].CopyTo(state.Tail);
+            state.TailOf = end;
+        }
+
+        buffer.Return();
+        if (heldHigh is not null) _locks.Give(heldHigh);
+        _locks.Give(held);
+        return status;
+    }
+
+    /// <summary>Copies what the appends bring, from <paramref name="skip"/> bytes behind their begin on.</summary>
+    private static void Fill(List<AppendRequest> batch, Span<byte> target, ulong skip, int length)
+    {
+        int done = 0;
+        foreach (AppendRequest request in batch)
+        {
+            ReadOnlySpan<byte> bytes = request.Bytes.Span[(int)skip..];
+            skip = 0;
+            bytes.CopyTo(target[done..]);
+            done += bytes.Length;
+        }
+
+        Check.That(done == length);
+    }
+
+    /// <summary>Finds or makes a place for each client of the batch. A new page begins in the log in front of the chain; when
+    /// there is no slot for one, the client that appended longest ago is forgotten.</summary>
+    private void PlaceClients(Volume volume, ulong first, int count, Span<AppendPlace?> places)
+    {
+        AppendState state = volume.Appends!;
+        for (int i = 0; i < places.Length; i++)
+        {
+            places[i] = null;
+            Guid id = state.Batch[i].Key.Client;
+            if (id == Guid.Empty) continue;
+            if (!state.TryPlace(id, out AppendPlace place))
+            {
+                var client = new AppendClient(id);
+                if (state.Admit(client, mayForget: false) is not { } free)
+                {
+                    TryBeginPage(volume, (uint)PagesToBegin(volume, ExtentOf(first), ExtentOf(first + (ulong)count - 1), begins: true));
+                    free = state.Admit(client, mayForget: true)!.Value;
+                }
+
+                place = free;
+            }
+
+            // Nobody of the batch is forgotten for another one of it.
+            state.Pages[place.Page]![place.Place]!.LastVersion = _nextVersion;
+            places[i] = place;
+        }
+    }
+
+    private void TryBeginPage(Volume volume, uint slotsKept)
+    {
+        AppendState state = volume.Appends!;
+        int index = Array.IndexOf(state.Pages, null);
+        if (index < 0 || _slots.FreeCount <= slotsKept) return;
+        Check.That(_slots.TryTake(MetadataKind.Appends, volume.Head.Id, (uint)index, out uint slot));
+        state.SetPage((uint)index, slot, new AppendPage { LengthBytes = state.LengthBytes });
+        AppendPageRecord(volume, (uint)index, state.LengthBytes).IsSilent = true;
+    }
+
+    private void ChainAppends(Volume volume, ulong start, ReadOnlySpan<AppendPlace?> places)
+    {
+        AppendState state = volume.Appends!;
+        for (int i = 0; i < places.Length; i++)
+        {
+            AppendRequest request = state.Batch[i];
+            uint page = places[i]?.Page ?? FirstPage(state);
+            Pending record = NewPending(RedoKind.Append, volume, state.Slots[page]);
+            record.Extent = page;
+            record.Entry = new AppendEntry(
+                places[i]?.Place ?? AppendPage.NoPlace, request.Key.Client, request.Key.Sequence, start, (uint)request.Bytes.Length, 0);
+            start += (ulong)request.Bytes.Length;
+            _chain[_chainCount++] = record;
+        }
+    }
+
+    private static uint FirstPage(AppendState state) => (uint)Array.FindIndex(state.Pages, page => page is not null);
+
+    /// <summary>An append of more than a chain holds: pieces behind the length, made durable, then the last one with the
+    /// length.</summary>
+    private async ValueTask<IoStatus> WriteLargeAsync(Volume volume, ulong start, ReadOnlyMemory<byte> bytes)
+    {
+        ulong end = start + (ulong)bytes.Length, last = (end - 1) & ~(ulong)(Units.ExtentBytes - 1);
+        var under = new Queue<ValueTask<IoStatus>>(AppendPiecesAtOnce);
+        IoStatus status = IoStatus.Ok;
+        for (ulong at = start; at < last && status == IoStatus.Ok;)
+        {
+            int length = (int)(Units.ExtentBytes - at % Units.ExtentBytes);
+            if (under.Count == AppendPiecesAtOnce) status = await under.Dequeue();
+#pragma warning disable CA2012 // Several at once; each is awaited exactly once, above or below.
+            under.Enqueue(WriteAsync(volume, at, bytes.Slice((int)(at - start), length), isBounded: false));
+#pragma warning restore CA2012
+            at += (ulong)length;
+        }
+
+        while (under.TryDequeue(out ValueTask<IoStatus> piece))
+        {
+            IoStatus one = await piece;
+            if (status == IoStatus.Ok) status = one;
+        }
+
+        // Recovery drops what a power cut took: were the length in front of it, there would be a hole.
+        if (status == IoStatus.Ok && !Breaks(BrokenRules.LargeAppendUnflushed)) status = await EnsureDurable(_appliedLsn);
+        if (status == IoStatus.Ok) status = await WriteBatchAsync(volume, start, last, (int)(end - last));
+        if (status == IoStatus.Ok || State != StoreState.Online || volume.IsDeleting) return status;
+        // What lies behind the length is of no use any more.
+        RangeLock held = await _locks.TakeAsync(volume.Head.Id, StructureLock, 0, 1);
+        if (!volume.IsDeleting) await DropBeyondAsync(volume);
+        _locks.Give(held);
+        return status;
+    }
+
+    /// <summary>The broken rule: the length is said before the data, by a chain of its own.</summary>
+    private ValueTask<IoStatus> SayLengthFirst(Volume volume, ulong start)
+    {
+        AppendState state = volume.Appends!;
+        Span<AppendPlace?> places = stackalloc AppendPlace?[state.Batch.Count];
+        PlaceClients(volume, 0, 1, places);
+        ChainAppends(volume, start, places);
+        return StartChain();
+    }
+}
