@@ -71,11 +71,13 @@ internal static class RawHttp
             // A reset after the answer, because we had more to say.
         }
 
-        string text = Encoding.UTF8.GetString(all.ToArray());
+        // One character a byte, until the pieces are together: their lengths count bytes.
+        string text = Encoding.Latin1.GetString(all.ToArray());
         int head = text.IndexOf("\r\n\r\n", StringComparison.Ordinal);
         if (head < 0) return new RawAnswer(0, "", text);
         string body = text[(head + 4)..];
         if (text[..head].Contains("chunked", StringComparison.OrdinalIgnoreCase)) body = Unchunk(body);
+        body = Encoding.UTF8.GetString(Encoding.Latin1.GetBytes(body));
         return new RawAnswer(int.Parse(text.Split(' ')[1], null), text[..head], body);
     }
 
