@@ -196,10 +196,10 @@ internal sealed class AdminApi : IAsyncDisposable
             return;
         }
 
-        if (request.Method is not ("GET" or "POST" or "PATCH" or "DELETE" or "HEAD"))
+        if (request.Method is not ("GET" or "POST" or "PUT" or "PATCH" or "DELETE" or "HEAD"))
         {
-            context.Response.Headers.Allow = "GET, POST, PATCH, DELETE";
-            throw new ApiException(405, "wrong-method", "allowed: GET, POST, PATCH, DELETE");
+            context.Response.Headers.Allow = "GET, POST, PUT, PATCH, DELETE";
+            throw new ApiException(405, "wrong-method", "allowed: GET, POST, PUT, PATCH, DELETE");
         }
 
         bool isChange = !HttpMethods.IsGet(request.Method) && !HttpMethods.IsHead(request.Method);
@@ -334,6 +334,9 @@ internal interface IAdminRoutes
 /// <summary>One call that passed the guard.</summary>
 internal sealed class ApiCall(HttpContext context, string[] parts, ApiCaller caller)
 {
+    /// <summary>Nobody's call, for what the daemon itself wants to know; it sees all.</summary>
+    public static ApiCall OfDaemon => new(new DefaultHttpContext(), [], ApiCaller.Administrator);
+
     /// <summary>The path behind /v1, by its slashes.</summary>
     public IReadOnlyList<string> Parts { get; } = parts;
 
@@ -370,6 +373,13 @@ internal sealed class ApiCall(HttpContext context, string[] parts, ApiCaller cal
         : new ApiException(403, "not-yours", "a token of single volumes makes nothing new and renames nothing", field);
 
     public CancellationToken Aborted => context.RequestAborted;
+
+    /// <summary>A header, or null; once only.</summary>
+    public string? Header(string name)
+    {
+        Microsoft.Extensions.Primitives.StringValues values = context.Request.Headers[name];
+        return values.Count <= 1 ? values : throw new ApiException(400, "bad-request", $"{name} is given more than once", name);
+    }
 
     /// <summary>A parameter of the query, or null; once only.</summary>
     public string? Query(string name)
@@ -488,10 +498,11 @@ internal sealed class ApiCall(HttpContext context, string[] parts, ApiCaller cal
 
     /// <summary>Answers with bytes that are sent as they are made. When <paramref name="send"/> fails, the connection is cut: what
     /// has been sent must not look whole.</summary>
-    public async Task SendAsync(string type, Func<System.IO.Pipelines.PipeWriter, Task> send)
+    public async Task SendAsync(string type, Func<System.IO.Pipelines.PipeWriter, Task> send, long? lengthBytes = null)
     {
         if (context.Features.Get<Microsoft.AspNetCore.Server.Kestrel.Core.Features.IHttpMinResponseDataRateFeature>() is { } rate) rate.MinDataRate = null;
         context.Response.ContentType = type;
+        context.Response.ContentLength = lengthBytes;
         try
         {
             await send(context.Response.BodyWriter);

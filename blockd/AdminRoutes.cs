@@ -13,28 +13,36 @@ internal sealed class AdminRoutes : IAdminRoutes
     private static readonly byte[] s_openApi = ReadOpenApi();
 
     private readonly Daemon _daemon;
-    private readonly AdminTasks _tasks = new();
     private readonly ThickVolumes _thick;
     private readonly TargetRoutes _targets;
     private readonly Populations _populations;
     private readonly SnapshotRoutes _snapshots;
     private readonly StreamRoutes _streams;
+    private readonly WatchRoutes _watch;
+    private readonly DeclaredWorld _world;
+    private readonly DeclaredReconciler _declared;
     private readonly ApiAccess _access;
     private readonly DiskRoutes _disks;
+    private readonly TaskRoutes _taskRoutes;
     private readonly Dictionary<string, Func<ApiCall, Task>> _handlers;
 
     /// <summary>Routes to <paramref name="daemon"/>.</summary>
     public AdminRoutes(Daemon daemon)
     {
         _daemon = daemon;
-        _access = new ApiAccess(daemon, id => TaskNumber(id) is { } number ? _tasks.Find(number)?.Target : null);
-        _thick = new ThickVolumes(daemon, _tasks);
+        _access = new ApiAccess(daemon, id => _taskRoutes!.SeenAs(id));
+        _taskRoutes = new TaskRoutes(daemon);
+        _thick = new ThickVolumes(daemon);
         _targets = new TargetRoutes(daemon, _access);
-        _populations = new Populations(daemon, _tasks);
-        _snapshots = new SnapshotRoutes(daemon, _tasks, _targets, _populations, DescribeAsync, _thick.BeginAsync);
+        _populations = new Populations(daemon);
+        _snapshots = new SnapshotRoutes(daemon, _targets, _populations, DescribeAsync, _thick.BeginAsync);
         _streams = new StreamRoutes(daemon, DescribeAsync);
-        _disks = new DiskRoutes(daemon, _tasks);
-        daemon.Metrics.Tasks = _tasks.List;
+        var policies = new PolicyRoutes(daemon);
+        _watch = new WatchRoutes(daemon, new WatchSource(daemon, volumes => DescribeAsync(volumes, ApiCall.OfDaemon), () => SessionListAsync(ApiCall.OfDaemon), _snapshots, _targets, policies));
+        _world = new DeclaredWorld(daemon, this, _targets, policies);
+        _declared = new DeclaredReconciler(daemon.Meta, _world);
+        _disks = new DiskRoutes(daemon);
+        daemon.Metrics.Tasks = daemon.Tasks.List;
         _handlers = new(StringComparer.Ordinal)
         {
             ["GET version"] = VersionAsync,
@@ -54,14 +62,12 @@ internal sealed class AdminRoutes : IAdminRoutes
             ["GET sessions"] = SessionsAsync,
             ["DELETE sessions/{id}"] = CutAsync,
             ["GET stats"] = StatsAsync,
-            ["GET tasks"] = c => c.AnswerAsync(new TaskList([.. _tasks.List().Where(t => !c.Caller.IsConfined || ApiAccess.Sees(c.Caller, t.Target))]), ApiJson.Default.TaskList),
-            ["GET tasks/{id}"] = c => c.AnswerAsync(TaskOf(c), ApiJson.Default.TaskInfo),
-            ["DELETE tasks/{id}"] = CancelAsync,
             ["GET openapi.json"] = c => c.AnswerAsync(s_openApi),
         };
         foreach ((string key, Func<ApiCall, Task> handler) in _targets.Handlers.Concat(_snapshots.Handlers).Concat(_streams.Handlers).Concat(_disks.Handlers)
-            .Concat(new PolicyRoutes(daemon).Handlers).Concat(new DenyRoutes(daemon).Handlers).Concat(new TokenRoutes(daemon).Handlers)
-            .Concat(new TenantRoutes(daemon).Handlers).Concat(new AofRoutes(daemon, _targets).Handlers)) _handlers.Add(key, handler);
+            .Concat(policies.Handlers).Concat(new DenyRoutes(daemon).Handlers).Concat(new TokenRoutes(daemon).Handlers)
+            .Concat(new TenantRoutes(daemon).Handlers).Concat(new AofRoutes(daemon, _targets).Handlers).Concat(_taskRoutes.Handlers).Concat(_watch.Handlers)
+            .Concat(new SupportRoutes(new SupportBundle(daemon, this)).Handlers).Concat(new DeclaredRoutes(_declared, _world, () => _daemon.Declared).Handlers)) _handlers.Add(key, handler);
         Core.Check.That(_handlers.Keys.ToHashSet().SetEquals(ApiRouteTable.All.Select(r => r.Key)));
     }
 
@@ -76,6 +82,8 @@ internal sealed class AdminRoutes : IAdminRoutes
         await _snapshots.ResumeAsync();
         await _disks.ResumeAsync();
         _disks.Start();
+        await _daemon.Tasks.FailInterrupted(); // what nobody has gone on with
+        await _daemon.ReconcileAsync(_declared);
     }
 
     /// <inheritdoc/>
@@ -199,15 +207,21 @@ internal sealed class AdminRoutes : IAdminRoutes
         ScrubRequest request = await call.ReadAsync(ApiJson.Default.ScrubRequest);
         StoreHost host = _daemon.Stores.Find(volume.StoreId)
             ?? throw new ApiException(503, "disk-unavailable", "the volume's disk is not in service");
-        TaskInfo task = _tasks.Start("scrub", volume.Name, async (progress, cancel) =>
+        TaskInfo task = await _daemon.Tasks.StartAsync(new TaskSpec("scrub", volume.Name, volume.Id, Unit: "blocks"), async run =>
         {
-            ScrubReport report = await host.Thread.InvokeAsync(() => host.Store.ScrubAsync(
-                volume.Id, request.BytesPerSecond, r => progress(r.BlocksTotal == 0 ? 1 : (double)r.BlocksRead / r.BlocksTotal), cancel));
-            cancel.ThrowIfCancellationRequested();
+            ScrubReport report = await host.Thread.InvokeAsync(
+                () => host.Store.ScrubAsync(volume.Id, request.BytesPerSecond, r => run.Report(r.BlocksRead, r.BlocksTotal), run.Cancel));
+            run.Cancel.ThrowIfCancellationRequested();
             if (report.Finished) await _disks.NoteAsync(volume, report);
-            if (report.Bad.Count == 0) return $"{report.BlocksRead} blocks read, all good";
-            BadBlock first = report.Bad[0];
-            throw new IOException($"{report.Bad.Count} bad blocks, the first at byte {first.OffsetBytes} ({first.Reason})");
+            if (report.Bad.Count > 0)
+            {
+                BadBlock first = report.Bad[0];
+                throw new TaskException("bad-blocks", $"{report.Bad.Count} bad blocks, the first at byte {first.OffsetBytes} ({first.Reason})");
+            }
+
+            if (!report.Finished)
+                throw new TaskException("disk-unavailable", $"the disk stopped serving when {report.BlocksRead} blocks had been read; see pfcli list_disk");
+            return $"{report.BlocksRead} blocks read, all good";
         });
         await call.AnswerAsync(task, ApiJson.Default.TaskInfo, 202);
     }
@@ -291,7 +305,9 @@ internal sealed class AdminRoutes : IAdminRoutes
     }
 
     // The counters of a session belong to its loop: they are read there, in one visit to each loop.
-    private async Task SessionsAsync(ApiCall call)
+    private async Task SessionsAsync(ApiCall call) => await call.AnswerAsync(new SessionList(await SessionListAsync(call)), ApiJson.Default.SessionList);
+
+    private async Task<IReadOnlyList<SessionInfo>> SessionListAsync(ApiCall call)
     {
         Dictionary<uint, string> names = _daemon.Directory.List().ToDictionary(v => v.Id, v => v.Name);
         var sessions = new List<SessionInfo>();
@@ -301,7 +317,7 @@ internal sealed class AdminRoutes : IAdminRoutes
                 [.. there.Select(s => s.Describe(names))])));
         }
 
-        await call.AnswerAsync(new SessionList([.. sessions.OrderBy(s => long.Parse(s.Id, CultureInfo.InvariantCulture))]), ApiJson.Default.SessionList);
+        return [.. sessions.OrderBy(s => long.Parse(s.Id, CultureInfo.InvariantCulture))];
     }
 
     private Task EventsAsync(ApiCall call)
@@ -342,22 +358,6 @@ internal sealed class AdminRoutes : IAdminRoutes
             now, (now - _daemon.StartedAt).TotalSeconds, self.TotalProcessorTime.TotalSeconds,
             [.. volumes.OrderBy(v => v.Volume, StringComparer.Ordinal)]);
         await call.AnswerAsync(stats, ApiJson.Default.StatsInfo);
-    }
-
-    private TaskInfo TaskOf(ApiCall call)
-    {
-        string id = call.Parts[1];
-        TaskInfo? task = TaskNumber(id) is { } number ? _tasks.Find(number) : null;
-        return task ?? throw new ApiException(404, "no-such-task", $"there is no task '{id}'");
-    }
-
-    private static long? TaskNumber(string id) => long.TryParse(id, NumberStyles.None, CultureInfo.InvariantCulture, out long number) ? number : null;
-
-    private Task CancelAsync(ApiCall call)
-    {
-        if (!_tasks.Cancel(TaskOf(call).Id))
-            throw new ApiException(409, "task-goes-on", "this is carried through to its end; the task only shows how far it is");
-        return call.AnswerNothingAsync();
     }
 
     private async Task<VolumeInfo> DescribeAsync(VolumeRecord volume, ApiCall call) => (await DescribeAsync([volume], call))[0];

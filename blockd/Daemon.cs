@@ -42,6 +42,7 @@ internal sealed class Daemon
         Directory = new VolumeDirectory(meta, SystemClock.Instance, new SystemRandom());
         Targets = new TargetDirectory(meta);
         ScrubRecords = new ScrubDirectory(meta);
+        Tasks = new TaskRegistry(meta, SystemClock.Instance, Warn);
         Disks = new Disks(settings, data, meta, Directory, threads, Warn, watch, layer);
         Volumes = new SharedVolumes(meta, Directory, Stores, settings, Warn) { Seat = SeatOf };
         Directory.CutGate = new CutGate(Volumes, s_cutPauseMax);
@@ -67,6 +68,18 @@ internal sealed class Daemon
     public Settings Settings { get; }
 
     public VolumeDirectory Directory { get; }
+
+    /// <summary>What changed lately.</summary>
+    public WatchHub Watch { get; } = new();
+
+    /// <summary>What keeps the declared state; null until it serves.</summary>
+    public DeclaredRunner? Declared { get; private set; }
+
+    /// <summary>The metadata.</summary>
+    public IMetaStore Meta => _meta;
+
+    /// <summary>The long jobs.</summary>
+    public TaskRegistry Tasks { get; }
 
     /// <summary>The iSCSI targets that the operator has configured.</summary>
     public TargetDirectory Targets { get; }
@@ -224,7 +237,9 @@ internal sealed class Daemon
     {
         IsStopping = true;
         await EventWatch.DisposeAsync();
+        if (Declared is { } declared) await declared.DisposeAsync();
         await PolicyRunner.StopAsync();
+        await Tasks.StopAsync();
         if (_nbd is not null) await _nbd.StopAcceptingAsync();
         if (_iscsi is not null) await _iscsi.StopAcceptingAsync();
         Sessions.StopAll();
@@ -255,6 +270,23 @@ internal sealed class Daemon
     {
         Volumes.Doors.SetTenant(tenant, Tenants.Find(tenant)?.IopsMax is { } iops ? new QosLimits(iops) : null);
         foreach (VolumeRecord volume in Directory.List().Where(v => TenantDirectory.IsOf(tenant, v.Name))) Volumes.Doors.OnChanged(volume);
+    }
+
+    /// <summary>Begins to keep what is declared.</summary>
+    public async Task ReconcileAsync(DeclaredReconciler reconciler)
+    {
+        try
+        {
+            await reconciler.LoadAsync();
+        }
+        catch (InvalidDataException e)
+        {
+            Warn($"{e.Message}; nothing is reconciled until it is declared again (pfcli apply)");
+        }
+
+        if (Declared is { } old) await old.DisposeAsync();
+        Declared = new DeclaredRunner(reconciler, Watch, Warn);
+        Declared.Start();
     }
 
     /// <summary>A volume has another size or other export options: whoever is attached is told.</summary>
@@ -323,6 +355,7 @@ internal sealed class Daemon
                 throw new StartException($"the metadata database {_data.MetadataPath} cannot be written; free space or mend its disk");
         }
 
+        await Tasks.LoadAsync();
         await Targets.LoadAsync();
         await Policies.LoadAsync();
         await Tokens.LoadAsync();
@@ -345,12 +378,27 @@ internal sealed class Daemon
 
         if (Settings.Stdio is { } export && Directory.Find(export) is null)
             throw new StartException($"--stdio: there is no volume '{export}'; known: {string.Join(", ", Directory.List().Select(v => v.Name))}");
+        PublishChanges();
         await ListenAsync(systemdSockets, tls, log);
         PolicyRunner.Start();
         EventWatch.CertificateEnds = tls?.Current.EndsAt;
         if (tls is not null) tls.Renewed = identity => EventWatch.CertificateEnds = identity.EndsAt;
         EventWatch.Start();
         Events.Note(EventCatalogue.Started, Environment.MachineName, $"blockd {Program.Version} serves {Settings.DataDir}");
+    }
+
+    private void PublishChanges()
+    {
+        Directory.VolumeChanged = (v, isGone) => Watch.Publish(WatchTypes.Volume, v.Id.ToString(System.Globalization.CultureInfo.InvariantCulture), v.Name, isGone);
+        Directory.SnapshotChanged = (v, uuid, name, isGone) => Watch.Publish(WatchTypes.Snapshot, uuid.ToString(), $"{v.Name}@{name}", isGone);
+        Targets.Changed = (name, isGone) => Watch.Publish(WatchTypes.Target, name, name, isGone);
+        Policies.RecordChanged = (name, isGone) => Watch.Publish(WatchTypes.Policy, name, name, isGone);
+        Sessions.Changed = (id, isGone) => Watch.Publish(WatchTypes.Session, id, id, isGone);
+        Tasks.Changed += id =>
+        {
+            string key = id.ToString(System.Globalization.CultureInfo.InvariantCulture);
+            Watch.Publish(WatchTypes.Task, key, key, Tasks.Find(id) is null);
+        };
     }
 
     private async Task ListenAsync(int systemdSockets, TlsFiles? tls, Action<string> log)
@@ -394,5 +442,9 @@ internal sealed class Daemon
     }
 
     /// <summary>Adds to what the node warns of.</summary>
-    public void Warn(string warning) => _warnings.Enqueue(warning);
+    public void Warn(string warning)
+    {
+        LogTail.Instance.Add(SystemClock.Instance.UtcNow, "warning: " + warning);
+        _warnings.Enqueue(warning);
+    }
 }

@@ -12,13 +12,13 @@ internal sealed class DiskRoutes
     private readonly DiskWatch _watch;
     private readonly Scrubs _scrubs;
 
-    public DiskRoutes(Daemon daemon, AdminTasks tasks)
+    public DiskRoutes(Daemon daemon)
     {
         _daemon = daemon;
-        _moves = new Moves(daemon, tasks);
-        _drains = new Drains(daemon, tasks, _moves);
+        _moves = new Moves(daemon);
+        _drains = new Drains(daemon, _moves);
         _watch = new DiskWatch(daemon, _drains, daemon.Warn);
-        _scrubs = new Scrubs(daemon, tasks, Io.SystemClock.Instance);
+        _scrubs = new Scrubs(daemon, Io.SystemClock.Instance);
         Handlers = new Dictionary<string, Func<ApiCall, Task>>(StringComparer.Ordinal)
         {
             ["POST volumes/{name}/move"] = MoveAsync,

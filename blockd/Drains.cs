@@ -6,10 +6,12 @@ namespace BlockServer.Blockd;
 
 /// <summary>Empties disks by moving their volumes to the others, and evens the disks out. A drain is written down with the disk
 /// and goes on after a restart; while it lasts nothing new is placed there. Thread-safe.</summary>
-internal sealed class Drains(Daemon daemon, AdminTasks tasks, Moves moves)
+internal sealed class Drains(Daemon daemon, Moves moves)
 {
     /// <summary>Disks whose used parts differ by less than this are even.</summary>
     private const double Even = 0.05;
+
+    private const string ReplaceKind = "replace";
 
     private const int RebalanceMovesMax = 10_000;
 
@@ -39,7 +41,11 @@ internal sealed class Drains(Daemon daemon, AdminTasks tasks, Moves moves)
     /// <summary>Goes on with every drain that is written down.</summary>
     public void Resume()
     {
-        foreach (StoreHost host in daemon.Stores.All.Where(h => daemon.Directory.IsDraining(h.StoreId))) Run(host, null);
+        foreach (StoreHost host in daemon.Stores.All.Where(h => daemon.Directory.IsDraining(h.StoreId)))
+        {
+            TaskRecord? replacing = daemon.Tasks.Interrupted(ReplaceKind).FirstOrDefault(t => t.Subject == host.Name);
+            Run(host, Guid.TryParse(replacing?.Parameters, out Guid fresh) ? fresh : null);
+        }
     }
 
     /// <summary>Begins to move volumes from the fullest disk to the emptiest until they are even, or answers the task that
@@ -48,8 +54,8 @@ internal sealed class Drains(Daemon daemon, AdminTasks tasks, Moves moves)
     {
         lock (_lock)
         {
-            if (_rebalancing is { } known && tasks.Find(known.Id) is { EndedAt: null }) return known;
-            return _rebalancing = tasks.Start("rebalance", "all disks", RebalanceAsync);
+            if (_rebalancing is { } known && daemon.Tasks.Find(known.Id) is { EndedAt: null }) return known;
+            return _rebalancing = daemon.Tasks.Start(new TaskSpec("rebalance", "all disks"), run => RebalanceAsync(run.Report, run.Cancel));
         }
     }
 
@@ -63,9 +69,9 @@ internal sealed class Drains(Daemon daemon, AdminTasks tasks, Moves moves)
     {
         lock (_lock)
         {
-            if (_running.TryGetValue(host.StoreId, out TaskInfo? known)) return tasks.Find(known.Id) ?? known;
-            return _running[host.StoreId] = tasks.Start(
-                only is null ? "drain" : "replace", host.Name, (progress, cancel) => DrainAsync(host, only, progress, cancel));
+            if (_running.TryGetValue(host.StoreId, out TaskInfo? known)) return daemon.Tasks.Find(known.Id) ?? known;
+            return _running[host.StoreId] = daemon.Tasks.Start(
+                new TaskSpec(only is null ? "drain" : ReplaceKind, host.Name, Parameters: only?.ToString()), run => DrainAsync(host, only, run.Report, run.Cancel));
         }
     }
 

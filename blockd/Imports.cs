@@ -47,9 +47,10 @@ internal sealed class Imports(VolumeDirectory directory, StoreSet stores, Shared
     }
 
     /// <summary>Brings a stream in; the volume when it is whole. <paramref name="keepsPart"/>: a stream that breaks off can be
-    /// continued later, by <paramref name="goesOn"/>. Throws <see cref="ImportException"/> or <see cref="ApiException"/>.</summary>
+    /// continued later, by <paramref name="goesOn"/>. <paramref name="progress"/> is told bytes of how many. Throws <see cref="ImportException"/> or <see cref="ApiException"/>.</summary>
     public async Task<VolumeRecord> RunAsync(
-        string name, Guid? storeId, Stream body, ICompressor? compressor, bool keepsPart, bool goesOn, bool isImage, CancellationToken cancel)
+        string name, Guid? storeId, Stream body, ICompressor? compressor, bool keepsPart, bool goesOn, bool isImage, CancellationToken cancel,
+        Action<ulong, ulong>? progress = null)
     {
         // A new volume has no number yet.
         if (!_names.TryAdd(name, 0)) throw Busy(name);
@@ -65,7 +66,7 @@ internal sealed class Imports(VolumeDirectory directory, StoreSet stores, Shared
                     ? await BeginFullAsync(name, storeId, known, header, goesOn, isImage)
                     : await BeginIncrementAsync(name, known, header, goesOn, isImage);
                 _running.TryAdd(begun.Id, 0);
-                return await FillAsync(begun, header, body, compressor, keepsPart, cancel);
+                return await FillAsync(begun, header, body, compressor, keepsPart, progress, cancel);
             }
             catch (ImportException e)
             {
@@ -253,7 +254,7 @@ internal sealed class Imports(VolumeDirectory directory, StoreSet stores, Shared
     }
 
     private async Task<VolumeRecord> FillAsync(
-        VolumeRecord volume, StreamHeader header, Stream body, ICompressor? compressor, bool keepsPart, CancellationToken cancel)
+        VolumeRecord volume, StreamHeader header, Stream body, ICompressor? compressor, bool keepsPart, Action<ulong, ulong>? progress, CancellationToken cancel)
     {
         StoreHost host = HostOf(volume);
         ImportRecord import = volume.Import!;
@@ -266,7 +267,7 @@ internal sealed class Imports(VolumeDirectory directory, StoreSet stores, Shared
                 ImportRecord now = import with { Cursor = cursor };
                 Must(await directory.SetImportAsync(volume.Id, import, now));
                 import = now;
-            });
+            }) { Progress = progress is null ? null : done => progress(done, header.SizeBytes) };
             await job.RunAsync(body, cancel);
             await FinishAsync(volume, host, header);
             return await EndAsync(volume, import);

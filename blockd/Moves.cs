@@ -7,7 +7,7 @@ namespace BlockServer.Blockd;
 
 /// <summary>The moves of volumes between disks, as tasks: those that are asked for, and at the start those that an earlier run left
 /// half. Thread-safe.</summary>
-internal sealed class Moves(Daemon daemon, AdminTasks tasks)
+internal sealed class Moves(Daemon daemon)
 {
     // A disk or the metadata that do not serve for a moment are waited for; longer than that, and the move is given up.
     private const int TriesMax = 10;
@@ -48,7 +48,7 @@ internal sealed class Moves(Daemon daemon, AdminTasks tasks)
         }
         catch (OperationCanceledException) when (cancel.IsCancellationRequested)
         {
-            tasks.Cancel(task.Id);
+            daemon.Tasks.Cancel(task.Id);
             await done.ContinueWith(static _ => { }, CancellationToken.None, TaskContinuationOptions.None, TaskScheduler.Default);
             throw;
         }
@@ -79,7 +79,9 @@ internal sealed class Moves(Daemon daemon, AdminTasks tasks)
         {
             if (_running.TryGetValue(move.Id, out (TaskInfo Task, Task<string> Done) known)) return known;
             var done = new TaskCompletionSource<string>(TaskCreationOptions.RunContinuationsAsynchronously);
-            TaskInfo task = tasks.Start("move", NameOf(move), (progress, cancel) => RunAsync(move, progress, done, cancel));
+            TaskInfo task = daemon.Tasks.Start(
+                new TaskSpec("move", NameOf(move), move.Members.Count == 1 ? move.Members[0].Id : null),
+                run => RunAsync(move, part => run.Report(part), done, run.Cancel));
             return _running[move.Id] = (task, done.Task);
         }
     }
@@ -89,7 +91,6 @@ internal sealed class Moves(Daemon daemon, AdminTasks tasks)
 
     private async Task<string> RunAsync(MoveRecord move, Action<double> progress, TaskCompletionSource<string> done, CancellationToken cancel)
     {
-        await Task.Yield(); // whoever has begun it enters it first
         try
         {
             string result = await PatientlyAsync(move.Id, progress, cancel);

@@ -63,6 +63,9 @@ internal sealed class PolicyRoutes(Daemon daemon)
             ?? throw AdminRoutes.NoVolume(n ?? "", "volumes")),
     ];
 
+    /// <summary>All policies, as the administrator sees them.</summary>
+    public IReadOnlyList<PolicyInfo> List() => [.. daemon.Policies.List().Select(p => Describe(p, ApiCall.OfDaemon))];
+
     private PolicyInfo Describe(PolicyRecord p, ApiCall call)
     {
         var names = daemon.Directory.List().ToDictionary(v => v.Id, v => v.Name);

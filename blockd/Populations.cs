@@ -6,7 +6,7 @@ namespace BlockServer.Blockd;
 
 /// <summary>Follows volumes until they are copies, as tasks: those that are made, and at the start those that an earlier run left
 /// half; then they may be attached. Thread-safe.</summary>
-internal sealed class Populations(Daemon daemon, AdminTasks tasks)
+internal sealed class Populations(Daemon daemon)
 {
     private static readonly TimeSpan s_lookEvery = TimeSpan.FromMilliseconds(100);
 
@@ -32,21 +32,20 @@ internal sealed class Populations(Daemon daemon, AdminTasks tasks)
     {
         lock (_lock)
         {
-            if (_running.TryGetValue(volume.Id, out TaskInfo? known)) return tasks.Find(known.Id) ?? known;
+            if (_running.TryGetValue(volume.Id, out TaskInfo? known)) return daemon.Tasks.Find(known.Id) ?? known;
             _stopped.TryRemove(volume.Id, out _);
-            TaskInfo task = tasks.Follow("populate", volume.Name, progress => RunAsync(volume, progress));
+            TaskInfo task = daemon.Tasks.Start(new TaskSpec("populate", volume.Name, volume.Id, Cancellable: false), run => RunAsync(volume, run));
             _running.Add(volume.Id, task);
             return task;
         }
     }
 
-    private async Task<string> RunAsync(VolumeRecord volume, Action<double> progress)
+    private async Task<string> RunAsync(VolumeRecord volume, TaskRun run)
     {
-        await Task.Yield(); // whoever has begun it enters it first
         string? fault = null;
         try
         {
-            return await PopulateAsync(volume, progress);
+            return await PopulateAsync(volume, run);
         }
         catch (IOException e)
         {
@@ -63,29 +62,29 @@ internal sealed class Populations(Daemon daemon, AdminTasks tasks)
         }
     }
 
-    private async Task<string> PopulateAsync(VolumeRecord volume, Action<double> progress)
+    private async Task<string> PopulateAsync(VolumeRecord volume, TaskRun run)
     {
         while (true)
         {
             DirectoryResult result = await daemon.Directory.PopulateAsync(volume.Id);
             if (result.Fault is { Code: "no-such-volume" })
             {
-                await SweepAsync();
+                await SweepAsync(run.Cancel);
                 throw new IOException("the volume was deleted");
             }
 
             if (result.Fault is { } fault) throw new IOException($"{fault.Detail}; it goes on when its disk serves, or by pfcli flatten_volume");
             if (!result.Volume!.IsPopulating) break;
-            await CopyAsync(volume, progress);
+            await CopyAsync(volume, run);
         }
 
         await daemon.ServedTargets.ApplyAllAsync();
-        await SweepAsync();
+        await SweepAsync(run.Cancel);
         return "it is whole, and shares nothing with another volume";
     }
 
     /// <summary>Returns when the volume shares nothing any more, or is gone.</summary>
-    private async Task CopyAsync(VolumeRecord volume, Action<double> progress)
+    private async Task CopyAsync(VolumeRecord volume, TaskRun run)
     {
         while (true)
         {
@@ -100,13 +99,13 @@ internal sealed class Populations(Daemon daemon, AdminTasks tasks)
             if (layers.Base is null) return;
             if (!layers.IsFlattening)
                 throw new IOException("a block could not be copied: the disk is full, or the block cannot be read (pfcli scrub_volume); mend that, then pfcli flatten_volume goes on");
-            progress(await host.Thread.InvokeAsync(() => new ValueTask<double>(host.Store.OwnPart(volume.Id))));
-            await Task.Delay(s_lookEvery);
+            run.Report(await host.Thread.InvokeAsync(() => new ValueTask<double>(host.Store.OwnPart(volume.Id))));
+            await Task.Delay(s_lookEvery, run.Cancel);
         }
     }
 
-    private async Task SweepAsync()
+    private async Task SweepAsync(CancellationToken stop)
     {
-        for (int i = 0; i < SweepsMax && !await daemon.Directory.SweepCopiesAsync(); i++) await Task.Delay(s_lookEvery);
+        for (int i = 0; i < SweepsMax && !await daemon.Directory.SweepCopiesAsync(); i++) await Task.Delay(s_lookEvery, stop);
     }
 }

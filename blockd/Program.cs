@@ -159,6 +159,10 @@ internal static class Program
             if (SystemdNotify.Send(state, Environment.GetEnvironmentVariable("NOTIFY_SOCKET")) is { } trouble) Log(trouble);
         }
 
-        static void Log(string line) => Console.Error.WriteLine(line);
+        static void Log(string line)
+        {
+            LogTail.Instance.Add(Io.SystemClock.Instance.UtcNow, line);
+            Console.Error.WriteLine(line);
+        }
     }
 }

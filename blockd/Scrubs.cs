@@ -8,7 +8,7 @@ namespace BlockServer.Blockd;
 /// <summary>Reads what lies on the disks and verifies it, volume by volume: by itself once in a period, slowly, and when it is asked
 /// for. How far it is and what it found survives a restart. Thread-safe.</summary>
 #pragma warning disable CA1001 // The semaphore has no handle; a pass that is late when the daemon stops may still ask for it.
-internal sealed class Scrubs(Daemon daemon, AdminTasks tasks, IWallClock clock)
+internal sealed class Scrubs(Daemon daemon, IWallClock clock)
 #pragma warning restore CA1001
 {
     private static readonly TimeSpan s_lookEvery = TimeSpan.FromMinutes(1);
@@ -44,8 +44,9 @@ internal sealed class Scrubs(Daemon daemon, AdminTasks tasks, IWallClock clock)
     {
         lock (_lock)
         {
-            if (_running.TryGetValue(host.StoreId, out TaskInfo? known)) return tasks.Find(known.Id) ?? known;
-            return _running[host.StoreId] = tasks.Start("scrub-disk", host.Name, (progress, cancel) => PassAsync(host, bytesPerSecond, progress, cancel));
+            if (_running.TryGetValue(host.StoreId, out TaskInfo? known)) return daemon.Tasks.Find(known.Id) ?? known;
+            return _running[host.StoreId] = daemon.Tasks.Start(
+                new TaskSpec("scrub-disk", host.Name), run => PassAsync(host, bytesPerSecond, run.Report, run.Cancel));
         }
     }
 

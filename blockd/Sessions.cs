@@ -135,9 +135,19 @@ internal sealed class Sessions(ConnectionLimits limits)
 
     public string NextId() => Interlocked.Increment(ref _next).ToString(CultureInfo.InvariantCulture);
 
-    public void Add(Session session) => _sessions[session.Id] = session;
+    /// <summary>Told of every session that came or (true) went, by its id. On any thread; must be quick.</summary>
+    public Action<string, bool>? Changed { get; set; }
 
-    public void Remove(Session session) => _sessions.TryRemove(session.Id, out _);
+    public void Add(Session session)
+    {
+        _sessions[session.Id] = session;
+        Changed?.Invoke(session.Id, false);
+    }
+
+    public void Remove(Session session)
+    {
+        if (_sessions.TryRemove(session.Id, out _)) Changed?.Invoke(session.Id, true);
+    }
 
     /// <summary>Told of an address at which the kernel accepts no more connections, and why. Any thread; set once.</summary>
     public Action<string, string>? ListenerFailed { get; set; }

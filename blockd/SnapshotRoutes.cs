@@ -6,9 +6,11 @@ namespace BlockServer.Blockd;
 
 /// <summary>The admin API's snapshots and clones.</summary>
 internal sealed class SnapshotRoutes(
-    Daemon daemon, AdminTasks tasks, TargetRoutes targets, Populations populations, Func<VolumeRecord, ApiCall, Task<VolumeInfo>> describe, Func<Task> begin)
+    Daemon daemon, TargetRoutes targets, Populations populations, Func<VolumeRecord, ApiCall, Task<VolumeInfo>> describe, Func<Task> begin)
 {
     private const int RangesMax = 10_000;
+
+    private const string DeletionKind = "delete-snapshot";
 
     // A loop compares this much before others have their turn.
     private const ulong DiffStepBytes = Units.GiB;
@@ -39,6 +41,11 @@ internal sealed class SnapshotRoutes(
         {
             if (await daemon.Directory.LayersAsync(volume) is { IsFlattening: true }) FollowFlattening(volume);
         }
+
+        foreach (TaskRecord left in daemon.Tasks.Interrupted(DeletionKind))
+        {
+            if (DeletionInWork.TryParse(left.Parameters) is { } gone) FollowDeletion(left.Subject, gone);
+        }
     }
 
     /// <summary>Runs a deletion again while a deleted clone still gives its blocks back.</summary>
@@ -50,6 +57,13 @@ internal sealed class SnapshotRoutes(
             if (faultOf(result) is not { Code: "clone-being-deleted" } || waited >= s_cloneWait) return result;
             await Task.Delay(s_lookEvery, cancel);
         }
+    }
+
+    /// <summary>The snapshots of a volume as the API shows them, without what they take; none while its disk does not serve.</summary>
+    public async Task<IReadOnlyList<SnapshotEntry>> ListAsync(VolumeRecord volume)
+    {
+        SnapshotResult known = await daemon.Directory.SnapshotsAsync(volume);
+        return known.Fault is null ? await DescribeAsync(ApiCall.OfDaemon, known.Snapshots, withUsage: false) : [];
     }
 
     private async Task ListAllAsync(ApiCall call)
@@ -102,24 +116,28 @@ internal sealed class SnapshotRoutes(
         // Who has other LUNs beside it by a configured target loses this one only.
         await targets.RemoveSnapshotAsync(snapshot);
         foreach (Session session in daemon.Sessions.Reading(snapshot.Info.Uuid)) session.Cut("the snapshot was deleted");
-        TaskInfo task = tasks.Follow("delete-snapshot", $"{volume.Name}@{snapshot.Info.Name}", progress => FollowDeletionAsync(snapshot, progress));
+        TaskInfo task = FollowDeletion($"{volume.Name}@{snapshot.Info.Name}", new DeletionInWork(volume.StoreId, volume.Id, snapshot.Info.Uuid));
+        await daemon.Tasks.FlushAsync();
         await call.AnswerAsync(task, ApiJson.Default.TaskInfo, 202);
     }
 
-    private async Task<string> FollowDeletionAsync(VolumeSnapshot snapshot, Action<double> progress)
+    private TaskInfo FollowDeletion(string subject, DeletionInWork gone) => daemon.Tasks.Start(
+        new TaskSpec(DeletionKind, subject, gone.VolumeId, Cancellable: false, Unit: "pages", gone.ToString()), run => FollowDeletionAsync(gone, run));
+
+    private async Task<string> FollowDeletionAsync(DeletionInWork gone, TaskRun run)
     {
         long first = -1;
         while (true)
         {
-            if (daemon.Stores.Find(snapshot.Volume.StoreId) is not { } host) throw new IOException("its disk was removed; the rest follows when it is back");
+            if (daemon.Stores.Find(gone.StoreId) is not { } host) throw new TaskException("disk-unavailable", "its disk was removed; the rest follows when it is back");
             (FreeingState? state, bool isOnline) = await host.Thread.InvokeAsync(() => new ValueTask<(FreeingState?, bool)>(
-                (host.Store.FreeingOf(snapshot.Volume.Id, snapshot.Info.Uuid), host.Store.State == StoreState.Online)));
+                (host.Store.FreeingOf(gone.VolumeId, gone.Snapshot), host.Store.State == StoreState.Online)));
             if (state is not { } now) return "deleted";
             if (now.Waits) return "deleted; several layers build on what it shares, which goes when one of them is left";
-            if (!isOnline) throw new IOException("the disk does not serve any more; the rest follows when it does");
+            if (!isOnline) throw new TaskException("disk-unavailable", "the disk does not serve any more; the rest follows when it does");
             if (first < 0) first = now.PagesLeft;
-            if (first > 0) progress(Math.Max(0, 1 - (double)now.PagesLeft / first));
-            await Task.Delay(s_lookEvery);
+            if (first > 0) run.Report((ulong)Math.Max(0, first - now.PagesLeft), (ulong)first);
+            await Task.Delay(s_lookEvery, run.Cancel);
         }
     }
 
@@ -204,10 +222,12 @@ internal sealed class SnapshotRoutes(
         VolumeRecord volume = AdminRoutes.VolumeOf(daemon, call);
         _ = await call.ReadAsync(ApiJson.Default.FlattenVolume);
         AdminRoutes.Must(await daemon.Directory.FlattenAsync(volume.Name));
-        await call.AnswerAsync(volume.IsPopulating ? populations.Follow(volume) : FollowFlattening(volume), ApiJson.Default.TaskInfo, 202);
+        TaskInfo task = volume.IsPopulating ? populations.Follow(volume) : FollowFlattening(volume);
+        await daemon.Tasks.FlushAsync();
+        await call.AnswerAsync(task, ApiJson.Default.TaskInfo, 202);
     }
 
-    private TaskInfo FollowFlattening(VolumeRecord volume) => tasks.Follow("flatten", volume.Name, async progress =>
+    private TaskInfo FollowFlattening(VolumeRecord volume) => daemon.Tasks.Start(new TaskSpec("flatten", volume.Name, volume.Id, Cancellable: false), async run =>
     {
         while (true)
         {
@@ -217,8 +237,8 @@ internal sealed class SnapshotRoutes(
             if (layers.Base is null) return "it shares nothing with another volume any more";
             if (!layers.IsFlattening)
                 throw new IOException("a block of its base could not be copied: the disk is full, or the block cannot be read (pfcli scrub_volume); it is a clone still");
-            progress(await host.Thread.InvokeAsync(() => new ValueTask<double>(host.Store.OwnPart(volume.Id))));
-            await Task.Delay(s_lookEvery);
+            run.Report(await host.Thread.InvokeAsync(() => new ValueTask<double>(host.Store.OwnPart(volume.Id))));
+            await Task.Delay(s_lookEvery, run.Cancel);
         }
     });
 
@@ -272,5 +292,15 @@ internal sealed class SnapshotRoutes(
         }
 
         return entries;
+    }
+
+    /// <summary>A snapshot whose blocks the store gives back.</summary>
+    private sealed record DeletionInWork(Guid StoreId, uint VolumeId, Guid Snapshot)
+    {
+        public static DeletionInWork? TryParse(string? text) => text?.Split(' ') is [var store, var volume, var snapshot]
+            && Guid.TryParse(store, out Guid s) && uint.TryParse(volume, System.Globalization.CultureInfo.InvariantCulture, out uint v)
+            && Guid.TryParse(snapshot, out Guid u) ? new DeletionInWork(s, v, u) : null;
+
+        public override string ToString() => string.Create(System.Globalization.CultureInfo.InvariantCulture, $"{StoreId:N} {VolumeId} {Snapshot:N}");
     }
 }

@@ -213,6 +213,25 @@ internal sealed class StoreHost : IMoveSide
         }
     }
 
+    /// <summary>What stands in the four superblocks on the medium: their fields, or why one is not good.</summary>
+    public Task<IReadOnlyList<string>> SuperblocksAsync() => Thread.InvokeAsync(ReadSuperblocksAsync);
+
+    private async ValueTask<IReadOnlyList<string>> ReadSuperblocksAsync()
+    {
+        var found = new List<string>();
+        var page = new byte[Units.BlockBytes];
+        StoreGeometry? geometry = null;
+        for (int copy = 0; copy < 4 && (copy == 0 || geometry is not null); copy++)
+        {
+            IoStatus status = await _file.ReadAsync(geometry?.SuperblockOffset(copy) ?? 0, page);
+            string? fault = Superblock.TryRead(page, out Superblock read);
+            if (status == IoStatus.Ok && fault is null) geometry ??= read.Geometry;
+            found.Add(status != IoStatus.Ok ? $"cannot be read ({status})" : fault ?? read.ToString());
+        }
+
+        return found;
+    }
+
     /// <summary>Closes store and file; the sentence that went wrong, or null.</summary>
     public async Task<string?> CloseAsync()
     {

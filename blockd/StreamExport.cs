@@ -10,6 +10,9 @@ internal sealed class StreamExport(StoreHost host, uint volumeId, StreamHeader h
 {
     private const int BatchBytes = 2 << 20, Batches = 3;
 
+    /// <summary>Told how many bytes of the content have gone, about every 2 MiB. Set before it runs.</summary>
+    public Action<ulong>? Progress { get; init; }
+
     /// <summary>Begins at <paramref name="from"/>, or with the header when that is null; the end frame comes last. Throws
     /// <see cref="IOException"/> with a sentence when the content cannot be read: what was sent is not whole then, and says so
     /// by its missing end.</summary>
@@ -33,6 +36,7 @@ internal sealed class StreamExport(StoreHost host, uint volumeId, StreamHeader h
             {
                 BatchEncoder.Write(encoder, batch, output);
                 empty.Writer.TryWrite(batch);
+                Progress?.Invoke(encoder.Cursor.OffsetBytes);
                 FlushResult flushed = await output.FlushAsync(ended.Token);
                 if (flushed.IsCompleted || flushed.IsCanceled) throw new OperationCanceledException("the client has left");
             }

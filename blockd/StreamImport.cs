@@ -37,6 +37,9 @@ internal sealed class StreamImport(StoreHost host, uint volumeId, StreamHeader h
     private IBlockDevice _device = null!;
     private Task _settling = Task.CompletedTask;
 
+    /// <summary>Told how many bytes of the content have come, about every 2 MiB. Set before it runs.</summary>
+    public Action<ulong>? Progress { get; init; }
+
     /// <summary>Reads until the stream is whole and everything of it durable. Throws <see cref="ImportException"/>; what was
     /// kept last by <c>keep</c> is durable in any case, and nothing is being written any more.</summary>
     public async Task RunAsync(Stream body, CancellationToken cancel)
@@ -52,6 +55,7 @@ internal sealed class StreamImport(StoreHost host, uint volumeId, StreamHeader h
                 if (!batch.HasRoom(StreamHeader.DataBytesMax))
                 {
                     batch = await WriteAsync(batch);
+                    Progress?.Invoke(decoder.Cursor.OffsetBytes);
                     if (decoder.Cursor.OffsetBytes - kept >= KeepEveryBytes)
                     {
                         kept = decoder.Cursor.OffsetBytes;

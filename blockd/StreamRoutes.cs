@@ -71,7 +71,14 @@ internal sealed class StreamRoutes
             TargetName = target.Name,
             UnixSeconds = target.UnixSeconds,
         };
-        await call.SendAsync(StreamMedia.Type, output => new StreamExport(host, volume.Id, header, compressor).RunAsync(output, from, call.Aborted));
+        await call.SendAsync(StreamMedia.Type, output => _daemon.Tasks.TrackAsync(
+            new TaskSpec("export", $"{volume.Name}@{target.Name}", volume.Id, Unit: "bytes"),
+            async (run, cancel) =>
+            {
+                await new StreamExport(host, volume.Id, header, compressor) { Progress = done => run.Report(done, header.SizeBytes) }.RunAsync(output, from, cancel);
+                return header.SizeBytes;
+            },
+            size => $"{size} bytes have gone to the client", call.Aborted));
     }
 
     private async Task ImportAsync(ApiCall call)
@@ -91,7 +98,10 @@ internal sealed class StreamRoutes
                 return;
             }
 
-            VolumeRecord volume = await _daemon.Imports.RunAsync(name, storeId, body, Lz4.Instance, keepsPart, goesOn, isImage, call.Aborted);
+            VolumeRecord volume = await _daemon.Tasks.TrackAsync(
+                new TaskSpec("import", name, _daemon.Directory.Find(name)?.Id, Unit: "bytes"),
+                (run, cancel) => _daemon.Imports.RunAsync(name, storeId, body, Lz4.Instance, keepsPart, goesOn, isImage, cancel, run.Report),
+                v => $"'{v.Name}' has {v.SizeBytes} bytes", call.Aborted);
             await call.AnswerAsync(await _describe(volume, call), ApiJson.Default.VolumeInfo, 201);
         }
         catch (ImportException e)

@@ -147,6 +147,9 @@ internal sealed class TargetRoutes(Daemon daemon, ApiAccess access)
             409, "own-target", $"'{view.Name}' is the own target of volume '{view.Luns[0].Volume.Name}', which everybody may use; to set rules, make one with create_target and add_lun the volume");
     }
 
+    /// <summary>All targets, as the administrator sees them.</summary>
+    public IReadOnlyList<TargetInfo> List() => [.. daemon.Catalog.List().Select(v => Describe(v, ApiCall.OfDaemon))];
+
     private TargetInfo Describe(TargetView view, ApiCall call)
     {
         TargetRecord? record = view.IsOwn ? null : daemon.Targets.Find(view.Name);

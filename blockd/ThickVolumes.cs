@@ -5,7 +5,7 @@ namespace BlockServer.Blockd;
 
 /// <summary>Gives thick volumes all their blocks, as tasks in the background: after one was made thick or grew, and again at
 /// the start when the daemon ended in between. Clients may work meanwhile. Any thread.</summary>
-internal sealed class ThickVolumes(Daemon daemon, AdminTasks tasks)
+internal sealed class ThickVolumes(Daemon daemon)
 {
     /// <summary>Bytes between two looks at cancellation; a piece takes the store's locks extent by extent.</summary>
     private const ulong PieceBytes = 16 * Units.MiB;
@@ -26,11 +26,11 @@ internal sealed class ThickVolumes(Daemon daemon, AdminTasks tasks)
                 if (!_running.Add(volume.Id)) continue;
             }
 
-            tasks.Start("allocate", volume.Name, (progress, cancel) => AllocateAsync(host, volume.Id, progress, cancel));
+            daemon.Tasks.Start(new TaskSpec("allocate", volume.Name, volume.Id, Unit: "bytes"), run => AllocateAsync(host, volume.Id, run));
         }
     }
 
-    private async Task<string> AllocateAsync(StoreHost host, uint id, Action<double> progress, CancellationToken cancel)
+    private async Task<string> AllocateAsync(StoreHost host, uint id, TaskRun run)
     {
         try
         {
@@ -38,13 +38,13 @@ internal sealed class ThickVolumes(Daemon daemon, AdminTasks tasks)
             ulong at = 0;
             while (true)
             {
-                cancel.ThrowIfCancellationRequested();
+                run.Cancel.ThrowIfCancellationRequested();
                 ulong from = at;
                 (IoStatus status, ulong size) = await host.Thread.InvokeAsync(() => PieceAsync(host, id, from));
-                if (status != IoStatus.Ok) throw new IOException(Why(status));
+                if (status != IoStatus.Ok) throw new TaskException(status == IoStatus.NoSpace ? "no-space" : "disk-unavailable", Why(status));
                 if (at >= size) return $"all {size} bytes are allocated";
                 at += PieceBytes;
-                progress(Math.Min(1, (double)at / size));
+                run.Report(Math.Min(at, size), size);
             }
         }
         finally

@@ -45,6 +45,9 @@ public sealed class PolicyDirectory(IMetaStore meta) : IDisposable
     /// <summary>Called after every change. Set before the first.</summary>
     public Action? Changed { get; set; }
 
+    /// <summary>Told of every policy that came, changed or (true) went, by its name. On any thread; must be quick.</summary>
+    public Action<string, bool>? RecordChanged { get; set; }
+
     /// <summary>All, by name.</summary>
     public IReadOnlyList<PolicyRecord> List() => [.. _policies.Values];
 
@@ -100,6 +103,7 @@ public sealed class PolicyDirectory(IMetaStore meta) : IDisposable
         MetaResult result = await MetaCommit.CommitAsync(meta, [new(Prefix + name, old.Revision)], [new(Prefix + name, null)]);
         if (result.Outcome != MetaOutcome.Committed) return MetaCommit.FaultOf(result.Outcome);
         _policies = _policies.Remove(name);
+        RecordChanged?.Invoke(name, true);
         return new PolicyResult(old, null);
     });
 
@@ -135,6 +139,7 @@ public sealed class PolicyDirectory(IMetaStore meta) : IDisposable
         if (result.Outcome != MetaOutcome.Committed) return MetaCommit.FaultOf(result.Outcome);
         record = record with { Revision = result.Revision };
         _policies = _policies.SetItem(record.Name, record);
+        RecordChanged?.Invoke(record.Name, false);
         return new PolicyResult(record, null);
     }
 

@@ -41,6 +41,9 @@ public sealed class TargetDirectory(IMetaStore meta) : IDisposable
     private readonly SemaphoreSlim _change = new(1, 1);
     private ImmutableSortedDictionary<string, Entry> _targets = ImmutableSortedDictionary.Create<string, Entry>(StringComparer.Ordinal);
 
+    /// <summary>Told of every target (by name; discovery too) that came, changed or (true) went. On any thread; must be quick.</summary>
+    public Action<string, bool>? Changed { get; set; }
+
     /// <summary>The configured targets, by name.</summary>
     public IReadOnlyList<TargetRecord> List() => [.. _targets.Values.Select(e => e.Record).Where(r => r.Name != Discovery)];
 
@@ -109,6 +112,7 @@ public sealed class TargetDirectory(IMetaStore meta) : IDisposable
             meta, [new(RecordPrefix + name, old.Revision)], [new(RecordPrefix + name, null), new(SecretPrefix + name, null)]);
         if (result.Outcome != MetaOutcome.Committed) return MetaCommit.FaultOf(result.Outcome);
         _targets = _targets.Remove(name);
+        Changed?.Invoke(name, true);
         return old;
     });
 
@@ -222,6 +226,7 @@ public sealed class TargetDirectory(IMetaStore meta) : IDisposable
         if (result.Outcome != MetaOutcome.Committed) return MetaCommit.FaultOf(result.Outcome);
         record = record with { Revision = result.Revision };
         _targets = _targets.SetItem(record.Name, new Entry(record, secrets ?? SecretsOf(record.Name)));
+        Changed?.Invoke(record.Name, false);
         return record;
     }
 

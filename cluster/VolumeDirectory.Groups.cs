@@ -58,6 +58,7 @@ public sealed partial class VolumeDirectory
             VolumeLayers? layers = await LayersAsync(members[i]);
             if (layers?.Snapshots.FirstOrDefault(s => s.Uuid == cuts[i].Request.Uuid) is not { } info) return AwayFault();
             done.Add(new VolumeSnapshot(members[i], info, isLabelled ? records[i] : null));
+            SnapshotChanged?.Invoke(members[i], info.Uuid, info.Name, false);
         }
 
         return new SnapshotResult(done, null);

@@ -57,6 +57,7 @@ public sealed partial class VolumeDirectory
         if (status is not (IoStatus.Ok or IoStatus.NotFound)) return SnapshotFault(status);
         // Where this is not written, the next start does it.
         await CommitAsync([], [new MetaChange(SnapshotRecord.PrefixOf(found.Volume.Id) + found.Info.Uuid.ToString("N"), null)]);
+        SnapshotChanged?.Invoke(found.Volume, found.Info.Uuid, found.Info.Name, true);
         return new SnapshotResult([found], null);
     }, fault => fault);
 
@@ -86,6 +87,7 @@ public sealed partial class VolumeDirectory
         IoStatus status = await host.RollBackAsync(found.Info.Uuid, safety);
         await SettleAsync(); // takes the size over from the store, whatever became of it
         if (status != IoStatus.Ok) return SnapshotFault(status);
+        SnapshotChanged?.Invoke(Find(volume) ?? old, safety.Uuid, safety.Name, false);
         IReadOnlyList<VolumeSnapshot> now = (await SnapshotsAsync(Find(volume) ?? old)).Snapshots;
         return now.FirstOrDefault(s => s.Info.Uuid == safety.Uuid) is { } kept ? new SnapshotResult([kept], null) : AwayFault();
     }, fault => fault);

@@ -45,6 +45,16 @@ public sealed partial class VolumeDirectory(IMetaStore meta, IWallClock clock, I
     /// <summary>A volume by its number, or null.</summary>
     public VolumeRecord? Find(uint id) => _table.FindById(id);
 
+    /// <summary>Told of every volume that came, changed or (true) went, after <see cref="Find(string)"/> says so. On any thread; must be quick.</summary>
+    public Action<VolumeRecord, bool>? VolumeChanged
+    {
+        get => _table.Changed;
+        set => _table.Changed = value;
+    }
+
+    /// <summary>Told of every snapshot that was cut or (true) deleted: its volume, identity and name. As <see cref="VolumeChanged"/>.</summary>
+    public Action<VolumeRecord, Guid, string, bool>? SnapshotChanged { get; set; }
+
     /// <inheritdoc/>
     public void Dispose() => _change.Dispose();
 

@@ -13,6 +13,9 @@ internal sealed class VolumeTable
     private readonly Dictionary<Guid, (ulong Bytes, int Count)> _promised = [];
     private volatile Snapshot _now = new(ImmutableSortedDictionary.Create<string, VolumeRecord>(StringComparer.Ordinal));
 
+    /// <summary>Told of every volume that was entered, replaced or (true) taken out; after that shows.</summary>
+    public Action<VolumeRecord, bool>? Changed { get; set; }
+
     /// <summary>By name, or null. Any thread.</summary>
     public VolumeRecord? Find(string name) => _now.Names.GetValueOrDefault(name);
 
@@ -41,6 +44,7 @@ internal sealed class VolumeTable
         _byId[record.Id] = record;
         Promise(record, isGiven: true);
         _now = new Snapshot(names.SetItem(record.Name, record));
+        Changed?.Invoke(record, false);
     }
 
     /// <summary>Takes a volume out. Writer only.</summary>
@@ -49,6 +53,7 @@ internal sealed class VolumeTable
         if (!_byId.TryRemove(id, out VolumeRecord? old)) return;
         Promise(old, isGiven: false);
         _now = new Snapshot(_now.Names.Remove(old.Name));
+        Changed?.Invoke(old, true);
     }
 
     private void Promise(VolumeRecord record, bool isGiven)

@@ -29,7 +29,7 @@ namespace BlockServer.Core.Api;
 //   GET    /v1/discovery, POST /v1/discovery/users    DiscoveryInfo
 //   GET    /v1/stats                           StatsInfo (counters since start; a client computes rates)
 //   GET    /v1/events                          EventList (EventRecords.cs)
-//   GET    /v1/tasks, GET /v1/tasks/{id}, DELETE /v1/tasks/{id} (cancel)   TaskList, TaskInfo
+//   tasks: TaskRecords.cs; watch: WatchRecords.cs; declared state: DeclaredRecords.cs
 //   GET    /v1/openapi.json                    the OpenAPI document
 //   GET    /healthz, /readyz                   200 "ok", or 503 with what is the matter, without a token (Host rules still hold)
 //   GET    /metrics                            text for Prometheus, with a token
@@ -157,22 +157,6 @@ public sealed record StatsInfo(DateTimeOffset At, double UptimeSeconds, double C
 /// <summary>Asks for a scrub.</summary>
 public sealed record ScrubRequest(ulong BytesPerSecond = 0);
 
-/// <summary>A long job.</summary>
-/// <param name="Id">Number of the task.</param>
-/// <param name="Kind">scrub, delete, ...</param>
-/// <param name="Target">What it works on.</param>
-/// <param name="State">running, succeeded, failed or cancelled.</param>
-/// <param name="Progress">0 to 1.</param>
-/// <param name="StartedAt">When it began.</param>
-/// <param name="EndedAt">When it ended, or null.</param>
-/// <param name="Result">What it found, in a sentence, or why it failed.</param>
-public sealed record TaskInfo(
-    long Id, string Kind, string Target, string State, double Progress, DateTimeOffset StartedAt,
-    DateTimeOffset? EndedAt, string? Result);
-
-/// <summary>All tasks, newest first.</summary>
-public sealed record TaskList(IReadOnlyList<TaskInfo> Tasks);
-
 /// <summary>Source-generated JSON of the admin API: no reflection at run time, unknown members refused.</summary>
 [JsonSourceGenerationOptions(
     PropertyNamingPolicy = JsonKnownNamingPolicy.CamelCase,
@@ -245,4 +229,7 @@ public sealed record TaskList(IReadOnlyList<TaskInfo> Tasks);
 [JsonSerializable(typeof(ImportInfo))]
 [JsonSerializable(typeof(ExportSummary))]
 [JsonSerializable(typeof(TaskList))]
+[JsonSerializable(typeof(WatchEvent))]
+[JsonSerializable(typeof(ApplyDeclared))]
+[JsonSerializable(typeof(DeclaredInfo))]
 public sealed partial class ApiJson : JsonSerializerContext;

@@ -39,13 +39,12 @@ internal static class CloneCommands
     private static void AddFlatten(CommandSet commands)
     {
         Option<string> name = Inputs.Volume("Name of the clone");
-        var noWait = new Option<bool>("--no-wait") { Description = "Only start it; look with query_task" };
-        commands.Add("flatten_volume", "Copies what a clone shares with its base, so that it builds on nothing", [name, noWait], async (context, cancel) =>
+        var waiting = new Waiting(isHabit: true);
+        commands.Add("flatten_volume", "Copies what a clone shares with its base, so that it builds on nothing", [name, .. waiting.Options], async (context, cancel) =>
         {
             TaskInfo task = await context.Client.ChangeAsync(
                 HttpMethod.Post, Inputs.PathOf(context.Get(name)!) + "/flatten", new FlattenVolume(), ApiJson.Default.FlattenVolume, ApiJson.Default.TaskInfo, cancel);
-            if (!context.Get(noWait)) task = await TaskCommands.FollowAsync(context, task, cancel);
-            return TaskCommands.Conclude(context, task);
+            return await waiting.ConcludeAsync(context, task, cancel);
         },
         "pfcli flatten_volume -v db-test --no-wait");
     }

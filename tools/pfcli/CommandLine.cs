@@ -13,7 +13,8 @@ public static class CommandLine
         try
         {
             var general = new GeneralOptions();
-            RootCommand root = Build(host, general);
+            (RootCommand root, _) = Build(host, general);
+            if (args is [Completion.Verb, ..]) return await Completion.RunAsync(root, general, host, [.. args.Skip(1)], cancel);
             // An argument that begins with @ is a name like any other, not a file to read arguments from.
             ParseResult parsed = root.Parse(
                 PrefixExpander.Expand(root, args), new ParserConfiguration { ResponseFileTokenReplacer = null });
@@ -56,7 +57,8 @@ public static class CommandLine
         }
     }
 
-    private static RootCommand Build(CliHost host, GeneralOptions general)
+    /// <summary>All commands, with the examples of each.</summary>
+    public static (RootCommand Root, CommandSet Commands) Build(CliHost host, GeneralOptions general)
     {
         var root = new RootCommand("Administers blockd, the block storage server.");
         root.Options.Add(general.Server);
@@ -81,6 +83,11 @@ public static class CommandLine
         TargetCommands.AddTo(commands);
         ReservationCommands.AddTo(commands);
         TaskCommands.AddTo(commands);
+        NodeCommands.AddTo(commands);
+        WatchCommand.AddTo(commands);
+        DeclaredCommands.AddTo(commands);
+        SupportCommand.AddTo(commands);
+        Completion.AddTo(commands);
         TokenCommands.AddTo(commands);
         TenantCommands.AddTo(commands);
         AuditCommands.AddTo(commands);
@@ -89,7 +96,7 @@ public static class CommandLine
         EventCommands.AddTo(commands);
         foreach (HelpOption option in root.Options.OfType<HelpOption>())
             option.Action = new HelpWithExamples((SynchronousCommandLineAction)option.Action!, commands, host);
-        return root;
+        return (root, commands);
     }
 
     private static string HelpOf(RootCommand root, ParseResult parsed) =>

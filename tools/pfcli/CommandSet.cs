@@ -89,7 +89,7 @@ public sealed class CommandSet(RootCommand root, CliHost host, GeneralOptions ge
         params string[] examples)
     {
         var command = new Command(name, description);
-        _examples.Add(command, examples);
+        _examples.Add(command, examples.Length > 0 ? examples : Examples.Of(name));
         foreach (Symbol symbol in symbols)
         {
             if (symbol is Option option) command.Options.Add(option);
@@ -98,6 +98,13 @@ public sealed class CommandSet(RootCommand root, CliHost host, GeneralOptions ge
 
         command.SetAction((parsed, cancel) => RunAsync(parsed, run, cancel));
         root.Subcommands.Add(command);
+    }
+
+    /// <summary>Adds a command that asks no daemon.</summary>
+    public void AddLocal(string name, string description, IReadOnlyList<Symbol> symbols, Func<CliHost, ParseResult, int> run, params string[] examples)
+    {
+        Add(name, description, symbols, (_, _) => Task.FromResult(ExitCode.Done), examples);
+        root.Subcommands.First(c => c.Name == name).SetAction(parsed => run(host, parsed));
     }
 
     private async Task<int> RunAsync(
@@ -118,7 +125,8 @@ public sealed class CommandSet(RootCommand root, CliHost host, GeneralOptions ge
 
     private const string UnixPrefix = "unix:";
 
-    private static Uri ServerOf(string text)
+    /// <summary>The daemon's address; throws when it is none, or when the token would go in the clear.</summary>
+    public static Uri ServerOf(string text)
     {
         if (!Uri.TryCreate(text, UriKind.Absolute, out Uri? server) || server.Scheme is not ("http" or "https")
             || server.UserInfo.Length > 0 || server.AbsolutePath != "/" || server.Query.Length > 0)

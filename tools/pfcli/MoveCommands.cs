@@ -11,34 +11,40 @@ internal static class MoveCommands
         AddMove(commands);
         AddDrain(commands);
         AddReplace(commands);
-        Option<bool> noWait = TaskCommands.NoWait();
-        commands.Add("rebalance", "Moves volumes until all disks are used alike", [noWait], (context, cancel) =>
-            TaskCommands.BeginAsync(context, noWait, "v1/rebalance", new Rebalance(), ApiJson.Default.Rebalance, cancel));
+        var waiting = new Waiting(isHabit: true);
+        commands.Add("rebalance", "Moves volumes until all disks are used alike", [.. waiting.Options], (context, cancel) =>
+            TaskCommands.BeginAsync(context, waiting, "v1/rebalance", new Rebalance(), ApiJson.Default.Rebalance, cancel),
+        "pfcli rebalance",
+        "pfcli rebalance --no-wait");
     }
 
     private static void AddMove(CommandSet commands)
     {
         Option<string> name = Inputs.Volume();
         var disk = new Option<string>("--disk", "-d") { Description = "Name or id of the disk that it goes to", HelpName = "DISK", Required = true };
-        Option<bool> noWait = TaskCommands.NoWait();
-        commands.Add("move_volume", "Moves a volume, its snapshots and what is cloned from them to another disk while clients go on", [name, disk, noWait], async (context, cancel) =>
+        var waiting = new Waiting(isHabit: true);
+        commands.Add("move_volume", "Moves a volume, its snapshots and what is cloned from them to another disk while clients go on", [name, disk, .. waiting.Options], async (context, cancel) =>
         {
             DiskInfo target = await Inputs.DiskAsync(context, context.Get(disk)!, cancel);
             return await TaskCommands.BeginAsync(
-                context, noWait, Inputs.PathOf(context.Get(name)!) + "/move", new MoveVolume(target.Id), ApiJson.Default.MoveVolume, cancel);
-        });
+                context, waiting, Inputs.PathOf(context.Get(name)!) + "/move", new MoveVolume(target.Id), ApiJson.Default.MoveVolume, cancel);
+        },
+        "pfcli move_volume -v db -d nvme1",
+        "pfcli move_volume -v db -d nvme1 --no-wait");
     }
 
     private static void AddDrain(CommandSet commands)
     {
         var which = new Argument<string>("disk") { Description = "Name or id of the disk" };
-        Option<bool> noWait = TaskCommands.NoWait();
-        commands.Add("drain_disk", "Moves every volume off a disk while clients go on; nothing new is placed there", [which, noWait], async (context, cancel) =>
+        var waiting = new Waiting(isHabit: true);
+        commands.Add("drain_disk", "Moves every volume off a disk while clients go on; nothing new is placed there", [which, .. waiting.Options], async (context, cancel) =>
         {
             DiskInfo disk = await Inputs.DiskAsync(context, context.Get(which)!, cancel);
             return await TaskCommands.BeginAsync(
-                context, noWait, $"v1/disks/{disk.Id:D}/drain", new DrainDisk(), ApiJson.Default.DrainDisk, cancel);
-        });
+                context, waiting, $"v1/disks/{disk.Id:D}/drain", new DrainDisk(), ApiJson.Default.DrainDisk, cancel);
+        },
+        "pfcli drain_disk nvme0",
+        "pfcli drain_disk nvme0 --no-wait");
     }
 
     private static void AddReplace(CommandSet commands)
@@ -48,13 +54,14 @@ internal static class MoveCommands
         var name = new Option<string>("--name", "-n") { Description = "Name of the new disk (default: made from the path)", HelpName = "NAME" };
         Inputs.CheckName(name);
         Option<ulong> size = Inputs.Size("--size", "-s", "How large to make a file that does not exist yet", required: false);
-        Option<bool> noWait = TaskCommands.NoWait();
-        commands.Add("replace_disk", "Adds a disk, moves everything from an old one to it, and takes the old one out of service", [which, path, name, size, noWait], async (context, cancel) =>
+        var waiting = new Waiting(isHabit: true);
+        commands.Add("replace_disk", "Adds a disk, moves everything from an old one to it, and takes the old one out of service", [which, path, name, size, .. waiting.Options], async (context, cancel) =>
         {
             DiskInfo disk = await Inputs.DiskAsync(context, context.Get(which)!, cancel);
             context.Confirm($"replacing disk {disk.Name} ({disk.Path}) by {context.Get(path)}");
             var request = new AddDisk(context.Get(path)!, context.Get(name), context.IsGiven(size) ? context.Get(size) : null);
-            return await TaskCommands.BeginAsync(context, noWait, $"v1/disks/{disk.Id:D}/replace", request, ApiJson.Default.AddDisk, cancel);
-        });
+            return await TaskCommands.BeginAsync(context, waiting, $"v1/disks/{disk.Id:D}/replace", request, ApiJson.Default.AddDisk, cancel);
+        },
+        "pfcli replace_disk nvme0 /dev/nvme2n1 --yes");
     }
 }

@@ -87,15 +87,14 @@ internal static class SnapshotCommands
         Option<string> volume = Inputs.Volume();
         Option<string> name = Snapshot();
         var force = new Option<bool>("--force") { Description = "Also while clients read it" };
-        var noWait = new Option<bool>("--no-wait") { Description = "Do not wait until its space has come back; look with query_task" };
-        commands.Add("delete_snapshot", "Deletes a snapshot; what only it needs is freed", [volume, name, force, noWait], async (context, cancel) =>
+        var waiting = new Waiting(isHabit: true);
+        commands.Add("delete_snapshot", "Deletes a snapshot; what only it needs is freed", [volume, name, force, .. waiting.Options], async (context, cancel) =>
         {
             string path = PathOf(context.Get(volume)!, context.Get(name)!);
             SnapshotEntry one = await context.Client.GetAsync(path, ApiJson.Default.SnapshotEntry, cancel);
             context.Confirm($"deleting snapshot {one.Volume}@{one.Name} (frees {Size(one.ExclusiveBytes)})");
             TaskInfo task = await context.Client.DeleteAsync($"{path}?uuid={one.Uuid}{(context.Get(force) ? "&force=true" : "")}", ApiJson.Default.TaskInfo, cancel);
-            if (!context.Get(noWait)) task = await TaskCommands.FollowAsync(context, task, cancel);
-            return TaskCommands.Conclude(context, task);
+            return await waiting.ConcludeAsync(context, task, cancel);
         },
         "pfcli delete_snapshot -v db -n before-upgrade --yes");
     }

@@ -56,14 +56,15 @@ internal static class VolumeCommands
         {
             Description = "Repeating the same request with the same key answers the same volume", HelpName = "KEY",
         };
-        commands.Add("create_volume", "Makes a volume", [name, size, from, copies, host, disk, description, .. looks.Options, .. limits.Options, key], async (context, cancel) =>
+        var waiting = new Waiting(isHabit: false);
+        commands.Add("create_volume", "Makes a volume", [name, size, from, copies, host, disk, description, .. looks.Options, .. limits.Options, key, .. waiting.Options], async (context, cancel) =>
         {
             if (context.Get(host) is { } node) await CheckHostAsync(context, node, cancel);
             if (context.Get(from) is { } source)
             {
                 if (limits.IsAnyGiven(context)) throw new CliException("a copy has no limits at first; set them with set_qos", ExitCode.Usage);
                 if (context.IsGiven(disk)) throw new CliException("a copy lies on the disk of what it is made from; leave --disk out", ExitCode.Usage);
-                return Show(context, await CopyAsync(context, source, context.Get(name)!, context.IsGiven(size) ? context.Get(size) : null, looks, context.Get(description), context.Get(key), cancel));
+                return await ConcludeAsync(context, waiting, await CopyAsync(context, source, context.Get(name)!, context.IsGiven(size) ? context.Get(size) : null, looks, context.Get(description), context.Get(key), cancel), cancel);
             }
 
             if (!context.IsGiven(size)) throw new CliException("--size is missing, or --from", ExitCode.Usage);
@@ -72,13 +73,22 @@ internal static class VolumeCommands
                 context.Get(name)!, context.Get(size), context.Get(copies), looks.Of(context, new ExportOptions()),
                 context.Get(description), store, context.Get(key) ?? Guid.NewGuid().ToString("N"),
                 Qos: limits.IsAnyGiven(context) ? limits.Of(context, QosLimits.None) : null);
-            return Show(context, await context.Client.ChangeAsync(
-                HttpMethod.Post, "v1/volumes", request, ApiJson.Default.CreateVolume, ApiJson.Default.VolumeInfo, cancel));
+            return await ConcludeAsync(context, waiting, await context.Client.ChangeAsync(
+                HttpMethod.Post, "v1/volumes", request, ApiJson.Default.CreateVolume, ApiJson.Default.VolumeInfo, cancel), cancel);
         },
         "pfcli create_volume -v db -s 128g",
         "pfcli create_volume -v log -s 20g --iops 500 --bandwidth 50m",
         "pfcli create_volume -v vm1 --from debian-12             # a copy; status initializing until it is populated",
-        "pfcli create_volume -v vm1 --from debian-12 -s 40g      # and larger");
+        "pfcli create_volume -v vm1 --from debian-12 -s 40g      # and larger",
+        "pfcli create_volume -v vm1 --from debian-12 --wait      # until it may be attached");
+    }
+
+    // What is still to be done for a new volume (populating, allocating) are tasks of it.
+    private static async Task<int> ConcludeAsync(CommandContext context, Waiting waiting, VolumeInfo made, CancellationToken cancel)
+    {
+        if (!waiting.IsWanted(context)) return Show(context, made);
+        await Waiting.FollowVolumeAsync(context, made.Id, cancel);
+        return Show(context, await Inputs.VolumeAsync(context, made.Name, cancel));
     }
 
     private static async Task<VolumeInfo> CopyAsync(

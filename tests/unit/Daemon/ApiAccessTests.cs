@@ -48,7 +48,8 @@ public sealed class ApiAccessTests : IAsyncLifetime
             foreach ((string? token, ApiRole? role) in callers)
             {
                 (string? body, string headers) = BodyOf(route);
-                RawAnswer answer = await _server.SendAsAsync(token, route.Method, EmptyPath(route), body, headers);
+                RawAnswer answer = await _server.SendAsAsync(
+                    token, route.Method, EmptyPath(route) + (route.Template == "watch" ? "?types=none" : ""), body, headers); // else it has no end
                 string said = $"{role} {route.Key}: {answer.Status} {answer.Body}";
                 if (role is null) Assert.True((answer.Status, answer.Code) == (401, "no-token"), said);
                 else if (role < route.Role) Assert.True((answer.Status, answer.Code) == (403, "wrong-role"), said);

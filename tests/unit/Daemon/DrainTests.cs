@@ -14,13 +14,10 @@ public sealed class DrainTests
     private static async Task<Guid> AddAsync(TestDaemon test, string name, ulong bytes = DiskBytes) =>
         (await test.Daemon.Disks.AddAsync(new AddDisk(test.PathOf(name + ".blk"), name, bytes))).StoreId;
 
-    private static (Drains Drains, AdminTasks Tasks) Begin(TestDaemon test)
-    {
-        var tasks = new AdminTasks();
-        return (new Drains(test.Daemon, tasks, new Moves(test.Daemon, tasks)), tasks);
-    }
+    private static (Drains Drains, TaskRegistry Tasks) Begin(TestDaemon test) =>
+        (new Drains(test.Daemon, new Moves(test.Daemon)), test.Daemon.Tasks);
 
-    private static async Task<TaskInfo> EndedAsync(AdminTasks tasks, TaskInfo task)
+    private static async Task<TaskInfo> EndedAsync(TaskRegistry tasks, TaskInfo task)
     {
         while (tasks.Find(task.Id) is { EndedAt: null }) await Task.Delay(5, TestContext.Current.CancellationToken);
         return tasks.Find(task.Id)!;
@@ -49,7 +46,7 @@ public sealed class DrainTests
     {
         await using TestDaemon test = await TestDaemon.StartAsync("store-size=160m");
         Guid first = test.Daemon.Stores.All[0].StoreId;
-        (Drains drains, AdminTasks tasks) = Begin(test);
+        (Drains drains, TaskRegistry tasks) = Begin(test);
         Assert.Equal("no-other-disk", (await Assert.ThrowsAsync<DiskException>(() => drains.BeginAsync(first))).Code);
         for (int i = 0; i < 8; i++) await WriteAsync(test, await test.CreateAsync($"v{i}", 4 * Units.MiB), Units.MiB);
         Guid second = await AddAsync(test, "second"), third = await AddAsync(test, "third");
@@ -78,7 +75,7 @@ public sealed class DrainTests
         await test.Daemon.Disks.MarkDrainingAsync(first, true);
         Assert.Null((await test.Daemon.Directory.BeginMoveAsync("v1", test.Daemon.Stores.All.First(h => h.StoreId != first).StoreId)).Fault);
         await test.RestartAsync();
-        (Drains drains, AdminTasks tasks) = Begin(test);
+        (Drains drains, TaskRegistry tasks) = Begin(test);
         drains.Resume();
         Assert.Equal("succeeded", (await EndedAsync(tasks, Assert.Single(tasks.List(), t => t.Kind == "drain"))).State);
         Assert.Equal(0, test.Daemon.Directory.CountOn(first));
@@ -100,7 +97,7 @@ public sealed class DrainTests
         Guid first = test.Daemon.Stores.All[0].StoreId;
         await AddAsync(test, "bystander");
         await WriteAsync(test, await test.CreateAsync("v", 8 * Units.MiB, first), 8 * Units.MiB);
-        (Drains drains, AdminTasks tasks) = Begin(test);
+        (Drains drains, TaskRegistry tasks) = Begin(test);
         TaskInfo done = await EndedAsync(tasks, await drains.ReplaceAsync(first, new AddDisk(test.PathOf("fresh.blk"), "fresh", DiskBytes)));
         Assert.True(done.State == "succeeded", done.Result);
         Assert.Null(test.Daemon.Stores.Find(first));
@@ -115,7 +112,7 @@ public sealed class DrainTests
         Guid first = test.Daemon.Stores.All[0].StoreId;
         for (int i = 0; i < 8; i++) await WriteAsync(test, await test.CreateAsync($"v{i}", 8 * Units.MiB, first), 8 * Units.MiB);
         Guid second = await AddAsync(test, "second");
-        (Drains drains, AdminTasks tasks) = Begin(test);
+        (Drains drains, TaskRegistry tasks) = Begin(test);
         TaskInfo done = await EndedAsync(tasks, drains.Rebalance());
         Assert.True(done.State == "succeeded", done.Result);
         Assert.Equal((4, 4), (test.Daemon.Directory.CountOn(first), test.Daemon.Directory.CountOn(second)));
@@ -160,7 +157,7 @@ public sealed class DrainTests
         Assert.Equal("failed", (await host.DescribeAsync()).Status);
         Assert.Equal("failed", (await host.DescribeAsync()).Health);
         Guid second = await AddAsync(test, "second");
-        (Drains drains, AdminTasks tasks) = Begin(test);
+        (Drains drains, TaskRegistry tasks) = Begin(test);
         TaskInfo done = await EndedAsync(tasks, await drains.BeginAsync(first));
         Assert.True(done.State == "succeeded", done.Result);
         Assert.Equal(second, test.Daemon.Directory.Find("v")!.StoreId);

@@ -20,7 +20,7 @@ public sealed class MovesTests
     }
 
     private static async Task MoveAsync(TestDaemon test, string name, Guid to) =>
-        await new Moves(test.Daemon, new AdminTasks()).MoveAsync(test.Daemon.Directory.Find(name)!, to, TestContext.Current.CancellationToken);
+        await new Moves(test.Daemon).MoveAsync(test.Daemon.Directory.Find(name)!, to, TestContext.Current.CancellationToken);
 
     private static Task<IBlockDevice> AttachAsync(TestDaemon test, string name) => AttachAsync(test, name, out _);
 

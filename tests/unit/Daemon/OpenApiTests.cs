@@ -37,9 +37,10 @@ public sealed class OpenApiTests
             foreach ((string method, _) in methods!.AsObject())
             {
                 string real = path.Replace("{name}", "none", StringComparison.Ordinal).Replace("{id}", "none", StringComparison.Ordinal).Replace("{snapshot}", "none", StringComparison.Ordinal);
-                RawAnswer answer = await server.SendAsync(method.ToUpperInvariant(), real, method is "post" or "patch" ? "{" : null);
+                if (real == "/v1/watch") real += "?types=none"; // else it has no end
+                RawAnswer answer = await server.SendAsync(method.ToUpperInvariant(), real, method is "post" or "put" or "patch" ? "{" : null);
                 // There is a route: it answers, or misses its object or a body; it never says that the path or method is unknown.
-                Assert.True(answer.Code is null or "no-such-volume" or "no-such-disk" or "no-such-session" or "no-such-task" or "no-such-target" or "no-such-user" or "no-import" or "no-such-policy" or "no-such-token" or "invalid-kind" or "no-such-tenant" or "invalid-json" or "wrong-content-type", $"{method} {path}: {answer.Code}");
+                Assert.True(answer.Code is null or "no-such-volume" or "no-such-disk" or "no-such-session" or "no-such-task" or "no-such-target" or "no-such-user" or "no-import" or "no-such-policy" or "no-such-token" or "invalid-kind" or "no-such-tenant" or "invalid-json" or "wrong-content-type" || (path == "/v1/watch" && answer.Code == "invalid-query"), $"{method} {path}: {answer.Code}");
                 count++;
             }
         }

@@ -12,8 +12,8 @@ public sealed class ScrubsTests
 {
     private static async Task<TaskInfo> PassAsync(TestDaemon test)
     {
-        var tasks = new AdminTasks();
-        TaskInfo task = new Scrubs(test.Daemon, tasks, SystemClock.Instance).Begin(test.Daemon.Stores.All[0], 0);
+        TaskRegistry tasks = test.Daemon.Tasks;
+        TaskInfo task = new Scrubs(test.Daemon, SystemClock.Instance).Begin(test.Daemon.Stores.All[0], 0);
         while (tasks.Find(task.Id) is { EndedAt: null }) await Task.Delay(5, TestContext.Current.CancellationToken);
         return tasks.Find(task.Id)!;
     }
@@ -69,9 +69,9 @@ public sealed class ScrubsTests
         Assert.Equal(began, ended.BeganAt);
         Assert.NotNull(ended.EndedAt);
 
-        var tasks = new AdminTasks();
+        TaskRegistry tasks = test.Daemon.Tasks;
         var clock = new ManualClock { UtcNow = ended.EndedAt.Value + TimeSpan.FromHours(47) };
-        var scrubs = new Scrubs(test.Daemon, tasks, clock);
+        var scrubs = new Scrubs(test.Daemon, clock);
         scrubs.BeginDue();
         Assert.Empty(tasks.List());
         clock.UtcNow += TimeSpan.FromHours(2);

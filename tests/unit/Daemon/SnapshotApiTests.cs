@@ -187,9 +187,9 @@ public sealed class SnapshotApiTests : IAsyncLifetime
     [Fact]
     public async Task A_task_that_the_store_carries_through_is_not_cancelled()
     {
-        var tasks = new AdminTasks();
+        var tasks = new TaskRegistry(new MemoryMetaStore(), SystemClock.Instance, Assert.Fail);
         var end = new TaskCompletionSource<string>();
-        TaskInfo task = tasks.Follow("flatten", "v", _ => end.Task);
+        TaskInfo task = tasks.Start(new TaskSpec("flatten", "v", Cancellable: false), _ => end.Task);
         Assert.False(tasks.Cancel(task.Id));
         Assert.Equal("running", tasks.Find(task.Id)!.State);
         end.SetResult("done");

@@ -13,6 +13,8 @@ internal sealed class StubDaemon : HttpMessageHandler
     private readonly Dictionary<string, Queue<(HttpStatusCode Status, string Body)>> _answers = [];
     private readonly string _tokenFile = Path.Combine(Path.GetTempPath(), $"pfcli-{Guid.NewGuid():N}.token");
 
+    private bool _isTokenKnown;
+
     public List<string> Requests { get; } = [];
     public List<string> Bodies { get; } = [];
     public string? Authorization { get; private set; }
@@ -49,6 +51,22 @@ internal sealed class StubDaemon : HttpMessageHandler
         }
     }
 
+    /// <summary>As a shell asks while somebody types: the hidden word comes first, the token by the environment.</summary>
+    public async Task<int> RunCompleteAsync(params string[] args)
+    {
+        await File.WriteAllTextAsync(_tokenFile, "secret-token\n");
+        try
+        {
+            _isTokenKnown = true;
+            return await RunWithoutTokenAsync(args);
+        }
+        finally
+        {
+            _isTokenKnown = false;
+            File.Delete(_tokenFile);
+        }
+    }
+
     public async Task<int> RunWithoutTokenAsync(params string[] args)
     {
         using var output = new StringWriter();
@@ -61,7 +79,7 @@ internal sealed class StubDaemon : HttpMessageHandler
             OutIsTerminal = Terminal,
             CanAsk = Terminal,
             Width = 120,
-            Environment = name => name == "HOME" ? "/nonexistent" : null,
+            Environment = name => name == "HOME" ? "/nonexistent" : name == "BLOCKD_TOKEN_FILE" && _isTokenKnown ? _tokenFile : null,
             Transport = () => this,
             Delay = (_, cancel) => cancel.IsCancellationRequested ? Task.FromCanceled(cancel) : Task.CompletedTask,
         });

@@ -1,0 +1,55 @@
+using System.Globalization;
+using System.Text.Json;
+using System.Text.Json.Serialization.Metadata;
+using BlockServer.Cluster;
+using BlockServer.Core.Api;
+
+namespace BlockServer.Blockd;
+
+/// <summary>What the watched things are now, as their own resources show them. Any thread.</summary>
+internal sealed class WatchSource(
+    Daemon daemon, Func<IReadOnlyList<VolumeRecord>, Task<IReadOnlyList<VolumeInfo>>> describe, Func<Task<IReadOnlyList<SessionInfo>>> sessions,
+    SnapshotRoutes snapshots, TargetRoutes targets, PolicyRoutes policies)
+{
+    /// <summary>Everything of a type, or what <paramref name="notices"/> are about and still exists: key, name, object.</summary>
+    public async Task<IReadOnlyList<(string Key, string Name, JsonElement Object)>> ReadAsync(string type, IReadOnlyCollection<WatchNotice>? notices)
+    {
+        HashSet<string>? keys = notices?.Select(n => n.Key).ToHashSet(StringComparer.Ordinal);
+        bool IsWanted(string key) => keys is null || keys.Contains(key);
+        switch (type)
+        {
+            case WatchTypes.Volume:
+                IReadOnlyList<VolumeInfo> volumes = await describe([.. daemon.Directory.List().Where(v => IsWanted(Text(v.Id)))]);
+                return Elements(volumes, v => Text(v.Id), v => v.Name, ApiJson.Default.VolumeInfo);
+            case WatchTypes.Snapshot:
+                return Elements(await SnapshotsAsync(notices), s => s.Uuid.ToString(), s => $"{s.Volume}@{s.Name}", ApiJson.Default.SnapshotEntry, IsWanted);
+            case WatchTypes.Target:
+                return Elements(targets.List().Where(t => t.Kind == "configured"), t => t.Name, t => t.Name, ApiJson.Default.TargetInfo, IsWanted);
+            case WatchTypes.Policy:
+                return Elements(policies.List(), p => p.Name, p => p.Name, ApiJson.Default.PolicyInfo, IsWanted);
+            case WatchTypes.Task:
+                return Elements(daemon.Tasks.List(), t => Text(t.Id), t => Text(t.Id), ApiJson.Default.TaskInfo, IsWanted);
+            case WatchTypes.Session:
+                return Elements(await sessions(), s => s.Id, s => s.Id, ApiJson.Default.SessionInfo, IsWanted);
+            default:
+                return [];
+        }
+    }
+
+    private async Task<IReadOnlyList<SnapshotEntry>> SnapshotsAsync(IReadOnlyCollection<WatchNotice>? notices)
+    {
+        // Names tell the volumes to ask; who renamed one meanwhile gets all of them asked.
+        HashSet<string>? names = notices?.Select(n => n.Name.Split('@')[0]).ToHashSet(StringComparer.Ordinal);
+        IReadOnlyList<VolumeRecord> all = daemon.Directory.List();
+        bool isAll = names is null || !names.All(n => daemon.Directory.Find(n) is not null);
+        var found = new List<SnapshotEntry>();
+        foreach (VolumeRecord volume in all.Where(v => isAll || names!.Contains(v.Name))) found.AddRange(await snapshots.ListAsync(volume));
+        return found;
+    }
+
+    private static IReadOnlyList<(string, string, JsonElement)> Elements<T>(
+        IEnumerable<T> values, Func<T, string> key, Func<T, string> name, JsonTypeInfo<T> type, Func<string, bool>? isWanted = null) =>
+        [.. values.Where(v => isWanted is null || isWanted(key(v))).Select(v => (key(v), name(v), JsonSerializer.SerializeToElement(v, type)))];
+
+    private static string Text(long number) => number.ToString(CultureInfo.InvariantCulture);
+}
