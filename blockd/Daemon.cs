@@ -394,6 +394,11 @@ internal sealed class Daemon
         Targets.Changed = (name, isGone) => Watch.Publish(WatchTypes.Target, name, name, isGone);
         Policies.RecordChanged = (name, isGone) => Watch.Publish(WatchTypes.Policy, name, name, isGone);
         Sessions.Changed = (id, isGone) => Watch.Publish(WatchTypes.Session, id, id, isGone);
+        Events.Published += e =>
+        {
+            string key = e.Id.ToString(System.Globalization.CultureInfo.InvariantCulture);
+            Watch.Publish(WatchTypes.Event, key, key, isGone: false);
+        };
         Tasks.Changed += id =>
         {
             string key = id.ToString(System.Globalization.CultureInfo.InvariantCulture);

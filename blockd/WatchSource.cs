@@ -31,6 +31,8 @@ internal sealed class WatchSource(
                 return Elements(daemon.Tasks.List(), t => Text(t.Id), t => Text(t.Id), ApiJson.Default.TaskInfo, IsWanted);
             case WatchTypes.Session:
                 return Elements(await sessions(), s => s.Id, s => s.Id, ApiJson.Default.SessionInfo, IsWanted);
+            case WatchTypes.Event:
+                return Elements(daemon.Events.List(), e => Text(e.Id), e => Text(e.Id), ApiJson.Default.EventInfo, IsWanted);
             default:
                 return [];
         }

@@ -92,6 +92,9 @@ public sealed class WatchTests
         Assert.Equal("iqn.2026-11.org.example:t", (await watch.NextAsync(e => e is { Type: "target" })).Name);
         await server.DoneAsync("create_policy", "-p", "hourly", "-v", "newer", "--period", "1h");
         Assert.Equal("hourly", (await watch.NextAsync(e => e is { Type: "policy" })).Value!.Value.GetProperty("name").GetString());
+        server.Test.Daemon.Events.Raise(EventCatalogue.StoreLow, "store-0", "little is left");
+        WatchEvent low = await watch.NextAsync(e => e is { Type: "event" } && e.Value!.Value.GetProperty("subject").GetString() == "store-0");
+        Assert.Equal(EventCatalogue.StoreLow, low.Value!.Value.GetProperty("code").GetString());
         await server.DoneAsync("delete_policy", "-p", "hourly", "--yes");
         await watch.NextAsync(e => e is { Type: "policy", Action: "deleted" });
         await server.DoneAsync("delete_volume", "-v", "newer", "--snapshots", "--yes");

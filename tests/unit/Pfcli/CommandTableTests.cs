@@ -170,7 +170,7 @@ public sealed class CommandTableTests
     [Fact]
     public async Task Completion_offers_commands_options_words_and_live_names()
     {
-        Assert.Equal(new string[] { "list_disk" }, await CompleteAsync(1, "pfcli", "list_d"));
+        Assert.Equal(new string[] { "list_disk" }, await CompleteAsync(1, "pfcli", "list_di"));
         Assert.Contains("create_volume", await CompleteAsync(1, "pfcli", ""));
         Assert.DoesNotContain(Completion.Verb, await CompleteAsync(1, "pfcli", ""));
         Assert.Contains("--rep_num", await CompleteAsync(2, "pfcli", "create_volume", "--r"));
@@ -215,7 +215,11 @@ public sealed class CommandTableTests
         string text = example.Split("  #")[0];
         text = text[text.IndexOf("pfcli ", StringComparison.Ordinal)..]["pfcli ".Length..];
         foreach (string mark in new[] { " | ", " || ", " && ", " > " }) text = text.Split(mark)[0];
-        return [.. text.Replace("'", "", StringComparison.Ordinal).Replace("0f3a...", new string('0', 64), StringComparison.Ordinal).Split(' ', StringSplitOptions.RemoveEmptyEntries)];
+        text = text.Replace("0f3a...", new string('0', 64), StringComparison.Ordinal);
+        // Every second piece is quoted: its spaces part no words.
+        string[] pieces = text.Split('\'');
+        for (int i = 1; i < pieces.Length; i += 2) pieces[i] = pieces[i].Replace(' ', '\u00a0');
+        return [.. string.Concat(pieces).Split(' ', StringSplitOptions.RemoveEmptyEntries).Select(w => w.Replace('\u00a0', ' '))];
     }
 
     private static CliHost Host(TextWriter output) => new()
