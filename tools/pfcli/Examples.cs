@@ -38,6 +38,7 @@ internal static class Examples
         ["remove_chap_user"] = ["pfcli remove_chap_user -t iqn.2026-11.org.example:disks -u host1"],
         ["list_token"] = ["pfcli list_token"],
         ["delete_token"] = ["pfcli delete_token -n backup"],
+        ["allow"] = ["pfcli allow --initiator iqn.1993-08.org.debian:01:abc"],
         ["list_denied"] = ["pfcli list_denied"],
         ["list_tenant"] = ["pfcli list_tenant", "pfcli list_tenant --json"],
         ["show_tenant"] = ["pfcli show_tenant -t acme"],
