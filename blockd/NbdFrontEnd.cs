@@ -110,7 +110,7 @@ internal sealed class NbdFrontEnd(
         SharedVolume? volume = await volumes.OpenAsync(record, there);
         if (volume is null || (volume.Fault is not null && !record.Export.NbdIgnoresReservations)) return null;
         if (snapshotName is null) return new Opened(volume, new GatedDevice(SharedVolumes.DeviceOf(volume, record), volume.Gate), null);
-        (SnapshotInfo Info, IBlockDevice Device)? snapshot = await volumes.OpenSnapshotAsync(volume, s => s.Name == snapshotName);
+        (SnapshotInfo Info, IBlockDevice Device)? snapshot = await volumes.OpenSnapshotAsync(volume, s => s.Name == snapshotName && IsShown(s));
         return snapshot is not { } found ? null : new Opened(volume, new GatedDevice(found.Device, volume.Gate), found.Info);
     }
 
@@ -270,7 +270,7 @@ internal sealed class NbdFrontEnd(
 
         public ValueTask<IReadOnlyList<NbdContext>> ListAsync() => owner.OnLoopAsync(volume.Host.Thread, () =>
         {
-            IEnumerable<SnapshotInfo> snapshots = volume.Host.Store.Snapshots(volume.Id).Where(s => !owner.IsShown(s));
+            IEnumerable<SnapshotInfo> snapshots = volume.Host.Store.Snapshots(volume.Id).Where(owner.IsShown);
             if (view is { } end) snapshots = snapshots.TakeWhile(s => s.Uuid != end);
             return new ValueTask<IReadOnlyList<NbdContext>>(
                 [new NbdContext(Depth, null), .. snapshots.Select(s => new NbdContext(Dirty + s.Name, s.Uuid))]);
