@@ -188,7 +188,7 @@ public sealed class ImageTests : IDisposable
     public void A_volume_whose_daemon_is_killed_while_it_is_populated_is_attached_only_when_it_is_whole()
     {
         var random = new Random();
-        string raw = Random(48 << 20);
+        string raw = Random(192 << 20);
         _pfcli.Run("import_image", "-v", "gold", "-i", raw, "--image");
         int half = 0;
         for (int round = 0; round < 12 && (half < 3 || round < 6); round++)
@@ -224,7 +224,7 @@ public sealed class ImageTests : IDisposable
     /// <summary>Nobody may attach the volume, and both front ends say so; unless it has become whole meanwhile.</summary>
     private void Refused(string name)
     {
-        (int code, string output) = Blockd.Try("nbdinfo", UriOf(name));
+        (int code, string output) = Blockd.Try("env", "LIBNBD_DEBUG=1", "nbdinfo", UriOf(name)); // the reason is among what libnbd tells only then
         (int scsi, _) = Blockd.Try("qemu-img", "info", $"iscsi://127.0.0.1:{_blockd.IscsiPort}/iqn.2026-11.org.blockserver:{name}/0");
         if (_pfcli.Volume(name).Status != "initializing") return;
         Assert.True(code != 0 && output.Contains("is being populated and not whole yet", StringComparison.Ordinal), output);

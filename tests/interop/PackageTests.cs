@@ -249,7 +249,7 @@ public sealed partial class PackageTests(BuiltPackage package) : IClassFixture<B
 
     // Every file of the data directory with its owner and its sum.
     private static string Data(CleanDebian debian) =>
-        debian.Run("sh", "-c", "cd /var/lib/blockd && stat -c '%n %U:%G %a' * && sha256sum *");
+        debian.Run("sh", "-c", "cd /var/lib/blockd && find . | sort | xargs stat -c '%n %U:%G %a' && find . -type f | sort | xargs sha256sum");
 
     [GeneratedRegex(@"Overall exposure level for blockd\.service: ([0-9.]+)")]
     private static partial Regex Exposure();
