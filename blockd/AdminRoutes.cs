@@ -42,7 +42,6 @@ internal sealed class AdminRoutes : IAdminRoutes
         _world = new DeclaredWorld(daemon, this, _targets, policies);
         _declared = new DeclaredReconciler(daemon.Meta, _world);
         _disks = new DiskRoutes(daemon);
-        daemon.Metrics.Tasks = daemon.Tasks.List;
         _handlers = new(StringComparer.Ordinal)
         {
             ["GET version"] = VersionAsync,
@@ -70,9 +69,6 @@ internal sealed class AdminRoutes : IAdminRoutes
             .Concat(new SupportRoutes(new SupportBundle(daemon, this)).Handlers).Concat(new DeclaredRoutes(_declared, _world, () => _daemon.Declared).Handlers)) _handlers.Add(key, handler);
         Core.Check.That(_handlers.Keys.ToHashSet().SetEquals(ApiRouteTable.All.Select(r => r.Key)));
     }
-
-    /// <summary>What the routes lead to.</summary>
-    public Daemon Daemon => _daemon;
 
     /// <summary>Takes up what the last run of the daemon left unfinished.</summary>
     public async Task ResumeAsync()

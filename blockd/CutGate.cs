@@ -11,26 +11,12 @@ internal sealed class CutGate(SharedVolumes volumes, TimeSpan pauseMax) : ICutGa
     public async Task<ICutHold?> HoldAsync(IReadOnlyList<VolumeRecord> members)
     {
         var hold = new Hold(Task.Delay(pauseMax));
-        Task<bool>[] taking = [.. members.Select(v => TakeAsync(hold, v))];
+        Task<bool>[] taking = [.. members.Select(v => volumes.TakeGateAsync(v, hold.TryAdd))];
         await Task.WhenAny(Task.WhenAll(taking), hold.Expired);
         bool isHeld = taking.All(t => t is { IsCompletedSuccessfully: true, Result: true });
         if (isHeld) return hold;
         await hold.ReleaseAsync();
         return null;
-    }
-
-    private Task<bool> TakeAsync(Hold hold, VolumeRecord record)
-    {
-        if (volumes.ThreadOf(record) is not { } thread) return Task.FromResult(false);
-        return thread.InvokeAsync(async () =>
-        {
-            if (await volumes.OpenAsync(record, thread) is not { } volume) return false;
-            VolumeGate.Range range = volume.Gate.Take(0, ulong.MaxValue, isExclusive: true, out ValueTask<bool> wait);
-            await wait;
-            if (hold.TryAdd(volume, range)) return true;
-            volume.Gate.Release(range); // too late: the others have gone on
-            return false;
-        });
     }
 
     private sealed class Hold : ICutHold

@@ -336,7 +336,7 @@ internal sealed class Daemon
         foreach (TargetLun lun in target.Luns)
         {
             if (Volumes.Find(lun.VolumeId) is { } known) return known.Thread;
-            if (Directory.FindById(lun.VolumeId) is { } first && Stores.Find(first.StoreId) is { } host) return host.Thread;
+            if (Directory.Find(lun.VolumeId) is { } first && Stores.Find(first.StoreId) is { } host) return host.Thread;
         }
 
         return null;
@@ -381,8 +381,6 @@ internal sealed class Daemon
         PublishChanges();
         await ListenAsync(systemdSockets, tls, log);
         PolicyRunner.Start();
-        EventWatch.CertificateEnds = tls?.Current.EndsAt;
-        if (tls is not null) tls.Renewed = identity => EventWatch.CertificateEnds = identity.EndsAt;
         EventWatch.Start();
         Events.Note(EventCatalogue.Started, Environment.MachineName, $"blockd {Program.Version} serves {Settings.DataDir}");
     }

@@ -88,7 +88,7 @@ internal sealed class EventWatch : IAsyncDisposable
 
         foreach (SharedVolume volume in _daemon.Volumes.List().Where(v => v.Fault is not null))
         {
-            string? name = _daemon.Directory.List().FirstOrDefault(v => v.Id == volume.Id)?.Name;
+            string? name = _daemon.Directory.Find(volume.Id)?.Name;
             if (name is not null && volume.Fault is { } fault) faults.Add(new SeenFault(EventCatalogue.VolumeFenced, name, fault));
         }
 

@@ -57,7 +57,7 @@ internal sealed class IscsiCatalog(VolumeDirectory volumes, TargetDirectory targ
         if (!key.StartsWith(OwnPrefix, StringComparison.Ordinal)) return targets.Find(key) is { } record ? ViewOf(record) : null;
         string[] parts = key[OwnPrefix.Length..].Split('/', 2);
         uint id = uint.Parse(parts[0], System.Globalization.CultureInfo.InvariantCulture);
-        return volumes.List().FirstOrDefault(v => v.Id == id) is { Export.Iscsi: true } volume ? OwnOf(volume, parts.Length == 2 ? parts[1] : null) : null;
+        return volumes.Find(id) is { Export.Iscsi: true } volume ? OwnOf(volume, parts.Length == 2 ? parts[1] : null) : null;
     }
 
     /// <summary>All, by name.</summary>

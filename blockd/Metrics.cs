@@ -14,11 +14,8 @@ internal sealed class Metrics(Daemon daemon)
 {
     private static readonly TimeSpan s_patience = TimeSpan.FromSeconds(3);
 
-    /// <summary>Long jobs, newest first; set by whoever runs them.</summary>
-    public Func<IReadOnlyList<TaskInfo>> Tasks { get; set; } = static () => [];
-
-    /// <summary>More families, of other parts of the daemon; called for every scrape, on any thread.</summary>
-    public List<Action<MetricsWriter>> Sources { get; } = [];
+    /// <summary>Long jobs, newest first.</summary>
+    public Func<IReadOnlyList<TaskInfo>> Tasks { get; set; } = daemon.Tasks.List;
 
     /// <summary>The text.</summary>
     public async Task<string> WriteAsync(bool isOpenMetrics)
@@ -32,7 +29,6 @@ internal sealed class Metrics(Daemon daemon)
         WriteDisks(writer, hosts, disks);
         MetricsOfVolumes.Write(writer, volumes, disks, daemon.Sessions.CountByVolume());
         WriteTasks(writer);
-        foreach (Action<MetricsWriter> source in Sources) source(writer);
         return writer.Finish();
     }
 

@@ -11,26 +11,12 @@ internal sealed class MoveGate(StoreSet stores, SharedVolumes volumes, TimeSpan 
     public async Task<IMoveHold?> HoldAsync(IReadOnlyList<VolumeRecord> members)
     {
         var hold = new Hold(stores, volumes);
-        Task<bool>[] taking = [.. members.Select(v => TakeAsync(hold, v))];
+        Task<bool>[] taking = [.. members.Select(v => volumes.TakeGateAsync(v, hold.TryAdd))];
         // A change that does not end keeps others waiting behind the gate: not for long.
         await Task.WhenAny(Task.WhenAll(taking), Task.Delay(patience));
         if (taking.All(t => t is { IsCompletedSuccessfully: true, Result: true })) return hold;
         await hold.ReleaseAsync();
         return null;
-    }
-
-    private Task<bool> TakeAsync(Hold hold, VolumeRecord record)
-    {
-        if (volumes.ThreadOf(record) is not { } thread) return Task.FromResult(false);
-        return thread.InvokeAsync(async () =>
-        {
-            if (await volumes.OpenAsync(record, thread) is not { } volume) return false;
-            VolumeGate.Range range = volume.Gate.Take(0, ulong.MaxValue, isExclusive: true, out ValueTask<bool> wait);
-            await wait;
-            if (hold.TryAdd(volume, range)) return true;
-            volume.Gate.Release(range);
-            return false;
-        });
     }
 
     private sealed class Hold(StoreSet stores, SharedVolumes volumes) : IMoveHold

@@ -87,7 +87,7 @@ internal sealed class Moves(Daemon daemon)
     }
 
     private string NameOf(MoveRecord move) =>
-        string.Join(", ", move.Members.Select(m => daemon.Directory.FindById(m.Id)?.Name ?? m.Id.ToString(System.Globalization.CultureInfo.InvariantCulture)));
+        string.Join(", ", move.Members.Select(m => daemon.Directory.Find(m.Id)?.Name ?? m.Id.ToString(System.Globalization.CultureInfo.InvariantCulture)));
 
     private async Task<string> RunAsync(MoveRecord move, Action<double> progress, TaskCompletionSource<string> done, CancellationToken cancel)
     {

@@ -137,6 +137,23 @@ internal sealed class SharedVolumes(IMetaStore meta, VolumeDirectory directory, 
         lock (_lock) return [.. _volumes.Values];
     }
 
+    /// <summary>Holds back the changes of a volume by all of its gate: waits until those before have ended, and hands the range to
+    /// <paramref name="keep"/> on the volume's loop, which releases it some day. False when the volume is not served, or when
+    /// <paramref name="keep"/> came too late to want it: then it is released here. Any thread but a loop's.</summary>
+    public Task<bool> TakeGateAsync(VolumeRecord record, Func<SharedVolume, VolumeGate.Range, bool> keep)
+    {
+        if (ThreadOf(record) is not { } thread) return Task.FromResult(false);
+        return thread.InvokeAsync(async () =>
+        {
+            if (await OpenAsync(record, thread) is not { } volume) return false;
+            VolumeGate.Range range = volume.Gate.Take(0, ulong.MaxValue, isExclusive: true, out ValueTask<bool> wait);
+            await wait;
+            if (keep(volume, range)) return true;
+            volume.Gate.Release(range); // too late: the others have gone on
+            return false;
+        });
+    }
+
     /// <summary>The volume, with its reservations in force if there are any saved; null when its disk does not serve it, or while
     /// a stream comes into it. On
     /// <paramref name="thread"/>, which <see cref="ThreadOf"/> said. Look at <see cref="SharedVolume.Fault"/> before serving it.</summary>
@@ -146,7 +163,7 @@ internal sealed class SharedVolumes(IMetaStore meta, VolumeDirectory directory, 
         // Where it lies is asked here: it may have moved since the caller looked.
         SharedVolume? volume = Find(record.Id);
         bool isReserved;
-        if (directory.FindById(record.Id, record.Name) is not { } now || stores.Find(now.StoreId) is not { } host) return null;
+        if (directory.Find(record.Id) is not { } now || stores.Find(now.StoreId) is not { } host) return null;
         if (volume is null || (volume.Host != host && !volume.IsHeld))
         {
             (IBlockDevice Device, SpaceWatch? Watch)? opened = await OpenThereAsync(thread, host, store => store.OpenVolume(record.Id));

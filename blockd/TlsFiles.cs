@@ -26,9 +26,6 @@ internal sealed class TlsFiles : IDisposable
         _timer = new Timer(_ => Look(), null, LookEvery, LookEvery);
     }
 
-    /// <summary>Told what was read anew.</summary>
-    public Action<TlsIdentity>? Renewed { get; set; }
-
     /// <summary>What was read last.</summary>
     public TlsIdentity Current => _current;
 
@@ -47,7 +44,6 @@ internal sealed class TlsFiles : IDisposable
             try
             {
                 _current = Load(_settings);
-                Renewed?.Invoke(_current);
                 return true;
             }
             catch (Exception e) when (e is IOException or UnauthorizedAccessException or System.Security.Cryptography.CryptographicException)

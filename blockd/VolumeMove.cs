@@ -228,7 +228,7 @@ internal sealed class VolumeMove(
     private async Task MakeAsync(int index, ulong sizeBytes)
     {
         MoveMember member = _move.Members[index];
-        VolumeRecord record = directory.FindById(member.Id) ?? throw new MoveException(false, "the volume was deleted");
+        VolumeRecord record = directory.Find(member.Id) ?? throw new MoveException(false, "the volume was deleted");
         (uint VolumeId, Guid Snapshot)? basis = await from.RunAsync(store => new ValueTask<(uint, Guid)?>(store.BaseOf(member.Id)));
         if (basis is { } cloned)
             sizeBytes = Math.Max(sizeBytes, (await SnapshotsAsync(from, cloned.VolumeId)).First(s => s.Uuid == cloned.Snapshot).SizeBytes);
@@ -273,7 +273,7 @@ internal sealed class VolumeMove(
             if (deadline is { IsCompleted: true }) return false;
             IoStatus status = await from.RunAsync(_ => reader.FillAsync(_batch));
             if (status is IoStatus.Corrupt or IoStatus.IoError)
-                throw new MoveException(false, $"volume {directory.FindById(id)?.Name} cannot be read near byte {Near()} ({status}); it stays where it is: look with pfcli scrub_volume, overwrite or trim what is bad, then move it again");
+                throw new MoveException(false, $"volume {directory.Find(id)?.Name} cannot be read near byte {Near()} ({status}); it stays where it is: look with pfcli scrub_volume, overwrite or trim what is bad, then move it again");
             if (status != IoStatus.Ok) throw Failed(status, "the disk that it lies on");
             if (_batch.Pieces.Count == 0) break;
             status = await to.RunAsync(_ => BatchWriter.ApplyAsync(device, _batch, isBlank));

@@ -37,10 +37,6 @@ public sealed partial class VolumeDirectory
     /// <summary>A snapshot that a move has cut for itself: it is nobody's business.</summary>
     public bool IsCutForMove(Guid snapshot) => _cutForMove.ContainsKey(snapshot);
 
-    /// <summary>A volume by its number, or null. Looks through all unless <paramref name="nameHint"/> is still its name.</summary>
-    public VolumeRecord? FindById(uint id, string? nameHint = null) =>
-        nameHint is not null && Find(nameHint) is { } named && named.Id == id ? named : List().FirstOrDefault(v => v.Id == id);
-
     /// <summary>Writes down that a volume, with all that share blocks with it, goes to another store. The same move again is
     /// answered when it is under way already.</summary>
     public Task<(MoveRecord? Move, DirectoryFault? Fault)> BeginMoveAsync(string name, Guid to) => AloneAsync<(MoveRecord?, DirectoryFault?)>(async () =>

@@ -214,7 +214,7 @@ internal sealed class MoveSimulation
     private Used Use(uint id)
     {
         if (_used.TryGetValue(id, out Used? known)) return known;
-        VolumeRecord record = _directory.FindById(id)!;
+        VolumeRecord record = _directory.Find(id)!;
         var home = new HomeDevice(_sides.Single(s => s.StoreId == record.StoreId).Store.OpenVolume(id)!);
         var gate = new VolumeGate();
         return _used[id] = new Used(home, gate, new GatedDevice(home, gate));
@@ -309,7 +309,7 @@ internal sealed class MoveSimulation
 
         foreach ((uint id, string name, byte[] content) in _snapshots)
         {
-            ILayeredStore store = _sides.Single(s => s.StoreId == _directory.FindById(id)!.StoreId).Store;
+            ILayeredStore store = _sides.Single(s => s.StoreId == _directory.Find(id)!.StoreId).Store;
             if (store.Snapshots(id).FirstOrDefault(s => s.Name == name) is not { } info)
                 Violate(new Violation(ViolationKind.LostVolume, $"snapshot {name} of volume {id} is lost"));
             else if (!_loop.Run(ReadAllAsync(store.OpenSnapshot(id, info.Uuid)!)).AsSpan().SequenceEqual(content))
