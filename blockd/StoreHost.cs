@@ -119,6 +119,14 @@ internal sealed class StoreHost : IMoveSide
         () => new ValueTask<ulong?>(Store.State == StoreState.Online ? FreeBytes(Store.GetStats()) : null));
 
     /// <inheritdoc/>
+    public Task<ulong?> PromisableBytesAsync() => Thread.InvokeAsync(
+        () => new ValueTask<ulong?>(Store.State == StoreState.Online ? DiskSpace.PromisableBytes(Store.GetStats()) : null));
+
+    /// <inheritdoc/>
+    public Task<IoStatus> PromiseAsync(uint volumeId, ulong bytes, bool isForced) =>
+        AskAsync(() => new ValueTask<IoStatus>(Store.Promise(volumeId, bytes, isForced)));
+
+    /// <inheritdoc/>
     public Task<IReadOnlyList<VolumeHead>> ListAsync() =>
         Thread.InvokeAsync(() => new ValueTask<IReadOnlyList<VolumeHead>>([.. Store.Volumes]));
 
@@ -246,7 +254,7 @@ internal sealed class StoreHost : IMoveSide
 
     private static ulong FreeBytes(StoreStats stats)
     {
-        ulong taken = stats.BlocksUsed + stats.BlocksQuarantined + stats.BlocksReserved + stats.BlocksBad;
+        ulong taken = stats.BlocksUsed + stats.BlocksQuarantined + stats.BlocksKept + stats.BlocksBad;
         return taken >= stats.BlocksTotal ? 0 : (stats.BlocksTotal - taken) * Units.BlockBytes;
     }
 

@@ -54,6 +54,27 @@ public sealed record StoreStats
     /// <summary>Blocks never given to writes, so that trim, delete and overwrite always progress (S10).</summary>
     public required ulong BlocksReserved { get; init; }
 
+    /// <summary>Blocks that new extents keep free, the reserve included.</summary>
+    public ulong BlocksKept { get; init; }
+
+    /// <summary>Blocks that are free when all that is under way has ended.</summary>
+    public ulong BlocksFreeSoon { get; init; }
+
+    /// <summary>Blocks that were promised to volumes and not taken yet.</summary>
+    public ulong BlocksPromised { get; init; }
+
+    /// <summary>Metadata slots that new extents keep free.</summary>
+    public ulong SlotsKept { get; init; }
+
+    /// <summary>Metadata slots that were promised to volumes and not taken yet.</summary>
+    public ulong SlotsPromised { get; init; }
+
+    /// <summary>Bytes of the redo ring.</summary>
+    public ulong LogBytes { get; init; }
+
+    /// <summary>Bytes of the whole store.</summary>
+    public ulong MediumBytes { get; init; }
+
     /// <summary>Metadata slots in all.</summary>
     public required ulong SlotsTotal { get; init; }
 

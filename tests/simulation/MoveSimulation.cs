@@ -383,6 +383,10 @@ internal sealed class MoveSimulation
 
         public Task<ulong?> FreeBytesAsync() => Task.FromResult<ulong?>(store.GetStats().BlocksFree * Units.BlockBytes);
 
+        public Task<ulong?> PromisableBytesAsync() => Task.FromResult<ulong?>(DiskSpace.PromisableBytes(store.GetStats()));
+
+        public Task<IoStatus> PromiseAsync(uint volumeId, ulong bytes, bool isForced) => Task.FromResult(store.Promise(volumeId, bytes, isForced));
+
         public Task<IReadOnlyList<VolumeHead>> ListAsync() => Task.FromResult<IReadOnlyList<VolumeHead>>([.. store.Volumes]);
 
         public Task<IoStatus> CreateAsync(VolumeHead head) => store.CreateVolumeAsync(head).AsTask();
