@@ -56,8 +56,9 @@ internal sealed class StoreHost : IMoveSide
     /// <summary>Bytes that data may still use; 0 when the store has failed. On the loop.</summary>
     public ulong FreeBytesNow => Store.State == StoreState.Online ? FreeBytes(Store.GetStats()) : 0;
 
-    /// <summary>A watch of the store for that level.</summary>
-    public SpaceWatch Watch(int percent) => new(() => Store.State == StoreState.Online ? Store.GetStats() : null, FreeBytes, percent);
+    /// <summary>A watch of the store for these levels.</summary>
+    public SpaceWatch Watch(int percent, int metadataPercent) =>
+        new(() => Store.State == StoreState.Online ? Store.GetStats() : null, FreeBytes, percent, metadataPercent);
 
     /// <summary>Makes an empty store of the whole file or device at <paramref name="path"/>. Throws <see cref="IOException"/> with
     /// a sentence.</summary>
