@@ -145,7 +145,8 @@ public sealed record StoreStats
 /// <param name="BlocksTotal">Blocks to read in this pass.</param>
 /// <param name="Bad">Each bad block: volume, byte offset, reason. At most 1,000 are kept.</param>
 /// <param name="Finished">The pass is through.</param>
-public sealed record ScrubReport(ulong BlocksRead, ulong BlocksTotal, IReadOnlyList<BadBlock> Bad, bool Finished);
+/// <param name="Position">Where another pass over the same goes on, also after a restart: what lies in front of it was read.</param>
+public sealed record ScrubReport(ulong BlocksRead, ulong BlocksTotal, IReadOnlyList<BadBlock> Bad, bool Finished, ulong Position = 0);
 
 /// <summary>One block that could not be read right. What several snapshots, clones and volumes show is named once, where it
 /// was written.</summary>
@@ -201,9 +202,11 @@ public interface IStore
     ValueTask<IoStatus> FlushAsync();
 
     /// <summary>Reads and verifies every allocated block of one volume, or of all when <paramref name="volumeId"/> is null,
-    /// at no more than <paramref name="bytesPerSecond"/> (0: unlimited); <paramref name="progress"/> is called on the loop
-    /// about once a second and at the end. Cancelled between blocks.</summary>
-    ValueTask<ScrubReport> ScrubAsync(uint? volumeId, ulong bytesPerSecond, Action<ScrubReport>? progress, CancellationToken cancel);
+    /// at no more than <paramref name="bytesPerSecond"/> (0: unlimited), and with rests while clients ask for something;
+    /// <paramref name="progress"/> is called on the loop about once a second, at every 32 MiB and at the end. Goes on at
+    /// <paramref name="position"/> of an earlier report; 0: from the begin. Cancelled between blocks.</summary>
+    ValueTask<ScrubReport> ScrubAsync(
+        uint? volumeId, ulong bytesPerSecond, Action<ScrubReport>? progress, CancellationToken cancel, ulong position = 0);
 
     /// <summary>Finishes what is in flight, checkpoints, sets the clean flag. New requests answer ShuttingDown.</summary>
     ValueTask<IoStatus> CloseAsync();
