@@ -125,6 +125,7 @@ public sealed partial class DeployTests
             return count;
         }
 
+        using var held = new ManualResetEventSlim();
         using LoopThread one = LoopFactory.Create("auto", "one"), two = LoopFactory.Create("auto", "two");
         var said = new List<string>();
         await using var watchdog = new SystemdWatchdog([one, two], TimeSpan.FromHours(1), state => SystemdNotify.Send(state, "@" + name[1..]), said.Add);
@@ -132,7 +133,6 @@ public sealed partial class DeployTests
         Assert.True(await watchdog.TellAsync(patient));
         Assert.Equal(1, Told());
 
-        using var held = new ManualResetEventSlim();
         two.Post(() => held.Wait(TestContext.Current.CancellationToken));
         for (int i = 0; i < 3; i++) Assert.False(await watchdog.TellAsync(brief));
         Assert.Equal(0, Told());
@@ -150,7 +150,8 @@ public sealed partial class DeployTests
     [Fact]
     public async Task The_watchdog_tells_by_itself_and_ends_at_once_though_a_loop_is_stuck()
     {
-        var told = new TaskCompletionSource();
+        TaskCompletionSource told = new(), stuck = new();
+        using var held = new ManualResetEventSlim();
         using LoopThread loop = LoopFactory.Create("auto", "loop");
         var watchdog = new SystemdWatchdog([loop], TimeSpan.FromMilliseconds(20), _ =>
         {
@@ -159,8 +160,12 @@ public sealed partial class DeployTests
         }, _ => { });
         watchdog.Start();
         await told.Task;
-        using var held = new ManualResetEventSlim();
-        loop.Post(() => held.Wait(TestContext.Current.CancellationToken));
+        loop.Post(() =>
+        {
+            stuck.SetResult();
+            held.Wait(TestContext.Current.CancellationToken);
+        });
+        await stuck.Task;
         await watchdog.DisposeAsync();
         held.Set();
     }
