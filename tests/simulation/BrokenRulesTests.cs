@@ -21,6 +21,7 @@ public sealed class BrokenRulesTests(ITestOutputHelper output)
         { BrokenRules.SplitRequests, [ViolationKind.TornRequest] },
         { BrokenRules.SkipFlush, [ViolationKind.LostWrite, ViolationKind.LostVolume] },
         { BrokenRules.RetryFlush, [ViolationKind.DiskMisuse] },
+        { BrokenRules.FlushTogether, [ViolationKind.DiskMisuse, ViolationKind.Refused] },
         { BrokenRules.AcceptTornLogPage, [ViolationKind.Refused, ViolationKind.LostWrite, ViolationKind.WrongData] },
         { BrokenRules.SuperblockFirst, [ViolationKind.Refused, ViolationKind.LostVolume, ViolationKind.LostWrite] },
         { BrokenRules.TrimLogTooFar, [ViolationKind.LostWrite, ViolationKind.Refused, ViolationKind.LostVolume] },
