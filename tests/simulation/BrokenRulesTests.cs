@@ -12,8 +12,8 @@ public sealed class BrokenRulesTests(ITestOutputHelper output)
     /// <summary>The rules, and what breaking each may look like.</summary>
     public static TheoryData<BrokenRules, ViolationKind[]> Rules => new()
     {
-        { BrokenRules.SkipFlushBeforeHome, [ViolationKind.Unreadable, ViolationKind.LostWrite, ViolationKind.TornRequest] },
-        { BrokenRules.FreeEarly, [ViolationKind.Unreadable] },
+        { BrokenRules.SkipFlushBeforeHome, [ViolationKind.Unreadable, ViolationKind.LostWrite, ViolationKind.TornRequest, ViolationKind.Refused] },
+        { BrokenRules.FreeEarly, [ViolationKind.Unreadable, ViolationKind.WrongScrub] },
         { BrokenRules.CompleteBeforeLog, [ViolationKind.LostWrite, ViolationKind.LostVolume, ViolationKind.Refused] },
         { BrokenRules.AckBeforeData, [ViolationKind.LostWrite, ViolationKind.Unreadable] },
         { BrokenRules.NoEndOfRecoveryCheckpoint, [ViolationKind.LostVolume, ViolationKind.LostWrite] },
