@@ -23,14 +23,15 @@ internal sealed class Imports(VolumeDirectory directory, IImportWorld world, Imp
     /// <summary>Ends what the last run of the daemon left half: before anybody may attach, and when a disk comes back.</summary>
     public async Task RecoverAsync()
     {
-        foreach (VolumeRecord volume in directory.List().Where(v => v.Import is { IsActive: true } && !_running.ContainsKey(v.Id)))
+        foreach (VolumeRecord volume in directory.List().Where(v => v.Import is { } i && (i.IsActive || i.IsGoing) && !_running.ContainsKey(v.Id)))
         {
-            world.Close(volume.Id);
+            if (volume.Import!.IsActive) world.Close(volume.Id);
             if (world.FindStore(volume.StoreId) is not { } host) continue;
             try
             {
-                if (await IsCompleteAsync(volume, host)) await EndAsync(volume, volume.Import!);
-                else if (volume.Import!.Base is not null) await PutAsideAsync(volume, host, volume.Import);
+                if (volume.Import.IsGoing) await DropAsync(volume, host, volume.Import);
+                else if (await IsCompleteAsync(volume, host)) await EndAsync(volume, volume.Import);
+                else if (volume.Import.Base is not null) await PutAsideAsync(volume, host, volume.Import);
             }
             catch (ImportException e)
             {
@@ -203,6 +204,7 @@ internal sealed class Imports(VolumeDirectory directory, IImportWorld world, Imp
         }
 
         ImportRecord import = known.Import ?? throw new ApiException(404, "no-import", $"no import of '{name}' could go on");
+        if (import.IsGoing) throw new ApiException(409, "import-unfinished", "the import is being given up, which was interrupted; give it up again and begin anew");
         CheckSame(import, header);
         return import with { IsActive = true, IsUntouched = false };
     }
@@ -346,9 +348,12 @@ internal sealed class Imports(VolumeDirectory directory, IImportWorld world, Imp
             return;
         }
 
+        // From here on nobody goes on with it: what has come may be gone in part when this is interrupted.
+        ImportRecord going = import with { IsGoing = true };
+        if (going != import) Must(await directory.SetImportAsync(volume.Id, import, going));
         if (import.IsActive) await GoBackAsync(volume, host, import, TemporaryPrefix + PrefixOf(import));
         await DropPartsAsync(volume, host, import, keepNewest: false);
-        Must(await directory.SetImportAsync(volume.Id, import, null));
+        Must(await directory.SetImportAsync(volume.Id, going, null));
         await ReopenAsync(volume.Id);
     }
 

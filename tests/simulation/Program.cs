@@ -32,7 +32,7 @@ if (args.Contains("--sessions")) return SessionProgram.Run(from, to, Value("--br
 if (args.Contains("--imports"))
 {
     BrokenIncoming rule = Value("--broken") is { } name ? BrokenIncoming.Parse(name) : default;
-    return SweepProgram.Run(from, to, ImportSimulation.RunnerOf(rule), args.Contains("--keep-going"), hours).Failures.Count == 0 ? 0 : 1;
+    return SweepProgram.Run(from, to, ImportSimulation.RunnerOf(rule, args.Contains("--trace") ? Console.WriteLine : null), args.Contains("--keep-going"), hours).Failures.Count == 0 ? 0 : 1;
 }
 
 StoreDriver driver = Value("--store") == "log" ? new LogStoreDriver()

@@ -48,6 +48,9 @@ public enum ImportDid
     /// <summary>The same while a copy was made.</summary>
     DeathsInCopy,
 
+    /// <summary>The same while the daemon took up what an earlier death had left.</summary>
+    DeathsInRecovery,
+
     /// <summary>Stores whose blocks were all accounted for.</summary>
     Audits,
 }

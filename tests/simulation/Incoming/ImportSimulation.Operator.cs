@@ -143,12 +143,17 @@ internal sealed partial class ImportSimulation
             content.Known is null ? ImportDid.Fulls : ImportDid.Increments);
     }
 
+    private string SnapshotsOf(string name) =>
+        _directory.Find(name) is { } record ? string.Join(' ', _store.Snapshots(record.Id).Select(s => $"{s.Name}={s.Uuid.ToString("N")[..8]}")) : "";
+
     private bool IsBeingCopied(string name) => _directory.Find(name) is { } record
         && _store.Snapshots(record.Id).Any(s => s.Name.StartsWith("copy-", StringComparison.Ordinal));
 
     private async Task<string?> TryAsync(string name, ReadOnlyMemory<byte> body, bool breaks, bool keeps, bool goesOn, bool isImage)
     {
         _isImporting = true;
+        string? fault = null;
+        _trace?.Invoke($"{_loop.EventCount}: {(goesOn ? "the rest of a stream" : "a stream")} comes into {name}, {body.Length} bytes{(keeps ? ", to be kept" : "")}: {_directory.Find(name)?.Import}; {SnapshotsOf(name)}");
         try
         {
             await using var stream = new SimBody(_loop, _random, body, breaks);
@@ -157,15 +162,16 @@ internal sealed partial class ImportSimulation
         }
         catch (ImportException e)
         {
-            return e.Code;
+            return fault = e.Code;
         }
         catch (ApiException e)
         {
-            return e.Code;
+            return fault = e.Code;
         }
         finally
         {
             _isImporting = false;
+            _trace?.Invoke($"{_loop.EventCount}: {name}: {fault ?? "taken"}, {_directory.Find(name)?.Import}; {SnapshotsOf(name)}");
         }
     }
 

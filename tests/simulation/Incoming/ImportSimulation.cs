@@ -31,6 +31,7 @@ internal sealed partial class ImportSimulation
 
     private readonly SeededRandom _random;
     private readonly BrokenIncoming _broken;
+    private readonly Action<string>? _trace;
     private readonly Durability _durability;
     private readonly bool _isTight;
     private readonly StorageDriver _driver = new();
@@ -48,10 +49,11 @@ internal sealed partial class ImportSimulation
     private bool _isImporting, _isOver;
     private int _copying;
 
-    private ImportSimulation(ulong seed, BrokenIncoming broken)
+    private ImportSimulation(ulong seed, BrokenIncoming broken, Action<string>? trace)
     {
         _random = new SeededRandom(seed);
         _broken = broken;
+        _trace = trace;
         _durability = _random.NextChance(0.7) ? Durability.Flush : Durability.Ack;
         _isTight = _random.NextChance(0.25);
         _source = new SourceStreams(new SeededRandom(_random.NextUInt64()));
@@ -66,14 +68,14 @@ internal sealed partial class ImportSimulation
     private ulong Hash { get; set; } = 14695981039346656037;
 
     /// <summary>Seeds, and how to see one again.</summary>
-    internal static SeedRunner<ImportCounters> RunnerOf(BrokenIncoming broken) => new(
-        seed => Run(seed, broken),
+    internal static SeedRunner<ImportCounters> RunnerOf(BrokenIncoming broken, Action<string>? trace = null) => new(
+        seed => Run(seed, broken, trace),
         seed => $"dotnet run -c Release --project tests/simulation -- simulate --imports --seed {seed}{(broken == default ? "" : $" --broken {broken}")}");
 
     /// <summary>Runs one seed.</summary>
-    internal static SeedResult<ImportCounters> Run(ulong seed, BrokenIncoming broken)
+    internal static SeedResult<ImportCounters> Run(ulong seed, BrokenIncoming broken, Action<string>? trace)
     {
-        var simulation = new ImportSimulation(seed, broken);
+        var simulation = new ImportSimulation(seed, broken, trace);
         try
         {
             simulation.RunLives();
@@ -93,7 +95,17 @@ internal sealed partial class ImportSimulation
             _loop = new SimLoop(_random.NextUInt64());
             using var context = new LoopContext(_loop);
             bool isLast = life == LivesMax - 1;
-            if (!Open() || (life == 0 && !Create()) || !Judge(atRest: true)) return;
+            if (!Open()) return;
+            if (!Begin(life > 0 && !isLast && _random.NextChance(0.3) ? _random.NextBelow(200UL) : EventsPerLifeMax))
+            {
+                if (Violation is not null) return;
+                _counters[ImportDid.DeathsInRecovery]++;
+                Fold();
+                Die();
+                continue;
+            }
+
+            if ((life == 0 && !Create()) || !Judge(atRest: true)) return;
             Live(isLast ? EventsPerLifeMax : _random.NextBelow(_random.NextChance(0.3) ? 6_000UL : 800UL), isLast);
             if (isLast && Violation is null) Clear();
             Fold();
@@ -128,11 +140,28 @@ internal sealed partial class ImportSimulation
             BatchBytes = Streams.StreamHeader.DataBytesMax, KeepEveryBytes = 256 * Units.KiB, Patience = Timeout.InfiniteTimeSpan, Broken = _broken.Rules,
         };
         _imports = new BlockServer.Blockd.Imports(_directory, _world, new ImportSeams(new SeededRandom(_random.NextUInt64()), new Clock()), limits);
-        // As the daemon begins.
-        IReadOnlyList<string> notes = Finish(_directory.ReconcileAsync([_world.Side]));
+        return true;
+    }
+
+    /// <summary>As the daemon begins. False when it died meanwhile.</summary>
+    private bool Begin(ulong length)
+    {
+        ulong end = _loop.EventCount + length;
+        _loop.StopBeforeEvent = _ => _loop.EventCount >= end;
+        Task beginning = BeginAsync();
+        bool isDone = _loop.RunUntil(() => beginning.IsCompleted, EventsPerLifeMax);
+        _loop.StopBeforeEvent = null;
+        if (beginning.IsFaulted) Violate(new Violation(ViolationKind.Exception, beginning.Exception!.ToString()));
+        return isDone && Violation is null;
+    }
+
+    private async Task BeginAsync()
+    {
+        IReadOnlyList<string> notes = await _directory.ReconcileAsync([_world.Side]);
         if (notes.Count > 0) Violate(new Violation(ViolationKind.WrongAnswer, "the start says: " + string.Join("; ", notes)));
-        Finish(Also(_imports.RecoverAsync()));
-        return Violation is null;
+        foreach (string name in _contents.Keys) _trace?.Invoke($"found {name}: {SnapshotsOf(name)}");
+        await _imports.RecoverAsync();
+        foreach (string name in _contents.Keys) _trace?.Invoke($"recovered {name}: {SnapshotsOf(name)}");
     }
 
     private bool Create()
@@ -157,12 +186,6 @@ internal sealed partial class ImportSimulation
     {
         if (!_loop.RunUntil(() => task.IsCompleted, EventsPerLifeMax)) throw new InvalidOperationException("it never ended");
         return task.GetAwaiter().GetResult();
-    }
-
-    private static async Task<bool> Also(Task task)
-    {
-        await task;
-        return true;
     }
 
     private void Live(ulong length, bool isLast)
@@ -195,7 +218,9 @@ internal sealed partial class ImportSimulation
 
     private void Die()
     {
-        if (_random.NextChance(0.5)) _disk.CutPower();
+        bool isCut = _random.NextChance(0.5);
+        _trace?.Invoke(isCut ? "the power is cut" : "the process dies");
+        if (isCut) _disk.CutPower();
         else _disk.Kill();
     }
 
