@@ -144,7 +144,12 @@ internal sealed class VolumeMove(
             _expected += await from.RunAsync(store => new ValueTask<ulong>(store.UsedBytes(member.Id)));
         }
 
-        if (await CanGoOnAsync()) return;
+        if (await CanGoOnAsync())
+        {
+            foreach (MoveMember member in _move.Members) await IsPromisedThereAsync(member.Id);
+            return;
+        }
+
         foreach (MoveMember member in _move.Members.Reverse()) await DropAsync(member.Id);
         await KeepAsync(_move with { Members = [.. _move.Members.Select(m => new MoveMember(m.Id))] });
     }
@@ -235,14 +240,24 @@ internal sealed class VolumeMove(
         var head = new VolumeHead(record.Id, record.Uuid, record.Name, sizeBytes, VolumeDirectory.CopyEpoch);
         for (int i = 0; ; i++)
         {
-            if (await to.RunAsync(store => new ValueTask<bool>(store.OpenVolume(member.Id) is not null))) return;
+            if (await IsPromisedThereAsync(member.Id)) return;
             IoStatus status = basis is { } on ? await to.CloneAsync(head, on.VolumeId, on.Snapshot) : await to.CreateAsync(head);
-            if (status == IoStatus.Ok) return;
+            if (status == IoStatus.Ok) continue;
             // The pages of an older copy go first.
             if (status != IoStatus.Conflict || i == MakeTriesMax) throw Failed(status, "the disk that it goes to");
             cancel.ThrowIfCancellationRequested();
             await seams.Delay(s_moment);
         }
+    }
+
+    /// <summary>What the volume was promised is promised to its copy too, from the begin on. False while there is no copy.</summary>
+    private async Task<bool> IsPromisedThereAsync(uint id)
+    {
+        VolumeRecord record = directory.Find(id) ?? throw new MoveException(false, "the volume was deleted");
+        IoStatus status = await to.PromiseAsync(id, record.PromisedBytes, isForced: false);
+        if (status == IoStatus.NoSpace)
+            throw new MoveException(false, $"the disk that it goes to cannot promise the room that '{record.Name}' was promised; make the volume thin, or add a larger disk");
+        return status == IoStatus.Ok;
     }
 
     /// <summary>What the copy shows now, and whether that is nothing.</summary>

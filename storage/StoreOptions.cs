@@ -54,6 +54,10 @@ public sealed record StoreOptions
     /// <summary>A scattered extent has at least one cut for this many blocks that hold data.</summary>
     public int RelayoutBlocksPerCut { get; init; } = 4;
 
+    /// <summary>Percent of the data blocks, and of the metadata slots, beyond which nothing begins a new extent that was not
+    /// promised room for it; 100: all of them but the reserve.</summary>
+    public int ProtectPercent { get; init; } = 100;
+
     /// <summary>Tests only: blocks that come back are given out first, so that one that comes back too early is noticed.</summary>
     public bool ReusesSoon { get; init; }
 

@@ -34,7 +34,7 @@ public sealed class BrokenRulesTests(ITestOutputHelper output)
         { BrokenRules.ForgetBelow, [ViolationKind.LostWrite, ViolationKind.WrongData, ViolationKind.StaleRead, ViolationKind.TornRequest, ViolationKind.Exception] },
         { BrokenRules.IgnoreClones, [ViolationKind.WrongAnswer] },
         { BrokenRules.ReuseUnderRead, [ViolationKind.Unreadable, ViolationKind.WrongScrub] },
-        { BrokenRules.FreeRelaidEarly, [ViolationKind.Unreadable, ViolationKind.WrongScrub, ViolationKind.Refused] },
+        { BrokenRules.FreeRelaidEarly, [ViolationKind.Unreadable, ViolationKind.LostWrite, ViolationKind.WrongScrub, ViolationKind.Refused] },
         { BrokenRules.RelayOverWrite, [ViolationKind.LostWrite, ViolationKind.StaleRead, ViolationKind.WrongData, ViolationKind.Unreadable, ViolationKind.WrongScrub] },
     };
 

@@ -151,7 +151,7 @@ public sealed class LogStore : IStore
 
     /// <inheritdoc/>
     public ValueTask<ScrubReport> ScrubAsync(
-        uint? volumeId, ulong bytesPerSecond, Action<ScrubReport>? progress, CancellationToken cancel) =>
+        uint? volumeId, ulong bytesPerSecond, Action<ScrubReport>? progress, CancellationToken cancel, ulong position = 0) =>
         new(new ScrubReport(0, 0, [], true));
 
     /// <inheritdoc/>
