@@ -175,6 +175,9 @@ internal sealed class Daemon
 
     public DateTimeOffset StartedAt { get; }
 
+    /// <summary>The threads that serve.</summary>
+    public IReadOnlyList<LoopThread> Threads => _threads;
+
     public string EngineName => _threads[0].Loop.EngineName;
 
     public string TokenPath => _data.TokenPath;

@@ -288,7 +288,11 @@ internal sealed class VolumeMove(
             if (deadline is { IsCompleted: true }) return false;
             IoStatus status = await from.RunAsync(_ => reader.FillAsync(_batch));
             if (status is IoStatus.Corrupt or IoStatus.IoError)
-                throw new MoveException(false, $"volume {directory.Find(id)?.Name} cannot be read near byte {Near()} ({status}); it stays where it is: look with pfcli scrub_volume, overwrite or trim what is bad, then move it again");
+            {
+                ulong bad = await from.RunAsync(_ => reader.FindBadAsync(_batch));
+                throw new MoveException(false, $"volume {directory.Find(id)?.Name} cannot be read at byte {bad} ({status}); it stays where it is: look with pfcli scrub_volume, overwrite or trim what is bad, then move it again");
+            }
+
             if (status != IoStatus.Ok) throw Failed(status, "the disk that it lies on");
             if (_batch.Pieces.Count == 0) break;
             status = await to.RunAsync(_ => BatchWriter.ApplyAsync(device, _batch, isBlank));
@@ -310,7 +314,6 @@ internal sealed class VolumeMove(
         await FlushAsync();
         return true;
 
-        ulong Near() => _batch.Pieces.Count > 0 ? _batch.Pieces[0].OffsetBytes : reader.OffsetBytes;
         async Task FlushAsync()
         {
             if (limits.Broken.HasFlag(BrokenMoves.SkipCopyFlush)) return;
