@@ -46,7 +46,8 @@ internal sealed class Daemon
         Disks = new Disks(settings, data, meta, Directory, threads, Warn, watch, layer);
         Volumes = new SharedVolumes(meta, Directory, Stores, settings, Warn) { Seat = SeatOf };
         Directory.CutGate = new CutGate(Volumes, s_cutPauseMax);
-        Imports = new Imports(Directory, Stores, Volumes, Sessions, () => _iscsi?.Targets.ApplyAllAsync() ?? Task.CompletedTask, Warn);
+        Around = new DaemonImportWorld(Stores, Volumes, Sessions, () => _iscsi?.Targets.ApplyAllAsync() ?? Task.CompletedTask, Warn);
+        Imports = new Imports(Directory, Around, new ImportSeams(new SystemRandom(), SystemClock.Instance), new ImportLimits());
         Policies = new PolicyDirectory(meta);
         Tokens = new TokenDirectory(meta);
         Tenants = new TenantDirectory(meta);
@@ -146,6 +147,9 @@ internal sealed class Daemon
 
     /// <summary>Streams that come into volumes.</summary>
     public Imports Imports { get; }
+
+    /// <summary>The node as imports and populations see it.</summary>
+    public IImportWorld Around { get; }
 
     /// <summary>The iSCSI targets as they are now. Set when it serves.</summary>
     public IscsiCatalog Catalog { get; private set; } = null!;

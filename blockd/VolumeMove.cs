@@ -4,7 +4,7 @@ using BlockServer.Streams;
 
 namespace BlockServer.Blockd;
 
-/// <summary>A store that volumes are moved from or to.</summary>
+/// <summary>A store that volumes are moved from or to, or that streams come into.</summary>
 internal interface IMoveSide : IVolumeHost
 {
     /// <summary>Does something on the loop of the store.</summary>

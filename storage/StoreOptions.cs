@@ -169,6 +169,9 @@ public enum BrokenRules : long
     /// <summary>The length of a large append is said while its pieces are not durable (B1.10).</summary>
     LargeAppendUnflushed = 1L << 43,
 
+    /// <summary>A flush is asked for while another is under way, of which it may be the one that hears no error (B1.5).</summary>
+    FlushTogether = 1L << 45,
+
     /// <summary>Recovery keeps an append although one in front of it is lost (B1.7, step 3).</summary>
     AppendOverGap = 1L << 44,
 }

@@ -34,7 +34,10 @@ internal sealed class DirectoryWorld
     private Mishap _mishap;
     private bool _isDead;
 
-    public MemoryMetaStore Meta { get; } = new();
+    public IMetaStore Meta { get; init; } = new MemoryMetaStore();
+
+    /// <summary>Told after every step that had its effect.</summary>
+    public Action? Stepped { get; set; }
 
     public Dictionary<Guid, SortedDictionary<uint, VolumeHead>> Disks { get; } = new()
     {
@@ -77,7 +80,13 @@ internal sealed class DirectoryWorld
     {
         if (_isDead) throw new DeathException();
         int step = _step++;
-        if (_at < 0 || step < _at || (step > _at && _mishap != Mishap.FailsFromHereOn)) return effect();
+        if (_at < 0 || step < _at || (step > _at && _mishap != Mishap.FailsFromHereOn))
+        {
+            T done = effect();
+            Stepped?.Invoke();
+            return done;
+        }
+
         switch (_mishap)
         {
             case Mishap.DeathBefore:
