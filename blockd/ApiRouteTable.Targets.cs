@@ -20,7 +20,7 @@ internal static partial class ApiRouteTable
         new("POST", "targets/{name}/luns", "Makes a volume, or a snapshot (VOLUME@SNAPSHOT), a LUN of a target. The volume's own target is withdrawn unless it is kept.", 201,
             typeof(TargetInfo), typeof(AddLun), [],
             [s_noTarget, s_ownTarget, s_noVolume, s_noSnapshot, (400, "invalid-lun"), (409, "lun-taken"), (409, "volume-is-lun"), (409, "volume-in-use"),
-                (409, "lun-on-other-loop"), (409, "too-many-luns"), s_meanwhile]) { Reach = ApiReach.Target },
+                (409, "too-many-luns"), s_meanwhile]) { Reach = ApiReach.Target },
         new("DELETE", "targets/{name}/luns/{id}", "Takes a LUN away from a target; the volume stays.", 204, null, null,
             [new("force", "boolean", "Also while initiators are attached.")],
             [s_noTarget, s_ownTarget, (404, "no-such-lun"), s_badQuery, (409, "target-in-use"), s_meanwhile]) { Reach = ApiReach.Target },

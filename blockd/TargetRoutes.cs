@@ -216,7 +216,6 @@ internal sealed class TargetRoutes(Daemon daemon, ApiAccess access)
         SnapshotInfo? snapshot = parts.Length == 1 ? null
             : (await daemon.Directory.SnapshotsAsync(volume)).Snapshots.FirstOrDefault(s => s.Info.Name == parts[1])?.Info
                 ?? throw new ApiException(404, "no-such-snapshot", $"'{volume.Name}' has no snapshot '{parts[1]}'", "volume");
-        CheckLoop(daemon.Catalog.Find(name)!, volume);
         bool withdraws = volume.Export.Iscsi && !request.KeepOwnTarget && snapshot is null;
         string ownName = daemon.Catalog.OwnNameOf(volume);
         int attached = withdraws ? daemon.Sessions.CountOf(ownName) : 0;
@@ -241,14 +240,6 @@ internal sealed class TargetRoutes(Daemon daemon, ApiAccess access)
         }
 
         await AnswerAsync(call, name, 201);
-    }
-
-    /// <summary>The units of a target live on one loop.</summary>
-    private void CheckLoop(TargetView target, VolumeRecord volume)
-    {
-        if (daemon.Volumes.ThreadOf(volume) is not { } own || daemon.Stores.Find(volume.StoreId) is not { } host || daemon.Catalog.ThreadOf(target) is not { } thread || thread == own) return;
-        throw new ApiException(
-            409, "lun-on-other-loop", $"the volume's disk {host.Name} is served by another loop than the target's other volumes; make another target for it, or start blockd with --loops 1", "volume");
     }
 
     private async Task RemoveLunAsync(ApiCall call)

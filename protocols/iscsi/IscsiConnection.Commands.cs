@@ -201,6 +201,7 @@ public sealed partial class IscsiConnection
         }
 
         if (TransferFaultOf(task, pdu) is { } stray) return Broken(stray);
+        task.DataSinceNanos = _loop.NowNanos;
         if (task.IsSpoiled || (pdu.DataSn != task.DataSn && !_options.Breaks(IscsiBrokenRules.IgnoreDataSn)))
         {
             // A PDU is missing or came twice. What is left of the sequence is read away, then the command fails

@@ -28,6 +28,7 @@ public sealed partial class IscsiConnection
     private int _start, _end;
     private int _typicalData; // moving average over PDUs, bytes
     private uint _crc;
+    private bool _isReading; // else it waits for memory or for room, and so may the initiator
     private uint _acknowledged; // first status that the initiator had not read when it sent what came last
     private readonly LoopOperation<bool> _pause = new();
     private readonly LoopTimer _pauseTimer;
@@ -136,8 +137,9 @@ public sealed partial class IscsiConnection
             if (count <= 0)
             {
                 _halfSince = _loop.NowNanos;
+                _isReading = true;
                 count = await _connection.ReceiveAsync(target);
-                _halfSince = 0;
+                (_halfSince, _isReading) = (0, false);
                 if (count <= 0) return false;
             }
 
@@ -177,7 +179,13 @@ public sealed partial class IscsiConnection
         if (_typicalData >= LargeDataBytes && _end < LargeAheadBytes) room = Math.Min(room, LargeAheadBytes - _end);
         Memory<byte> target = MemoryMarshal.CreateFromPinnedArray(_input, _end, room);
         int count = looksFirst ? _connection.ReceiveNow(target) : 0;
-        if (count <= 0) count = await _connection.ReceiveAsync(target);
+        if (count <= 0)
+        {
+            _isReading = true;
+            count = await _connection.ReceiveAsync(target);
+            _isReading = false;
+        }
+
         _halfSince = 0;
         if (count <= 0) return false;
         _heard = _loop.NowNanos;

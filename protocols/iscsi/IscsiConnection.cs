@@ -19,7 +19,7 @@ public sealed partial class IscsiConnection
     private readonly List<LoopEvent<bool>> _whenEnded = [];
     private readonly Queue<(uint Tag, LoopEvent<bool> Taken)> _whenTaken = new();
     private readonly bool _hasHeaderDigest, _hasDataDigest;
-    private ulong _sendSince, _halfSince, _heard, _pinged;
+    private ulong _sendSince, _halfSince, _heard, _pinged, _readSince;
     private uint _pingTag;
     private bool _stopping, _hasSaidFarewell, _isEnded, _isLoggingOut;
 
@@ -70,7 +70,7 @@ public sealed partial class IscsiConnection
         _isSending = false;
         _loop.CallAtTurnEnd(_sendHook);
         CloseIfStopped();
-        _heard = _loop.NowNanos;
+        _heard = _readSince = _loop.NowNanos;
         _watch.Start(LookNanos);
         bool isPolite = isOpen && await ReceiveAllAsync();
         if (isPolite && !_session.IsDropped) await LeaveAsync();
@@ -177,9 +177,12 @@ public sealed partial class IscsiConnection
     {
         if (IsClosed) return;
         ulong now = _loop.NowNanos;
+        if (!_isReading) _readSince = now; // the data may be here
         if (_isSending && now - _sendSince >= _options.SendStallNanos) Fail("the initiator does not read");
         else if (_halfSince != 0 && now - _halfSince >= _options.HalfPduNanos) Fail("half a PDU, then silence");
         else if (_session.IsDiscovery && now - _heard >= _options.SendStallNanos) Fail("a discovery session stayed silent");
+        else if (now - _readSince >= _options.PingAnswerNanos && _session.AwaitsDataSince(this, now - _options.PingAnswerNanos))
+            Fail("data that was asked for did not come");
         else if (_pinged != 0 && now - Math.Max(_pinged, _heard) >= _options.PingAnswerNanos) Fail("a ping was not answered");
         if (IsClosed) return;
         if (_pinged == 0 && now - _heard >= _options.PingAfterNanos && !_isLoggingOut && !_stopping) Ping(now);

@@ -57,7 +57,8 @@ public sealed record IscsiOptions
     /// <summary>Silence after which the initiator is pinged.</summary>
     public ulong PingAfterNanos { get; init; } = 5_000_000_000;
 
-    /// <summary>A ping unanswered for so long ends the session. Long, because a client may work in one thread that answers
+    /// <summary>A ping unanswered for so long ends the session, and so does Data-Out that was asked for or announced and does not
+    /// come. Long, because a client may work in one thread that answers
     /// nothing while it sleeps or computes (libiscsi's synchronous calls; its test suite sleeps for 60 s), and losing its
     /// session loses it what belongs to the nexus. A dead initiator does no harm meanwhile: when it comes back by its name, its
     /// login takes the old session's place at once.</summary>

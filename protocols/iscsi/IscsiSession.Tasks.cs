@@ -37,6 +37,17 @@ public sealed partial class IscsiSession
 
     internal IscsiTask? Find(uint tag) => _tasks.GetValueOrDefault(tag);
 
+    /// <summary>A command of the connection has waited for its data since <paramref name="sinceNanos"/> or longer.</summary>
+    internal bool AwaitsDataSince(IscsiConnection connection, ulong sinceNanos)
+    {
+        foreach (IscsiTask task in _tasks.Values)
+        {
+            if (task.Connection == connection && task.AwaitsData && task.DataSinceNanos <= sinceNanos) return true;
+        }
+
+        return false;
+    }
+
     internal bool IsGhost(uint tag) => _ghosts.Contains(tag);
 
     internal void AddGhost(uint tag)

@@ -121,6 +121,8 @@ public sealed partial class IscsiSession
 
     internal Exception? Bug { get; private set; }
 
+    internal ulong NowNanos => _loop.NowNanos;
+
     internal uint NextTransferTag()
     {
         if (++_transferTag == IscsiWire.NoTag) _transferTag = 1;

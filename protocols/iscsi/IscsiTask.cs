@@ -43,6 +43,9 @@ internal sealed class IscsiTask : Outgoing
 
     public ulong BeganNanos { get; private set; }
 
+    /// <summary>Since when it waits for Data-Out: the first R2T was sent then, or the last data came.</summary>
+    public ulong DataSinceNanos { get; set; }
+
     /// <summary>How long it waited until its volume let it in.</summary>
     public ulong QueuedNanos { get; private set; }
 
@@ -110,6 +113,9 @@ internal sealed class IscsiTask : Outgoing
 
     public IscsiTask? Previous { get; set; }
 
+    /// <summary>The initiator is to send Data-Out.</summary>
+    public bool AwaitsData => (R2TCount > 0 || IsUnsolicitedOpen) && !IsDispatched && !IsDone && !IsDropped;
+
     /// <summary>All Data-Out is here.</summary>
     public bool IsComplete => !IsUnsolicitedOpen && OutOffset >= Wanted;
 
@@ -125,6 +131,7 @@ internal sealed class IscsiTask : Outgoing
     public void Begin(IscsiConnection connection, in ScsiCommandPdu pdu, ulong nowNanos)
     {
         (Connection, Pdu, BeganNanos) = (connection, pdu, nowNanos);
+        DataSinceNanos = nowNanos;
         (Wanted, OutOffset, UnsolicitedEnd, DataSn, R2TCount, R2TOffset, CostBytes) = (0, 0, 0, 0, 0, 0, 0);
         (IsDelivered, IsDispatched, IsDone, IsDropped) = (false, false, false, false);
         (IsFilling, IsSpoiled, IsTurnedAway, IsQueued, IsAnswered) = (false, false, false, false, false);
@@ -185,6 +192,7 @@ internal sealed class IscsiTask : Outgoing
     public void Solicit()
     {
         int max = Math.Min(_session.Parameters.MaxOutstandingR2T, R2TsMax);
+        if (R2TCount == 0) DataSinceNanos = _session.NowNanos;
         while (R2TCount < max && R2TOffset < Wanted)
         {
             int length = Math.Min(Connection.MaxBurst, Wanted - R2TOffset);

@@ -229,6 +229,9 @@ public sealed partial class SessionSimulation : IIscsiTargets, INbdExports
         return isHasty ? new HastyDevice(device, _options.Breakage) : device;
     }
 
+    // Longest way of a message between loops.
+    private const ulong FarNanosMax = 50_000;
+
     private void Serve()
     {
         var scsi = new ScsiTarget(Loop, new ScsiTargetOptions { Name = TargetName });
@@ -239,7 +242,9 @@ public sealed partial class SessionSimulation : IIscsiTargets, INbdExports
             unit.HasStrayAborts = false;
             unit.AbortsUnderWay = 0;
             unit.Causes.Clear();
-            unit.Unit = new LogicalUnit(Loop, DeviceOf(unit), options, kept);
+            // In every second world the units with odd numbers are of another loop than their target.
+            ILoop loop = unit.Lun % 2 == 1 && _hasFarUnits ? new SideLoop(Loop, FarNanosMax) : Loop;
+            unit.Unit = new LogicalUnit(loop, DeviceOf(unit), options, kept);
             if (Loop.Run(unit.Unit.LoadAsync()) != IoStatus.Ok) Violate(ViolationKind.Refused, "reservations could not be loaded");
             scsi.SetLun(unit.Lun, unit.Unit);
             JudgeReservation(unit);

@@ -135,6 +135,74 @@ public sealed class MovesTests
         Assert.Empty(test.Daemon.Warnings);
     }
 
+    /// <summary>Sessions of its own target and of a configured one go on, over one loop and over two, and lose nothing; a reservation
+    /// stays in force.</summary>
+    [Theory]
+    [InlineData(1)]
+    [InlineData(2)]
+    public async Task A_volume_moves_under_the_load_of_initiators_and_none_of_them_notices(int loops)
+    {
+        const string Disks = "iqn.2026-11.org.example:disks", One = "iqn.2026-11.org.example:one", Two = "iqn.2026-11.org.example:two";
+        const int Blocks = 1024;
+        await using TestDaemon test = await TestDaemon.StartAsync("store-size=160m", $"loops={loops}", "iscsi=127.0.0.1:0");
+        (Guid first, Guid second) = await DisksAsync(test);
+        await test.CreateAsync("other", 4 * Units.MiB, second); // LUN 0: the target lives on the loop of the second disk
+        await test.CreateAsync("v", Blocks * (ulong)Units.BlockBytes, first);
+        int port = System.Net.IPEndPoint.Parse(test.Daemon.Listeners.Single(l => l.Protocol == "iscsi").Address).Port;
+        using var one = new RawInitiator(port, test.Daemon.Settings.IscsiPrefix + ":v", One, isid: 1); // opens it where it lies
+        Assert.Equal([0x2900], one.TakeAttentions());
+        Assert.NotNull((await test.Daemon.Targets.CreateAsync(Disks, null, [], true)).Target);
+        Assert.NotNull((await test.Daemon.Targets.AllowAsync(Disks, new TargetAccess("*", null))).Target);
+        foreach (string name in new[] { "other", "v" })
+            Assert.NotNull((await test.Daemon.Targets.AddLunAsync(Disks, test.Daemon.Directory.Find(name)!.Id, null, false)).Target);
+        using var two = new RawInitiator(port, Disks, Two, isid: 2);
+        Assert.Equal([0x2900], two.TakeAttentions(1));
+
+        // Each has half of the blocks to itself.
+        var end = new TaskCompletionSource();
+        Task<byte[]>[] loads = [Task.Run(() => Load(one, 0, 0)), Task.Run(() => Load(two, 1, Blocks / 2))];
+        foreach (Guid to in new[] { second, first, second })
+        {
+            await MoveAsync(test, "v", to);
+            await Task.Delay(50, TestContext.Current.CancellationToken);
+        }
+
+        end.SetResult();
+        byte[][] models = await Task.WhenAll(loads);
+        Assert.Equal(second, test.Daemon.Directory.Find("v")!.StoreId);
+        Assert.Equal(models.SelectMany(m => m), await ContentAsync(test, "v"));
+        Assert.Equal(2, test.Daemon.Sessions.List().Count(s => s.Target is not null)); // nobody had to come back
+        Assert.Equal(0, two.Send("160000000000", lun: 1).Status);
+        await MoveAsync(test, "v", first);
+        Assert.Equal(0x18, one.Send("28000000000000000800", expected: 4096).Status);
+        Assert.Empty(test.Daemon.Warnings);
+
+        byte[] Load(RawInitiator initiator, ushort lun, int from)
+        {
+            var random = new Random(from);
+            var model = new byte[Blocks / 2 * Units.BlockBytes];
+            for (ulong round = 1; !end.Task.IsCompleted || round < 100; round++)
+            {
+                int index = random.Next(Blocks / 2);
+                string range = ((from + index) * 8).ToString("X8", System.Globalization.CultureInfo.InvariantCulture) + "00000800";
+                Span<byte> block = model.AsSpan(index * Units.BlockBytes, Units.BlockBytes);
+                if (random.Next(3) == 0)
+                {
+                    RawReply read = initiator.Send("2800" + range, expected: Units.BlockBytes, lun: lun);
+                    Assert.True(read.Status == 0 && read.Data.AsSpan().SequenceEqual(block), $"block {from + index} in round {round}: status {read.Status:X2}, {read.Code:X4}");
+                    continue;
+                }
+
+                byte[] data = Block((ulong)(from + index), round);
+                RawReply written = initiator.Send("2A00" + range, data, lun: lun);
+                Assert.True(written.Status == 0, $"block {from + index} in round {round}: status {written.Status:X2}, {written.Code:X4}");
+                data.CopyTo(block);
+            }
+
+            return model;
+        }
+    }
+
     [Fact]
     public async Task Clones_move_with_what_they_were_cloned_from_and_share_there_too()
     {

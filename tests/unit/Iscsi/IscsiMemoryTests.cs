@@ -39,6 +39,47 @@ public sealed class IscsiMemoryTests
         Assert.True(world.Loop.RunUntil(() => world.Loop.Buffers.LentCount == 0));
     }
 
+    /// <summary>The number that one connection waits for may stand behind data on another one that waits for memory.</summary>
+    [Theory]
+    [InlineData("InitialR2T=No", 1 << 20, 0)]
+    [InlineData("InitialR2T=No", 64 << 10, 5)]
+    [InlineData("InitialR2T=Yes", 64 << 10, 3)]
+    public void Sessions_of_several_connections_all_get_on(string key, int segmentBytes, int orderedEvery)
+    {
+        var world = new IscsiWorld(25, new IscsiOptions { MaxRecvDataSegmentLength = segmentBytes });
+        string[] keys = [key, "ImmediateData=Yes", "FirstBurstLength=262144", "MaxBurstLength=1048576"];
+        var writers = new List<Writer>();
+        for (uint i = 0; i < 3; i++)
+        {
+            IscsiClient leading = world.Connect();
+            leading.Isid += i;
+            leading.Login([.. keys, "MaxConnections=3"]);
+            uint number = leading.CmdSn;
+            for (ushort cid = 0; cid < 3; cid++)
+            {
+                IscsiClient client = leading;
+                if (cid > 0)
+                {
+                    client = world.Connect();
+                    (client.Isid, client.Tsih, client.Cid, client.CmdSn, client.Tag) = (leading.Isid, leading.Tsih, (ushort)(10 + cid), number, cid * 100_000u);
+                    client.Login();
+                    (client.InitialR2T, client.ImmediateData, client.FirstBurst) = (leading.InitialR2T, leading.ImmediateData, leading.FirstBurst);
+                }
+
+                writers.Add(new Writer(orderedEvery, client, world.Loop, () => number++));
+            }
+        }
+
+        for (int i = 0; i < 40; i++)
+        {
+            foreach (Writer writer in writers) writer.Write(Blocks * (i % 32));
+        }
+
+        Assert.True(world.Loop.RunUntil(() => writers.TrueForAll(w => w.IsOver)));
+        Assert.All(writers, w => Assert.Equal((40, 0, ""), (w.Good, w.Bad, w.EndReason)));
+        Assert.True(world.Loop.RunUntil(() => world.Loop.Buffers.LentCount == 0));
+    }
+
     [Fact]
     public void Sessions_with_one_write_each_wait_for_their_turn_when_others_have_all_memory()
     {
@@ -94,6 +135,7 @@ public sealed class IscsiMemoryTests
     {
         private readonly IscsiClient _client;
         private readonly ILoop _loop;
+        private readonly Func<uint> _next; // number of a command, of all connections of the session
         private readonly Dictionary<uint, int> _blocks = [];
         private readonly Queue<byte[]> _out = new();
         private readonly byte[] _data = new byte[Blocks * 512];
@@ -101,9 +143,9 @@ public sealed class IscsiMemoryTests
         private bool _isSending, _hasEnded;
         private int _asked;
 
-        public Writer(int orderedEvery, IscsiClient client, ILoop loop)
+        public Writer(int orderedEvery, IscsiClient client, ILoop loop, Func<uint>? next = null)
         {
-            (_orderedEvery, _client, _loop) = (orderedEvery, client, loop);
+            (_orderedEvery, _client, _loop, _next) = (orderedEvery, client, loop, next ?? (() => client.CmdSn++));
             _ = ReceiveAllAsync();
         }
 
@@ -130,7 +172,7 @@ public sealed class IscsiMemoryTests
         {
             _asked++;
             uint tag = _client.Tag++;
-            var pdu = new ScsiCommandPdu(false, immediate == 0, false, true, attribute, 0, tag, (uint)_data.Length, _client.CmdSn++, 0);
+            var pdu = new ScsiCommandPdu(false, immediate == 0, false, true, attribute, 0, tag, (uint)_data.Length, _next(), 0);
             Push(_client.Pdu(b => pdu.WriteTo(b, IscsiClient.Cdb10(0x2A, 0, Blocks), 0), _data[..immediate]));
             return tag;
         }
@@ -146,7 +188,7 @@ public sealed class IscsiMemoryTests
             TaskAttribute attribute = isOrdered ? TaskAttribute.Ordered : TaskAttribute.Simple;
             int first = Math.Min(_client.FirstBurst, _data.Length), immediate = Math.Min(first, _client.MaxSegment);
             bool isFinal = _client.InitialR2T || immediate == first;
-            var pdu = new ScsiCommandPdu(false, isFinal, false, true, attribute, 0, tag, (uint)_data.Length, _client.CmdSn++, 0);
+            var pdu = new ScsiCommandPdu(false, isFinal, false, true, attribute, 0, tag, (uint)_data.Length, _next(), 0);
             Push(_client.Pdu(b => pdu.WriteTo(b, IscsiClient.Cdb10(0x2A, block, Blocks), 0), _data[..immediate]));
             if (!isFinal) PushData(tag, IscsiWire.NoTag, immediate, first);
         }

@@ -78,6 +78,58 @@ public sealed class IscsiSessionTests
         world.CheckClean();
     }
 
+    /// <summary>An initiator that lives, answers pings and works on, but never sends what one command waits for.</summary>
+    [Theory]
+    [InlineData(false)]
+    [InlineData(true)]
+    public void Data_that_was_asked_for_or_announced_and_never_comes_ends_the_session(bool isUnsolicited)
+    {
+        var world = new IscsiWorld();
+        IscsiClient client = world.Connect().Login("ImmediateData=No", isUnsolicited ? "InitialR2T=No" : "InitialR2T=Yes");
+        ulong began = world.Loop.NowNanos;
+        uint tag = client.Tag++;
+        client.Send(b => new ScsiCommandPdu(false, !isUnsolicited, false, true, TaskAttribute.Simple, 0, tag, 4096, client.CmdSn++, 0)
+            .WriteTo(b, IscsiClient.Cdb10(0x2A, 0, 8), 0));
+        if (!isUnsolicited) Assert.Equal(tag, R2TPdu.Read(client.Receive()!.Bhs).Tag);
+        int others = 0;
+        while (world.Loop.NowNanos - began < 80_000_000_000)
+        {
+            client.AnswerPing();
+            Assert.Equal(ScsiStatus.Good, client.Finish(client.Command(TestUnitReady)).Status);
+            others++;
+        }
+
+        Assert.True(others > 10);
+        Assert.Null(client.Receive());
+        Assert.Equal("data that was asked for did not come", client.End());
+        Assert.InRange(world.Loop.NowNanos - began, 90_000_000_000UL, 96_000_000_000UL);
+        Assert.DoesNotContain((byte)0x2A, world.Scsi.Executed);
+        world.CheckClean();
+    }
+
+    [Fact]
+    public void Data_that_comes_slowly_is_waited_for()
+    {
+        var world = new IscsiWorld();
+        IscsiClient client = world.Connect().Login("ImmediateData=No", "InitialR2T=Yes");
+        byte[] data = Pattern(4096, 5);
+        uint tag = client.Command(IscsiClient.Cdb10(0x2A, 0, 8), 0, data);
+        uint transferTag = R2TPdu.Read(client.Receive()!.Bhs).TransferTag;
+        for (int i = 0; i < 4; i++)
+        {
+            ulong since = world.Loop.NowNanos;
+            while (world.Loop.NowNanos - since < 80_000_000_000) client.AnswerPing();
+            int piece = i;
+            client.Send(b => new DataOutPdu(piece == 3, 0, tag, transferTag, 0, (uint)piece, (uint)piece * 1024).WriteTo(b, 0), data[(i * 1024)..((i + 1) * 1024)]);
+        }
+
+        Assert.Equal(ScsiStatus.Good, ScsiResponsePdu.Read(client.Receive()!.Bhs).Status);
+        Assert.Equal(data, world.Scsi.Disk[..4096]);
+        Assert.Equal(IscsiLogoutResponse.Success, client.Logout());
+        client.End();
+        world.CheckClean();
+    }
+
     [Fact]
     public void Ordered_commands_wait_for_the_data_of_older_ones_and_hold_younger_ones_back()
     {
