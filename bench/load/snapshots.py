@@ -23,9 +23,11 @@ class Bench:
         self.size = machine.parse_size(options.size or "1g")
         self.seconds = options.seconds or 2
         self.rounds = options.rounds or 3
-        machine.need_space(folder, 9 * self.size)
+        # Each snapshot takes a metadata slot, and slots are 2 % of a store.
+        store = max(8 * self.size, options.snapshots << 20)
+        machine.need_space(folder, store + self.size)
         self.folder = folder
-        self.daemon = Daemon(folder, self.size, 8 * self.size, options.blockd, options.blockd_options.split(), with_api=True)
+        self.daemon = Daemon(folder, self.size, store, options.blockd, options.blockd_options.split(), with_api=True)
         self.daemon.relayout = "off"
         self.names = 0
 
