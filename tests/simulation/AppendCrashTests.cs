@@ -63,6 +63,20 @@ public sealed class AppendCrashTests(ITestOutputHelper output)
         output.WriteLine($"{states} crash states");
     }
 
+    /// <summary>The eleventh client needs a second page, which begins while what the others appended is not durable: the page must not
+    /// say more than a power cut leaves.</summary>
+    [Fact]
+    public void A_page_for_more_clients_says_no_length_that_a_power_cut_takes()
+    {
+        for (ulong seed = 1; seed <= 4; seed++)
+        {
+            var run = new AppendCrashes(BrokenRules.None, seed, 600);
+            run.Run([.. Enumerable.Repeat(100_000, 12)], 12);
+            Assert.True(run.Fault is null, $"seed {seed}: {run.Fault}");
+            Assert.True(run.States > 10, $"{run.States} states");
+        }
+    }
+
     /// <summary>Every rule of appends, broken, is noticed.</summary>
     [Theory]
     [InlineData(BrokenRules.LengthBeforeData, 0)]
