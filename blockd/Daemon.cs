@@ -39,14 +39,15 @@ internal sealed class Daemon
         _data = data;
         _meta = meta;
         _threads = threads;
-        Directory = new VolumeDirectory(meta, SystemClock.Instance, new SystemRandom());
+        Directory = new VolumeDirectory(meta, SystemClock.Instance, new SystemRandom()) { IsThinByDefault = settings.IsThinByDefault };
         Targets = new TargetDirectory(meta);
         ScrubRecords = new ScrubDirectory(meta);
         Tasks = new TaskRegistry(meta, SystemClock.Instance, Warn);
         Disks = new Disks(settings, data, meta, Directory, threads, Warn, watch, layer);
         Volumes = new SharedVolumes(meta, Directory, Stores, settings, Warn) { Seat = SeatOf };
         Directory.CutGate = new CutGate(Volumes, s_cutPauseMax);
-        Imports = new Imports(Directory, Stores, Volumes, Sessions, () => _iscsi?.Targets.ApplyAllAsync() ?? Task.CompletedTask, Warn);
+        Around = new DaemonImportWorld(Stores, Volumes, Sessions, () => _iscsi?.Targets.ApplyAllAsync() ?? Task.CompletedTask, Warn);
+        Imports = new Imports(Directory, Around, new ImportSeams(new SystemRandom(), SystemClock.Instance), new ImportLimits());
         Policies = new PolicyDirectory(meta);
         Tokens = new TokenDirectory(meta);
         Tenants = new TenantDirectory(meta);
@@ -147,6 +148,9 @@ internal sealed class Daemon
     /// <summary>Streams that come into volumes.</summary>
     public Imports Imports { get; }
 
+    /// <summary>The node as imports and populations see it.</summary>
+    public IImportWorld Around { get; }
+
     /// <summary>The iSCSI targets as they are now. Set when it serves.</summary>
     public IscsiCatalog Catalog { get; private set; } = null!;
 
@@ -170,6 +174,9 @@ internal sealed class Daemon
     public Meters Meters { get; } = new();
 
     public DateTimeOffset StartedAt { get; }
+
+    /// <summary>The threads that serve.</summary>
+    public IReadOnlyList<LoopThread> Threads => _threads;
 
     public string EngineName => _threads[0].Loop.EngineName;
 
@@ -373,6 +380,13 @@ internal sealed class Daemon
         {
             if (Directory.Find(wanted.Name) is not null) continue;
             DirectoryResult created = await Directory.CreateAsync(new CreateVolume(wanted.Name, wanted.SizeBytes));
+            if (created.Fault is { Code: "capacity-exceeded" })
+            {
+                // A first look must not fail because the disk is small; who relies on the room asks for it.
+                created = await Directory.CreateAsync(new CreateVolume(wanted.Name, wanted.SizeBytes, Thin: true));
+                Warn($"volume '{wanted.Name}' is thin: there is no room for all of its {SizeText.Format(wanted.SizeBytes)}");
+            }
+
             if (created.Fault is { } fault) throw new StartException($"--create-volume {wanted.Name}: {fault.Detail}");
         }
 

@@ -3,7 +3,6 @@ using System.Globalization;
 using BlockServer.Cluster;
 using BlockServer.Core;
 using BlockServer.Core.Api;
-using BlockServer.Io;
 using BlockServer.Streams;
 
 namespace BlockServer.Blockd;
@@ -13,7 +12,7 @@ namespace BlockServer.Blockd;
 /// increment is written onto its base, to which the volume goes back when the stream breaks. Thread-safe; one import of a
 /// volume at a time.
 /// </summary>
-internal sealed class Imports(VolumeDirectory directory, StoreSet stores, SharedVolumes volumes, Sessions sessions, Func<Task> renewTargets, Action<string> warn)
+internal sealed class Imports(VolumeDirectory directory, IImportWorld world, ImportSeams seams, ImportLimits limits)
 {
     private readonly ConcurrentDictionary<uint, byte> _running = new();
     private readonly ConcurrentDictionary<string, byte> _names = new(StringComparer.Ordinal);
@@ -24,25 +23,26 @@ internal sealed class Imports(VolumeDirectory directory, StoreSet stores, Shared
     /// <summary>Ends what the last run of the daemon left half: before anybody may attach, and when a disk comes back.</summary>
     public async Task RecoverAsync()
     {
-        foreach (VolumeRecord volume in directory.List().Where(v => v.Import is { IsActive: true } && !_running.ContainsKey(v.Id)))
+        foreach (VolumeRecord volume in directory.List().Where(v => v.Import is { } i && (i.IsActive || i.IsGoing) && !_running.ContainsKey(v.Id)))
         {
-            volumes.Close(volume.Id);
-            if (stores.Find(volume.StoreId) is not { } host) continue;
+            if (volume.Import!.IsActive) world.Close(volume.Id);
+            if (world.FindStore(volume.StoreId) is not { } host) continue;
             try
             {
-                if (await IsCompleteAsync(volume, host)) await EndAsync(volume, volume.Import!);
-                else if (volume.Import!.Base is not null) await PutAsideAsync(volume, host, volume.Import);
+                if (volume.Import.IsGoing) await DropAsync(volume, host, volume.Import);
+                else if (await IsCompleteAsync(volume, host)) await EndAsync(volume, volume.Import);
+                else if (volume.Import.Base is not null) await PutAsideAsync(volume, host, volume.Import);
             }
             catch (ImportException e)
             {
-                warn($"volume '{volume.Name}' stays closed, its interrupted import cannot be put aside: {e.Message}");
+                world.Warn($"volume '{volume.Name}' stays closed, its interrupted import cannot be put aside: {e.Message}");
             }
         }
 
         // A copy that was finished by its store may be attached at once; others go on.
-        foreach (VolumeRecord volume in directory.List().Where(v => v.IsPopulating && stores.Find(v.StoreId) is not null))
+        foreach (VolumeRecord volume in directory.List().Where(v => v.IsPopulating && world.FindStore(v.StoreId) is not null))
         {
-            if ((await directory.PopulateAsync(volume.Id)).Fault is { } fault) warn($"volume '{volume.Name}' stays closed, it cannot be populated: {fault.Detail}");
+            if ((await directory.PopulateAsync(volume.Id)).Fault is { } fault) world.Warn($"volume '{volume.Name}' stays closed, it cannot be populated: {fault.Detail}");
         }
     }
 
@@ -50,7 +50,7 @@ internal sealed class Imports(VolumeDirectory directory, StoreSet stores, Shared
     /// continued later, by <paramref name="goesOn"/>. <paramref name="progress"/> is told bytes of how many. Throws <see cref="ImportException"/> or <see cref="ApiException"/>.</summary>
     public async Task<VolumeRecord> RunAsync(
         string name, Guid? storeId, Stream body, ICompressor? compressor, bool keepsPart, bool goesOn, bool isImage, CancellationToken cancel,
-        Action<ulong, ulong>? progress = null)
+        Action<ulong, ulong>? progress = null, bool? isThin = null)
     {
         // A new volume has no number yet.
         if (!_names.TryAdd(name, 0)) throw Busy(name);
@@ -63,7 +63,7 @@ internal sealed class Imports(VolumeDirectory directory, StoreSet stores, Shared
             try
             {
                 begun = header.Base is null
-                    ? await BeginFullAsync(name, storeId, known, header, goesOn, isImage)
+                    ? await BeginFullAsync(name, storeId, isThin, known, header, goesOn, isImage)
                     : await BeginIncrementAsync(name, known, header, goesOn, isImage);
                 _running.TryAdd(begun.Id, 0);
                 return await FillAsync(begun, header, body, compressor, keepsPart, progress, cancel);
@@ -104,7 +104,7 @@ internal sealed class Imports(VolumeDirectory directory, StoreSet stores, Shared
         }
 
         ImportRecord import = CheckIncrement(name, known, header, goesOn, isImage);
-        if (sessions.CountOf(known!.Id) is > 0 and int attached) throw InUse(attached);
+        if (AttachedTo(known!.Id) is > 0 and int attached) throw InUse(attached);
         await CheckBaseAsync(known, HostOf(known), header, import);
     }
 
@@ -134,15 +134,15 @@ internal sealed class Imports(VolumeDirectory directory, StoreSet stores, Shared
         try
         {
             // The closing would take the unit away from initiators.
-            if (sessions.CountOf(volume.Id) is > 0 and int there) throw InUse(there);
-            volumes.Close(volume.Id);
+            if (AttachedTo(volume.Id) is > 0 and int there) throw InUse(there);
+            world.Close(volume.Id);
             try
             {
                 // As for an increment: whoever attaches from here on finds it closed, who was there before is seen now.
-                await renewTargets();
-                if (sessions.CountOf(volume.Id) is > 0 and int attached) throw InUse(attached);
+                await world.RenewTargetsAsync();
+                if (AttachedTo(volume.Id) is > 0 and int attached) throw InUse(attached);
                 VolumeRecord image = AdminRoutes.Must(await directory.ChangeAsync(volume.Name, change));
-                await volumes.SealAsync(image);
+                await world.SealAsync(image);
                 return image;
             }
             finally
@@ -159,7 +159,8 @@ internal sealed class Imports(VolumeDirectory directory, StoreSet stores, Shared
     private static async Task<StreamHeader> ReadHeaderAsync(Stream body, CancellationToken cancel)
     {
         var bytes = new byte[StreamHeader.Size];
-        int count = await body.ReadAtLeastAsync(bytes, bytes.Length, throwOnEndOfStream: false, cancel);
+        int count = 0;
+        while (count < bytes.Length && await body.ReadAsync(bytes.AsMemory(count), cancel) is > 0 and int more) count += more;
         return StreamHeader.TryRead(bytes.AsSpan(0, count), out StreamHeader? header) is { } fault
             ? throw new ImportException(false, 400, "bad-stream", fault + "; nothing was changed") : header!;
     }
@@ -180,12 +181,12 @@ internal sealed class Imports(VolumeDirectory directory, StoreSet stores, Shared
         if (known.SizeBytes != header.SizeBytes) throw OtherStream();
     }
 
-    private async Task<VolumeRecord> BeginFullAsync(string name, Guid? storeId, VolumeRecord? known, StreamHeader header, bool goesOn, bool isImage)
+    private async Task<VolumeRecord> BeginFullAsync(string name, Guid? storeId, bool? isThin, VolumeRecord? known, StreamHeader header, bool goesOn, bool isImage)
     {
         CheckFull(name, known, header, goesOn);
         if (known is not null) return known;
         var begun = new ImportRecord(header.StreamId, null, 0, header.Target, StreamCursor.AtStart(header).ToString(), IsActive: true, isImage);
-        return AdminRoutes.Must(await directory.CreateForImportAsync(new CreateVolume(name, header.SizeBytes, StoreId: storeId), begun));
+        return AdminRoutes.Must(await directory.CreateForImportAsync(new CreateVolume(name, header.SizeBytes, StoreId: storeId, Thin: isThin), begun));
     }
 
     /// <summary>What the record of the volume will say while the increment comes.</summary>
@@ -203,26 +204,29 @@ internal sealed class Imports(VolumeDirectory directory, StoreSet stores, Shared
         }
 
         ImportRecord import = known.Import ?? throw new ApiException(404, "no-import", $"no import of '{name}' could go on");
+        if (import.IsGoing) throw new ApiException(409, "import-unfinished", "the import is being given up, which was interrupted; give it up again and begin anew");
         CheckSame(import, header);
-        return import with { IsActive = true };
+        return import with { IsActive = true, IsUntouched = false };
     }
 
     private async Task<VolumeRecord> BeginIncrementAsync(string name, VolumeRecord? known, StreamHeader header, bool goesOn, bool isImage)
     {
         ImportRecord begun = CheckIncrement(name, known, header, goesOn, isImage);
-        StoreHost host = HostOf(known!);
-        if (!goesOn && known!.Import is { } left) await DropAsync(known, host, left);
+        IMoveSide host = HostOf(known!);
+        // The closing would take the unit away from initiators, who were to be refused for.
+        if (AttachedTo(known!.Id) is > 0 and int there) throw InUse(there);
+        if (!goesOn && known.Import is { } left) await DropAsync(known, host, left);
         known = directory.Find(name) ?? throw new ApiException(404, "no-such-volume", $"there is no volume '{name}'");
-        volumes.Close(known.Id);
+        world.Close(known.Id);
         VolumeRecord? volume = null;
         try
         {
             // Whoever attaches from here on finds the volume closed; who was there before is seen now.
-            await renewTargets();
-            if (sessions.CountOf(known.Id) is > 0 and int attached) throw InUse(attached);
+            await world.RenewTargetsAsync();
+            if (AttachedTo(known.Id) is > 0 and int attached) throw InUse(attached);
             await CheckBaseAsync(known, host, header, begun);
             volume = Must(await directory.SetImportAsync(known.Id, known.Import, begun));
-            if (goesOn) await TakeUpAsync(volume, host, begun);
+            if (goesOn) await TakeUpAsync(volume, host, begun, known.Import is { IsUntouched: true });
             return header.SizeBytes > volume.SizeBytes ? Must(await directory.ResizeForImportAsync(volume.Id, header.SizeBytes)) : volume;
         }
         catch (Exception e) when (e is ImportException or ApiException)
@@ -234,7 +238,7 @@ internal sealed class Imports(VolumeDirectory directory, StoreSet stores, Shared
     }
 
     /// <summary>The newest snapshot is the base and nothing was written since.</summary>
-    private static async Task CheckBaseAsync(VolumeRecord volume, StoreHost host, StreamHeader header, ImportRecord import)
+    private static async Task CheckBaseAsync(VolumeRecord volume, IMoveSide host, StreamHeader header, ImportRecord import)
     {
         IReadOnlyList<SnapshotInfo> known = await SnapshotsAsync(volume, host);
         SnapshotInfo? newest = known.LastOrDefault(s => !IsOurs(s, import) && !IsOurs(s, volume.Import ?? import));
@@ -256,139 +260,160 @@ internal sealed class Imports(VolumeDirectory directory, StoreSet stores, Shared
     private async Task<VolumeRecord> FillAsync(
         VolumeRecord volume, StreamHeader header, Stream body, ICompressor? compressor, bool keepsPart, Action<ulong, ulong>? progress, CancellationToken cancel)
     {
-        StoreHost host = HostOf(volume);
+        IMoveSide host = HostOf(volume);
         ImportRecord import = volume.Import!;
         StreamCursor from = StreamCursor.TryParse(import.Cursor)
             ?? throw new ApiException(409, "import-unfinished", "where the import stood is not known any more; give it up and begin anew");
         try
         {
-            var job = new StreamImport(host, volume.Id, header, new StreamDecoder(header, compressor, from), async cursor =>
+            var job = new StreamImport(host, volume.Id, header, new StreamDecoder(header, compressor, from), limits, async cursor =>
             {
                 ImportRecord now = import with { Cursor = cursor };
                 Must(await directory.SetImportAsync(volume.Id, import, now));
                 import = now;
             }) { Progress = progress is null ? null : done => progress(done, header.SizeBytes) };
             await job.RunAsync(body, cancel);
+            if (limits.Broken.HasFlag(BrokenImports.OpenEarly)) await EndAsync(volume, import);
             await FinishAsync(volume, host, header);
-            return await EndAsync(volume, import);
+            return limits.Broken.HasFlag(BrokenImports.OpenEarly) ? volume : await EndAsync(volume, import);
         }
         catch (ImportException e)
         {
             volume = directory.Find(volume.Name) ?? volume;
-            if (!e.CanGoOn || !keepsPart) await DropAsync(volume, host, import);
+            bool isKept = e.CanGoOn && keepsPart;
+            if (!isKept) await DropAsync(volume, host, import);
             else if (import.Base is not null) await PutAsideAsync(volume, host, import);
-            throw;
+            if (e.Code != NoSpace) throw;
+            throw new ImportException(isKept, e.Status, NoSpace, isKept
+                ? "the disk is full; what has come is kept: make room, then resume the import, or give it up"
+                : "the disk is full; nothing of the stream was taken");
         }
     }
 
     /// <summary>Everything is there: the size, and the snapshot that later increments build on.</summary>
-    private async Task FinishAsync(VolumeRecord volume, StoreHost host, StreamHeader header)
+    private async Task FinishAsync(VolumeRecord volume, IMoveSide host, StreamHeader header)
     {
         VolumeRecord now = directory.Find(volume.Name) ?? volume;
         if (header.SizeBytes < now.SizeBytes) Must(await directory.ResizeForImportAsync(volume.Id, header.SizeBytes));
         if (header.Target is not { } target) return;
         var cut = new SnapshotRequest(volume.Id, target, header.TargetName, header.UnixSeconds);
-        IoStatus status = await host.Thread.InvokeAsync(() => host.Store.CreateSnapshotsAsync([cut]));
+        IoStatus status = await host.RunAsync(store => store.CreateSnapshotsAsync([cut]));
         if (status != IoStatus.Ok) throw Failed(status);
     }
 
     private async Task<VolumeRecord> EndAsync(VolumeRecord volume, ImportRecord import)
     {
+        // While the record still names the stream: nobody would know later whose they are.
+        if (import.Base is not null && world.FindStore(volume.StoreId) is { } host) await DropPartsAsync(volume, host, import, keepNewest: false);
         VolumeRecord done = Must(await directory.SetImportAsync(volume.Id, import, null));
         await ReopenAsync(volume.Id);
-        if (import.Base is not null && stores.Find(volume.StoreId) is { } host) await DropPartsAsync(volume, host, import, keepNewest: false);
         return done;
     }
 
     /// <summary>The target was cut, and only that was not written down any more.</summary>
-    private static async Task<bool> IsCompleteAsync(VolumeRecord volume, StoreHost host) =>
+    private static async Task<bool> IsCompleteAsync(VolumeRecord volume, IMoveSide host) =>
         volume.Import!.Target is { } target && (await SnapshotsAsync(volume, host)).Any(s => s.Uuid == target);
 
     /// <summary>Goes back to the base; what has come is kept in a snapshot. May be repeated wherever it was cut off.</summary>
-    private async Task PutAsideAsync(VolumeRecord volume, StoreHost host, ImportRecord import)
+    private async Task PutAsideAsync(VolumeRecord volume, IMoveSide host, ImportRecord import)
     {
         await GoBackAsync(volume, host, import, PrefixOf(import));
         await DropPartsAsync(volume, host, import, keepNewest: true);
-        Must(await directory.SetImportAsync(volume.Id, import, import with { IsActive = false }));
+        bool isUntouched = await PartOfAsync(volume, host, import) is null;
+        Must(await directory.SetImportAsync(volume.Id, import, import with { IsActive = false, IsUntouched = isUntouched }));
         await ReopenAsync(volume.Id);
     }
 
     /// <summary>Makes the volume again what it was when it was put aside.</summary>
-    private static async Task TakeUpAsync(VolumeRecord volume, StoreHost host, ImportRecord import)
+    private async Task TakeUpAsync(VolumeRecord volume, IMoveSide host, ImportRecord import, bool wasUntouched)
     {
-        SnapshotInfo? part = (await SnapshotsAsync(volume, host)).LastOrDefault(s => s.Name.StartsWith(PrefixOf(import), StringComparison.Ordinal));
+        SnapshotInfo? part = await PartOfAsync(volume, host, import);
+        if (part is null && wasUntouched) return;
         if (part is null) throw new ApiException(409, "import-unfinished", "what had come of the stream was deleted; give the import up and begin anew");
         await RollBackAsync(volume, host, part.Uuid, TemporaryPrefix + PrefixOf(import));
     }
 
+    /// <summary>The snapshot that keeps what has come, or null.</summary>
+    private static async Task<SnapshotInfo?> PartOfAsync(VolumeRecord volume, IMoveSide host, ImportRecord import) =>
+        (await SnapshotsAsync(volume, host)).LastOrDefault(s => s.Name.StartsWith(PrefixOf(import), StringComparison.Ordinal));
+
     /// <summary>Leaves nothing of the import.</summary>
-    private async Task DropAsync(VolumeRecord volume, StoreHost host, ImportRecord import)
+    private async Task DropAsync(VolumeRecord volume, IMoveSide host, ImportRecord import)
     {
         if (import.Base is null)
         {
             DirectoryResult gone = await directory.DeleteImportAsync(volume.Id);
             if (gone.Fault is { Code: not "no-such-volume" } fault) throw new ImportException(false, 503, fault.Code, fault.Detail);
-            volumes.Forget(volume.Id);
+            world.Forget(volume.Id);
             return;
         }
 
+        // From here on nobody goes on with it: what has come may be gone in part when this is interrupted.
+        ImportRecord going = import with { IsGoing = true };
+        if (going != import) Must(await directory.SetImportAsync(volume.Id, import, going));
         if (import.IsActive) await GoBackAsync(volume, host, import, TemporaryPrefix + PrefixOf(import));
         await DropPartsAsync(volume, host, import, keepNewest: false);
-        Must(await directory.SetImportAsync(volume.Id, import, null));
+        Must(await directory.SetImportAsync(volume.Id, going, null));
         await ReopenAsync(volume.Id);
     }
 
     private Task ReopenAsync(uint volumeId)
     {
-        volumes.Reopen(volumeId);
-        return renewTargets();
+        world.Reopen(volumeId);
+        return world.RenewTargetsAsync();
     }
 
-    private async Task GoBackAsync(VolumeRecord volume, StoreHost host, ImportRecord import, string prefix)
+    private async Task GoBackAsync(VolumeRecord volume, IMoveSide host, ImportRecord import, string prefix)
     {
+        if (limits.Broken.HasFlag(BrokenImports.LeavePart)) return;
         Guid basis = import.Base!.Value;
         if (volume.SizeBytes != import.BaseSizeBytes || await HasChangedAsync(volume, host, basis)) await RollBackAsync(volume, host, basis, prefix);
         if (volume.SizeBytes != import.BaseSizeBytes) Must(await directory.ResizeForImportAsync(volume.Id, import.BaseSizeBytes));
     }
 
-    private static async Task RollBackAsync(VolumeRecord volume, StoreHost host, Guid snapshot, string prefix)
+    private async Task RollBackAsync(VolumeRecord volume, IMoveSide host, Guid snapshot, string prefix)
     {
         IReadOnlyList<SnapshotInfo> known = await SnapshotsAsync(volume, host);
         string safety = prefix;
         for (int i = 1; known.Any(s => s.Name == safety); i++) safety = string.Create(CultureInfo.InvariantCulture, $"{prefix}-{i}");
-        var request = new SnapshotRequest(volume.Id, new SystemRandom().NextGuid(), safety, (ulong)SystemClock.Instance.UtcNow.ToUnixTimeSeconds());
-        IoStatus status = await host.Thread.InvokeAsync(() => host.Store.RollBackAsync(snapshot, request));
+        var request = new SnapshotRequest(volume.Id, seams.Random.NextGuid(), safety, (ulong)seams.Clock.UtcNow.ToUnixTimeSeconds());
+        IoStatus status = await host.RunAsync(store => store.RollBackAsync(snapshot, request));
         if (status != IoStatus.Ok) throw Failed(status);
     }
 
-    private static async Task DropPartsAsync(VolumeRecord volume, StoreHost host, ImportRecord import, bool keepNewest)
+    private async Task DropPartsAsync(VolumeRecord volume, IMoveSide host, ImportRecord import, bool keepNewest)
     {
+        if (limits.Broken.HasFlag(BrokenImports.KeepParts)) return;
         IReadOnlyList<SnapshotInfo> known = await SnapshotsAsync(volume, host);
         SnapshotInfo[] parts = [.. known.Where(s => s.Name.StartsWith(PrefixOf(import), StringComparison.Ordinal))];
         IEnumerable<SnapshotInfo> going = known.Where(s => s.Name.StartsWith(TemporaryPrefix + PrefixOf(import), StringComparison.Ordinal))
             .Concat(keepNewest ? parts.SkipLast(1) : parts);
         foreach (SnapshotInfo part in going)
         {
-            IoStatus status = await host.Thread.InvokeAsync(() => host.Store.DeleteSnapshotAsync(volume.Id, part.Uuid));
+            IoStatus status = await host.RunAsync(store => store.DeleteSnapshotAsync(volume.Id, part.Uuid));
             if (status is not (IoStatus.Ok or IoStatus.NotFound)) throw Failed(status);
         }
     }
 
-    private static async Task<bool> HasChangedAsync(VolumeRecord volume, StoreHost host, Guid since)
+    private static async Task<bool> HasChangedAsync(VolumeRecord volume, IMoveSide host, Guid since)
     {
         var runs = new List<DiffRun>();
-        IoStatus status = await host.Thread.InvokeAsync(() => host.Store.DiffAsync(volume.Id, since, null, 0, volume.SizeBytes, 2, runs));
+        IoStatus status = await host.RunAsync(store => store.DiffAsync(volume.Id, since, null, 0, volume.SizeBytes, 2, runs));
         if (status != IoStatus.Ok) throw Failed(status);
         return runs.Any(r => r.IsChanged);
     }
 
-    private static Task<IReadOnlyList<SnapshotInfo>> SnapshotsAsync(VolumeRecord volume, StoreHost host) =>
-        host.Thread.InvokeAsync(() => new ValueTask<IReadOnlyList<SnapshotInfo>>(host.Store.Snapshots(volume.Id)));
+    private static Task<IReadOnlyList<SnapshotInfo>> SnapshotsAsync(VolumeRecord volume, IMoveSide host) =>
+        host.RunAsync(store => new ValueTask<IReadOnlyList<SnapshotInfo>>(store.Snapshots(volume.Id)));
 
-    private StoreHost HostOf(VolumeRecord volume) => stores.Find(volume.StoreId)
+    private int AttachedTo(uint volumeId) => limits.Broken.HasFlag(BrokenImports.IgnoreClients) ? 0 : world.AttachedTo(volumeId);
+
+    private IMoveSide HostOf(VolumeRecord volume) => world.FindStore(volume.StoreId)
         ?? throw new ApiException(503, "disk-unavailable", "the volume's disk is not in service");
 
     private const string TemporaryPrefix = "undo-";
+
+    private const string NoSpace = "no-space";
 
     private const int FaultsMax = 64;
 
@@ -416,6 +441,6 @@ internal sealed class Imports(VolumeDirectory directory, StoreSet stores, Shared
             : throw (fault.Code.StartsWith("quota-", StringComparison.Ordinal) ? new ImportException(false, 409, fault.Code, fault.Detail) : new ImportException(true, 503, fault.Code, fault.Detail));
 
     private static ImportException Failed(IoStatus status) => status == IoStatus.NoSpace
-        ? new(false, 507, "no-space", "the disk is full; nothing of the stream was taken")
+        ? new(true, 507, NoSpace, "the disk is full")
         : new(true, 503, "disk-unavailable", $"the volume's disk does not serve ({status}); see pfcli list_disk");
 }

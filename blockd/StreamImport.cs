@@ -21,21 +21,21 @@ internal sealed class ImportException(bool canGoOn, int status, string code, str
 /// Takes the frames of a stream and writes them into a volume: the thread pool reads and checks while the loop writes. Nothing
 /// of a frame is written before the whole frame was found good. One use.
 /// </summary>
-internal sealed class StreamImport(StoreHost host, uint volumeId, StreamHeader header, StreamDecoder decoder, Func<string, Task> keep)
+internal sealed class StreamImport(IMoveSide host, uint volumeId, StreamHeader header, StreamDecoder decoder, ImportLimits limits, Func<string, Task> keep)
 {
-    private const int BatchBytes = 2 << 20, Batches = 4;
-
-    /// <summary>Content between two points from which the import can go on.</summary>
-    private const ulong KeepEveryBytes = 64 << 20;
-
-    private static readonly TimeSpan s_patience = TimeSpan.FromMinutes(5);
+    private const int Batches = 4;
 
     private readonly Queue<(StreamBatch Batch, Task<IoStatus> Writing)> _writing = new();
-    private readonly Stack<StreamBatch> _empty = new(Enumerable.Range(0, Batches).Select(_ => new StreamBatch(BatchBytes)));
+    private readonly Stack<StreamBatch> _empty = new(Enumerable.Range(0, Batches).Select(_ => new StreamBatch(limits.BatchBytes)));
     private readonly byte[] _frame = new byte[StreamFrame.Size];
     private readonly byte[] _payload = GC.AllocateUninitializedArray<byte>(StreamHeader.DataBytesMax);
     private IBlockDevice _device = null!;
     private Task _settling = Task.CompletedTask;
+
+    // A batch could not be written: what comes behind it is of no use, and no place behind it may be kept.
+    private bool _hasFailed;
+
+    private string _inFrontOfEnd = "";
 
     /// <summary>Told how many bytes of the content have come, about every 2 MiB. Set before it runs.</summary>
     public Action<ulong>? Progress { get; init; }
@@ -44,7 +44,7 @@ internal sealed class StreamImport(StoreHost host, uint volumeId, StreamHeader h
     /// kept last by <c>keep</c> is durable in any case, and nothing is being written any more.</summary>
     public async Task RunAsync(Stream body, CancellationToken cancel)
     {
-        _device = await host.Thread.InvokeAsync(() => new ValueTask<IBlockDevice?>(host.Store.OpenVolume(volumeId))) ?? throw Gone();
+        _device = await host.RunAsync(store => new ValueTask<IBlockDevice?>(store.OpenVolume(volumeId))) ?? throw Gone();
         StreamBatch batch = _empty.Pop();
         batch.Clear();
         ulong kept = decoder.Cursor.OffsetBytes;
@@ -56,7 +56,7 @@ internal sealed class StreamImport(StoreHost host, uint volumeId, StreamHeader h
                 {
                     batch = await WriteAsync(batch);
                     Progress?.Invoke(decoder.Cursor.OffsetBytes);
-                    if (decoder.Cursor.OffsetBytes - kept >= KeepEveryBytes)
+                    if (decoder.Cursor.OffsetBytes - kept >= limits.KeepEveryBytes)
                     {
                         kept = decoder.Cursor.OffsetBytes;
                         await _settling; // one after the other, and no further ahead of the disk than that
@@ -69,7 +69,7 @@ internal sealed class StreamImport(StoreHost host, uint volumeId, StreamHeader h
 
             await FinishAsync(batch);
         }
-        catch (ImportException e) when (e.CanGoOn)
+        catch (ImportException e) when (e.CanGoOn && !_hasFailed)
         {
             // What has come is good, and need not come again.
             await FinishAsync(batch);
@@ -77,8 +77,9 @@ internal sealed class StreamImport(StoreHost host, uint volumeId, StreamHeader h
         }
         finally
         {
-            await _settling.ContinueWith(static _ => { }, TaskScheduler.Default);
-            foreach ((_, Task<IoStatus> writing) in _writing) await writing.ContinueWith(static _ => { }, TaskScheduler.Default);
+            await _settling.ConfigureAwait(ConfigureAwaitOptions.SuppressThrowing | ConfigureAwaitOptions.ContinueOnCapturedContext);
+            foreach ((_, Task writing) in _writing)
+                await writing.ConfigureAwait(ConfigureAwaitOptions.SuppressThrowing | ConfigureAwaitOptions.ContinueOnCapturedContext);
         }
 
         if (await ReadAsync(body, _frame.AsMemory(0, 1), cancel) > 0)
@@ -93,6 +94,7 @@ internal sealed class StreamImport(StoreHost host, uint volumeId, StreamHeader h
         Memory<byte> content = isData ? batch.Room((int)frame.LengthBytes) : default;
         Memory<byte> payload = isData && isRaw ? content : _payload.AsMemory(0, frame.PayloadBytes);
         await FillAsync(body, payload, cancel);
+        if (frame.Kind == StreamKind.End) _inFrontOfEnd = decoder.Cursor.ToString();
         if (decoder.Accept(frame, payload.Span, content.Span) is { } broken) throw Bad(broken);
         if (frame.Kind != StreamKind.End) batch.Add(frame.Kind, frame.OffsetBytes, frame.LengthBytes);
     }
@@ -107,13 +109,13 @@ internal sealed class StreamImport(StoreHost host, uint volumeId, StreamHeader h
         }
     }
 
-    private static async Task<int> ReadAsync(Stream body, Memory<byte> target, CancellationToken cancel)
+    private async Task<int> ReadAsync(Stream body, Memory<byte> target, CancellationToken cancel)
     {
         ValueTask<int> reading = body.ReadAsync(target, cancel);
         if (reading.IsCompletedSuccessfully) return reading.Result;
         try
         {
-            return await reading.AsTask().WaitAsync(s_patience, cancel);
+            return await reading.AsTask().WaitAsync(limits.Patience, cancel);
         }
         catch (Exception e) when (e is IOException or OperationCanceledException or TimeoutException or BadHttpRequestException)
         {
@@ -125,7 +127,7 @@ internal sealed class StreamImport(StoreHost host, uint volumeId, StreamHeader h
     private async Task<StreamBatch> WriteAsync(StreamBatch batch)
     {
         bool isBlank = header.Base is null;
-        _writing.Enqueue((batch, host.Thread.InvokeAsync(() => BatchWriter.ApplyAsync(_device, batch, isBlank))));
+        _writing.Enqueue((batch, host.RunAsync(_ => BatchWriter.ApplyAsync(_device, batch, isBlank))));
         if (_empty.Count == 0) await TakeBackAsync();
         StreamBatch next = _empty.Pop();
         next.Clear();
@@ -151,7 +153,8 @@ internal sealed class StreamImport(StoreHost host, uint volumeId, StreamHeader h
     /// meanwhile: whoever goes on from the place writes it again.</summary>
     private async Task SettleAsync()
     {
-        string cursor = decoder.Cursor.ToString();
+        // Behind the end nothing comes with which an import could go on that was interrupted now.
+        string cursor = decoder.IsWhole ? _inFrontOfEnd : decoder.Cursor.ToString();
         // The batches are taken back by their owner, which fails for itself when one was not written.
         Task<IoStatus>[] written = [.. _writing.Select(w => w.Writing)];
         foreach (Task<IoStatus> one in written)
@@ -159,7 +162,8 @@ internal sealed class StreamImport(StoreHost host, uint volumeId, StreamHeader h
             if (await one is var failed and not IoStatus.Ok) throw Failed(failed);
         }
 
-        IoStatus status = await host.Thread.InvokeAsync(_device.FlushAsync);
+        bool isSkipped = limits.Broken.HasFlag(BrokenImports.KeepEarly) || (limits.Broken.HasFlag(BrokenImports.OpenEarly) && decoder.IsWhole);
+        IoStatus status = isSkipped ? IoStatus.Ok : await host.RunAsync(_ => _device.FlushAsync());
         if (status != IoStatus.Ok) throw Failed(status);
         await keep(cursor);
     }
@@ -168,9 +172,15 @@ internal sealed class StreamImport(StoreHost host, uint volumeId, StreamHeader h
 
     private static ImportException Gone() => new(false, 503, "disk-unavailable", "the volume was deleted meanwhile, or its disk does not serve it");
 
-    private static ImportException Failed(IoStatus status) => status switch
+    private ImportException Failed(IoStatus status)
     {
-        IoStatus.NoSpace => new(false, 507, "no-space", "the disk is full; nothing of the stream was taken"),
+        _hasFailed = true;
+        return Say(status);
+    }
+
+    private static ImportException Say(IoStatus status) => status switch
+    {
+        IoStatus.NoSpace => new(true, 507, "no-space", "the disk is full"),
         IoStatus.Unavailable or IoStatus.ShuttingDown => new(true, 503, "disk-unavailable", $"the volume's disk does not serve ({status}); see pfcli list_disk"),
         _ => new(false, 503, "disk-unavailable", $"the volume's disk failed ({status}); nothing of the stream was taken"),
     };

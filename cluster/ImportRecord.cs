@@ -8,5 +8,7 @@ namespace BlockServer.Cluster;
 /// <param name="Cursor">How far it has come durably.</param>
 /// <param name="IsActive">The volume is neither what it was nor what it will be: nobody may attach it.</param>
 /// <param name="IsImage">The new volume becomes an image when the stream has come.</param>
+/// <param name="IsUntouched">It was put aside before it had changed anything: no snapshot keeps what has come.</param>
+/// <param name="IsGoing">What has come of it is being taken back; nobody goes on with it.</param>
 public sealed record ImportRecord(
-    Guid StreamId, Guid? Base, ulong BaseSizeBytes, Guid? Target, string Cursor, bool IsActive, bool IsImage = false);
+    Guid StreamId, Guid? Base, ulong BaseSizeBytes, Guid? Target, string Cursor, bool IsActive, bool IsImage = false, bool IsUntouched = false, bool IsGoing = false);

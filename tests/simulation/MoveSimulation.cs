@@ -26,7 +26,7 @@ internal sealed class MoveSimulation
     private readonly List<VolumeModel> _volumes = [];
     private readonly List<(uint VolumeId, string Name, byte[] Content)> _snapshots = [];
     private readonly List<(VolumeModel Volume, ModelWrite Write)> _inFlight = [];
-    private readonly Side[] _sides = new Side[2];
+    private readonly SimSide[] _sides = new SimSide[2];
     private readonly int _movesWanted;
     private Dictionary<uint, Used> _used = [];
     private VolumeDirectory _directory = null!;
@@ -110,7 +110,7 @@ internal sealed class MoveSimulation
                 return false;
             }
 
-            _sides[i] = new Side(store);
+            _sides[i] = new SimSide(store);
         }
 
         _inFlight.Clear();
@@ -371,39 +371,5 @@ internal sealed class MoveSimulation
         {
             foreach ((Used volume, _) in _held) await volume.Home.DrainAsync();
         }
-    }
-
-    private sealed class Side(ILayeredStore store) : IMoveSide
-    {
-        public ILayeredStore Store => store;
-
-        public Guid StoreId => store.StoreUuid;
-
-        public Task<T> RunAsync<T>(Func<ILayeredStore, ValueTask<T>> work) => work(store).AsTask();
-
-        public Task<ulong?> FreeBytesAsync() => Task.FromResult<ulong?>(store.GetStats().BlocksFree * Units.BlockBytes);
-
-        public Task<IReadOnlyList<VolumeHead>> ListAsync() => Task.FromResult<IReadOnlyList<VolumeHead>>([.. store.Volumes]);
-
-        public Task<IoStatus> CreateAsync(VolumeHead head) => store.CreateVolumeAsync(head).AsTask();
-
-        public Task<IoStatus> UpdateAsync(VolumeHead head) => store.UpdateVolumeAsync(head).AsTask();
-
-        public Task<IoStatus> DeleteAsync(uint volumeId) => store.DeleteVolumeAsync(volumeId).AsTask();
-
-        public Task<ulong> HighestUsedByteAsync(uint volumeId) => store.HighestUsedByteAsync(volumeId).AsTask();
-
-        public Task<VolumeLayers?> LayersAsync(uint volumeId) => Task.FromResult<VolumeLayers?>(
-            store.OpenVolume(volumeId) is null ? null : new VolumeLayers(store.Snapshots(volumeId), store.BaseOf(volumeId), store.IsFlattening(volumeId)));
-
-        public Task<IoStatus> CutAsync(IReadOnlyList<SnapshotRequest> requests) => store.CreateSnapshotsAsync(requests).AsTask();
-
-        public Task<IoStatus> DeleteSnapshotAsync(uint volumeId, Guid snapshot) => store.DeleteSnapshotAsync(volumeId, snapshot).AsTask();
-
-        public Task<IoStatus> RollBackAsync(Guid snapshot, SnapshotRequest safety) => store.RollBackAsync(snapshot, safety).AsTask();
-
-        public Task<IoStatus> CloneAsync(VolumeHead head, uint volumeId, Guid snapshot) => store.CreateCloneAsync(head, volumeId, snapshot).AsTask();
-
-        public Task<IoStatus> FlattenAsync(uint volumeId) => store.FlattenAsync(volumeId).AsTask();
     }
 }

@@ -2,6 +2,7 @@ using System.Diagnostics;
 using System.Globalization;
 using BlockServer.Core;
 using BlockServer.Tests.Simulation;
+using BlockServer.Tests.Simulation.Incoming;
 using BlockServer.Tests.Simulation.Sessions;
 
 // The tests of this project, or by hand:
@@ -9,6 +10,7 @@ using BlockServer.Tests.Simulation.Sessions;
 //   dotnet run -c Release -- simulate --seeds 1..2000
 //   dotnet run -c Release -- simulate --hours 3
 //   dotnet run -c Release -- simulate --sessions --seed 7
+//   dotnet run -c Release -- simulate --imports --seed 7
 if (args.Length == 0 || args[0] != "simulate") return await Xunit.Runner.InProc.SystemConsole.ConsoleRunner.Run(args);
 
 string? Value(string name) => Array.IndexOf(args, name) is var at and > 0 && at + 1 < args.Length ? args[at + 1] : null;
@@ -21,12 +23,17 @@ else if (Value("--hours") is not null) (from, to) = (new SeededRandom((ulong)Sto
 if (to < from)
 {
     Console.Error.WriteLine(
-        "usage: simulate [--sessions] --seed N | --seeds A..B | --hours H [--store log] [--broken RULE] [--lying yes|no] [--small-disk] [--appends] [--crash-states N] [--keep-going]");
+        "usage: simulate [--sessions|--imports] --seed N | --seeds A..B | --hours H [--store log] [--broken RULE] [--lying yes|no] [--small-disk] [--appends] [--crash-states N] [--keep-going]");
     return 2;
 }
 
 double hours = Value("--hours") is { } limit ? double.Parse(limit, CultureInfo.InvariantCulture) : double.PositiveInfinity;
 if (args.Contains("--sessions")) return SessionProgram.Run(from, to, Value("--broken"), hours, args.Contains("--keep-going"), args.Contains("--trace"));
+if (args.Contains("--imports"))
+{
+    BrokenIncoming rule = Value("--broken") is { } name ? BrokenIncoming.Parse(name) : default;
+    return SweepProgram.Run(from, to, ImportSimulation.RunnerOf(rule, args.Contains("--trace") ? Console.WriteLine : null), args.Contains("--keep-going"), hours).Failures.Count == 0 ? 0 : 1;
+}
 
 StoreDriver driver = Value("--store") == "log" ? new LogStoreDriver()
     : Value("--broken") is { } broken ? Drivers.Broken(broken) : Drivers.Default();

@@ -61,7 +61,17 @@ internal sealed class DirectoryWorld
 
     public void Disarm() => Arm(-1, default);
 
-    public VolumeDirectory Begin(IWallClock? clock = null) => new(new WatchedMeta(this), clock ?? new Clock(), new SeededRandom(_starts++)) { CutGate = new Gate(this) };
+    public VolumeDirectory Begin(IWallClock? clock = null)
+    {
+        Promises.Clear(); // the stores are opened anew
+        return new(new WatchedMeta(this), clock ?? new Clock(), new SeededRandom(_starts++)) { CutGate = new Gate(this) };
+    }
+
+    /// <summary>What each store may promise.</summary>
+    public ulong PromisableBytes { get; set; } = 4096 * Units.TiB;
+
+    /// <summary>What stores keep for volumes, by number; lost when they are closed.</summary>
+    public Dictionary<uint, ulong> Promises { get; } = [];
 
     public IVolumeHost[] Hosts() => [.. Disks.Select(d => new Host(this, d.Key, d.Value))];
 
@@ -153,6 +163,17 @@ internal sealed class DirectoryWorld
         public Guid StoreId => id;
 
         public Task<ulong?> FreeBytesAsync() => Task.FromResult<ulong?>(Units.TiB);
+
+        public Task<ulong?> PromisableBytesAsync() => Task.FromResult<ulong?>(
+            world.PromisableBytes - Math.Min(world.PromisableBytes, world.Promises.Where(p => heads.ContainsKey(p.Key)).Aggregate(0UL, (sum, p) => sum + p.Value)));
+
+        public Task<IoStatus> PromiseAsync(uint volumeId, ulong bytes, bool isForced)
+        {
+            ulong others = world.Promises.Where(p => p.Key != volumeId && heads.ContainsKey(p.Key)).Aggregate(0UL, (sum, p) => sum + p.Value);
+            if (!isForced && others + bytes > world.PromisableBytes) return Task.FromResult(IoStatus.NoSpace);
+            world.Promises[volumeId] = bytes;
+            return Task.FromResult(IoStatus.Ok);
+        }
 
         public Task<IReadOnlyList<VolumeHead>> ListAsync() => Task.FromResult<IReadOnlyList<VolumeHead>>([.. heads.Values]);
 

@@ -242,22 +242,124 @@ public sealed class StreamApiTests
         }
     }
 
+    /// <summary>An initiator is not cut off for the sake of a stream that cannot come while he is there.</summary>
     [Fact]
-    public async Task A_full_disk_leaves_nothing()
+    public async Task An_increment_waits_for_initiators_as_for_other_clients()
+    {
+        await using StreamWorld world = await StreamWorld.StartAsync("iscsi=127.0.0.1:0");
+        await world.CreateAsync("vm1", Size);
+        await world.WriteAsync("vm1", 0, StreamWorld.Pattern(1, 2 << 20));
+        await world.CutAsync("vm1", 1);
+        Assert.Null(await world.ImportAsync("back", await world.ExportAsync("vm1", 1)));
+        await world.WriteAsync("vm1", 0, StreamWorld.Pattern(2, 9000));
+        await world.CutAsync("vm1", 2);
+        byte[] second = await world.ExportAsync("vm1", 2, 1);
+        using (var initiator = new RawInitiator(world.Daemon.Catalog.Portals[0].EndPoint.Port, "iqn.2026-11.org.blockserver:back"))
+        {
+            initiator.TakeAttentions();
+            for (int i = 0; i < 2; i++)
+            {
+                Assert.Equal("volume-in-use", await world.ImportAsync("back", second, i == 0 ? "" : "check=true"));
+                Assert.Equal(0, initiator.Send("28000000000000000100", expected: 512).Status); // he reads on
+            }
+
+            Assert.Null(world.Volume("back").Import);
+        }
+
+        while (world.Daemon.Sessions.CountOf(world.Volume("back").Id) > 0) await Task.Delay(10, Cancel);
+        Assert.Null(await world.ImportAsync("back", second));
+        Assert.Equal(await world.ReadAsync("vm1"), await world.ReadAsync("back"));
+    }
+
+    [Fact]
+    public async Task A_full_disk_leaves_nothing_of_a_stream_that_is_not_to_be_kept()
     {
         await using StreamWorld world = await FilledAsync("store-size=80m");
-        byte[] full = await world.ExportAsync("vm1", 1);
-        Assert.Null(await world.ImportAsync("back", full));
+        (byte[] big, _) = await CrowdAsync(world);
+        ulong used = await world.UsedAsync();
+        Assert.Equal("no-space", await world.ImportAsync("second", big));
+        Assert.Null(world.Daemon.Directory.Find("second"));
+        Assert.Equal(used, await world.UsedAsync());
+    }
+
+    [Theory]
+    [InlineData(false)]
+    [InlineData(true)]
+    public async Task A_stream_that_found_the_disk_full_goes_on_when_there_is_room_or_is_given_up(bool givesUp)
+    {
+        await using StreamWorld world = await FilledAsync("store-size=80m");
+        (byte[] big, ulong half) = await CrowdAsync(world);
+        ulong used = await world.UsedAsync();
+        Assert.Equal("no-space", await world.ImportAsync("second", big, "keep=true"));
+        Assert.True(world.Volume("second").Import!.IsActive); // nobody may attach it
+        if (givesUp)
+        {
+            using HttpResponseMessage answer = await world.SendAsync(HttpMethod.Delete, "volumes/second/import", null);
+            Assert.Equal(HttpStatusCode.NoContent, answer.StatusCode);
+            Assert.Null(world.Daemon.Directory.Find("second"));
+            Assert.Equal(used, await world.UsedAsync());
+            return;
+        }
+
+        int at = (int)StreamCursor.TryParse(world.Volume("second").Import!.Cursor)!.PositionBytes;
+        byte[] rest = [.. big[..StreamHeader.Size], .. big[at..]];
+        Assert.Equal("no-space", await world.ImportAsync("second", rest, "keep=true&resume=true")); // still
+        await world.TrimAsync("big", half, world.Volume("big").SizeBytes - half);
+        await MoreRoomAsync(world, "big", world.Volume("big").SizeBytes / 3);
+        at = (int)StreamCursor.TryParse(world.Volume("second").Import!.Cursor)!.PositionBytes;
+        Assert.Null(await world.ImportAsync("second", [.. big[..StreamHeader.Size], .. big[at..]], "keep=true&resume=true"));
+        Assert.Equal(await world.ReadAsync("big"), await world.ReadAsync("second"));
+    }
+
+    [Fact]
+    public async Task An_increment_that_found_the_disk_full_leaves_its_base_and_goes_on_when_there_is_room()
+    {
+        await using StreamWorld world = await FilledAsync("store-size=80m");
+        await world.CreateAsync("other", 64 * Units.MiB);
+        Assert.Null(await world.ImportAsync("back", await world.ExportAsync("vm1", 1)));
+        byte[] basis = await world.ReadAsync("back");
+        await world.WriteAsync("vm1", 0, StreamWorld.Pattern(8, 4 << 20));
+        await world.CutAsync("vm1", 2);
+        byte[] second = await world.ExportAsync("vm1", 2, 1);
+        int room = (int)(await world.Host("other").DescribeAsync()).FreeBytes & -4096;
+        await world.WriteAsync("other", 0, StreamWorld.Pattern(9, room - (2 << 20)));
+        foreach (string query in new[] { "", "keep=true" })
+        {
+            Assert.Equal("no-space", await world.ImportAsync("back", second, query));
+            Assert.Equal(basis, await world.ReadAsync("back"));
+            Assert.Equal(query.Length > 0, world.Volume("back").Import is { IsActive: false });
+        }
+
+        await world.TrimAsync("other", 0, 64 * Units.MiB);
+        await MoreRoomAsync(world, "other", 16 * Units.MiB);
+        int at = (int)StreamCursor.TryParse(world.Volume("back").Import!.Cursor)!.PositionBytes;
+        Assert.Null(await world.ImportAsync("back", [.. second[..StreamHeader.Size], .. second[at..]], "resume=true"));
+        Assert.Equal(await world.ReadAsync("vm1"), await world.ReadAsync("back"));
+        Assert.Equal(["s1", "s2"], (await world.SnapshotsAsync("back")).Select(s => s.Name));
+    }
+
+    /// <summary>Returns when what was trimmed may be used again: a few flushes later.</summary>
+    private static async Task MoreRoomAsync(StreamWorld world, string name, ulong bytes)
+    {
+        while ((await world.Host(name).DescribeAsync()).FreeBytes < bytes)
+        {
+            await world.WriteAsync(name, 0, [1]);
+            StoreHost host = world.Host(name);
+            Assert.Equal(IoStatus.Ok, await host.Thread.InvokeAsync(() => host.Store.FlushAsync()));
+            await Task.Delay(10, Cancel);
+        }
+    }
+
+    /// <summary>A volume whose stream does not fit beside it any more, until it is trimmed from the offset on.</summary>
+    private static async Task<(byte[] Stream, ulong OffsetBytes)> CrowdAsync(StreamWorld world)
+    {
         await world.CreateAsync("big", 48 * Units.MiB);
         int room = (int)(await world.Host("big").DescribeAsync()).FreeBytes & -4096;
         await world.WriteAsync("big", 0, StreamWorld.Pattern(5, room / 5 * 2));
         await world.CutAsync("big", 1);
         byte[] big = await world.ExportAsync("big", 1);
-        await world.WriteAsync("big", (ulong)room / 2, StreamWorld.Pattern(6, room / 4));
-        ulong used = await world.UsedAsync();
-        Assert.Equal("no-space", await world.ImportAsync("second", big, "keep=true"));
-        Assert.Null(world.Daemon.Directory.Find("second"));
-        Assert.Equal(used, await world.UsedAsync());
+        await world.WriteAsync("big", (ulong)(room / 2) & ~4095UL, StreamWorld.Pattern(6, room / 4));
+        return (big, (ulong)(room / 2) & ~4095UL);
     }
 
     [Fact]

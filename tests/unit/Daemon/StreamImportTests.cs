@@ -48,7 +48,7 @@ public sealed class StreamImportTests
         (StreamHeader header, byte[] body, byte[][] data) = Stream();
         var places = new List<ulong>();
         int atWork = 0;
-        var job = new StreamImport(world.Host("vm1"), world.Volume("vm1").Id, header, new StreamDecoder(header), async cursor =>
+        var job = new StreamImport(world.Host("vm1"), world.Volume("vm1").Id, header, new StreamDecoder(header), new ImportLimits(), async cursor =>
         {
             Assert.Equal(1, Interlocked.Increment(ref atWork));
             ulong place = StreamCursor.TryParse(cursor)!.OffsetBytes;
@@ -70,7 +70,7 @@ public sealed class StreamImportTests
         await world.CreateAsync("vm1", Size);
         (StreamHeader header, byte[] body, _) = Stream();
         int kept = 0;
-        var job = new StreamImport(world.Host("vm1"), world.Volume("vm1").Id, header, new StreamDecoder(header), async _ =>
+        var job = new StreamImport(world.Host("vm1"), world.Volume("vm1").Id, header, new StreamDecoder(header), new ImportLimits(), async _ =>
         {
             kept++;
             await Task.Yield();

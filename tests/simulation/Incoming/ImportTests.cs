@@ -1,0 +1,34 @@
+using BlockServer.Blockd;
+using Xunit;
+
+namespace BlockServer.Tests.Simulation.Incoming;
+
+/// <summary>Seeds of <see cref="ImportSimulation"/>.</summary>
+public sealed class ImportTests(ITestOutputHelper output)
+{
+    [Fact]
+    public void What_comes_into_volumes_is_whole_or_closed_whenever_the_node_dies()
+    {
+        int seeds = Math.Max(60, Settings.Seeds / 12);
+        SeedSweep<ImportCounters> sweep = SeedSweep<ImportCounters>.Run(1, (ulong)seeds, ImportSimulation.RunnerOf(default), twice: true, keepGoing: true, goOn: null);
+        output.WriteLine($"{seeds} seeds: {sweep.Counters}");
+        Assert.True(sweep.Failures.Count == 0, string.Join('\n', sweep.Failures.Take(10)));
+        Assert.Empty(sweep.Counters.Missing);
+    }
+
+    [Theory]
+    [InlineData(nameof(BrokenImports.OpenEarly), ViolationKind.WrongData, ViolationKind.LostVolume)]
+    [InlineData(nameof(BrokenImports.KeepEarly), ViolationKind.WrongData)]
+    [InlineData(nameof(BrokenImports.LeavePart), ViolationKind.WrongData)]
+    [InlineData(nameof(BrokenImports.IgnoreClients), ViolationKind.WrongData)]
+    [InlineData(nameof(BrokenImports.KeepParts), ViolationKind.Leak)]
+    [InlineData(nameof(BrokenIncoming.SaysCopied), ViolationKind.WrongAnswer)]
+    public void Each_broken_rule_of_what_comes_is_noticed(string rule, params ViolationKind[] symptoms)
+    {
+        SeedSweep<ImportCounters> sweep = SeedSweep<ImportCounters>.Run(
+            1, (ulong)Settings.BrokenSeeds, ImportSimulation.RunnerOf(BrokenIncoming.Parse(rule)), twice: false, keepGoing: false, goOn: null);
+        Assert.True(sweep.First is not null, $"{rule} was not found in {Settings.BrokenSeeds} seeds");
+        output.WriteLine($"{rule}: seed {sweep.First.Value.Seed}: {sweep.First.Value.Violation}");
+        Assert.Contains(sweep.First.Value.Violation.Kind, symptoms);
+    }
+}
