@@ -161,6 +161,7 @@ public sealed partial class Store
         int count = BlocksOf(at, length), edge = (int)(at % Units.BlockBytes);
         ulong first = at >> Units.BlockShift, end = at + (ulong)length;
         int low = LowBlocks(first, count);
+        uint resets = state.Resets;
         RangeLock held = await TakeLowAsync(volume, first, low);
         RangeLock? heldHigh = low < count ? await TakeLowAsync(volume, first + (ulong)low, count - low) : null;
         IoBuffer buffer = await _pool.RentAsync(count * Units.BlockBytes);
@@ -169,7 +170,8 @@ public sealed partial class Store
         if (status == IoStatus.Ok) status = await MakeRoomAsync(volume, first, count, count, begins: true);
         if (status == IoStatus.Ok) status = Reach(volume, at, length, isBounded: false);
         // From here to the end of the chain nothing is awaited.
-        if (status == IoStatus.Ok && state.LengthBytes != start) status = IoStatus.Conflict;
+        // It may have gone back to another end, or to another content of the same length.
+        if (status == IoStatus.Ok && (state.LengthBytes != start || state.Resets != resets)) status = IoStatus.Conflict;
         if (status == IoStatus.Ok && state.IsSealing) status = IoStatus.ReadOnly;
         if (status == IoStatus.Ok && IsDoubtfulPart(volume, first, count)) status = IoStatus.Corrupt;
         if (status == IoStatus.Ok && !HasSlots(volume, first, count, begins: true)) status = IoStatus.NoSpace;
@@ -250,8 +252,9 @@ public sealed partial class Store
         int index = Array.IndexOf(state.Pages, null);
         if (index < 0 || _slots.FreeCount <= slotsKept) return;
         Check.That(_slots.TryTake(MetadataKind.Appends, volume.Head.Id, (uint)index, out uint slot));
-        state.SetPage((uint)index, slot, new AppendPage { LengthBytes = state.LengthBytes });
-        AppendPageRecord(volume, (uint)index, state.LengthBytes).IsSilent = true;
+        // It says no length: what was appended last may not be durable, and a power cut drop it, while this record stays.
+        state.SetPage((uint)index, slot, new AppendPage());
+        AppendPageRecord(volume, (uint)index, 0).IsSilent = true;
     }
 
     private void ChainAppends(Volume volume, ulong start, ReadOnlySpan<AppendPlace?> places)
@@ -278,13 +281,15 @@ public sealed partial class Store
     {
         ulong end = start + (ulong)bytes.Length, last = (end - 1) & ~(ulong)(Units.ExtentBytes - 1);
         var under = new Queue<ValueTask<IoStatus>>(AppendPiecesAtOnce);
+        // A piece that comes when the volume has gone back would lie in the midst of what it holds now.
+        uint resets = volume.Appends!.Resets;
         IoStatus status = IoStatus.Ok;
         for (ulong at = start; at < last && status == IoStatus.Ok;)
         {
             int length = (int)(Units.ExtentBytes - at % Units.ExtentBytes);
             if (under.Count == AppendPiecesAtOnce) status = await under.Dequeue();
 #pragma warning disable CA2012 // Several at once; each is awaited exactly once, above or below.
-            under.Enqueue(WritePieceAsync(volume, at, bytes.Slice((int)(at - start), length)));
+            under.Enqueue(WritePieceAsync(volume, at, bytes.Slice((int)(at - start), length), resets));
 #pragma warning restore CA2012
             at += (ulong)length;
         }
@@ -297,6 +302,7 @@ public sealed partial class Store
 
         // Recovery drops what a power cut took: were the length in front of it, there would be a hole.
         if (status == IoStatus.Ok && !Breaks(BrokenRules.LargeAppendUnflushed)) status = await EnsureDurable(_appliedLsn);
+        if (status == IoStatus.Ok && volume.Appends.Resets != resets) status = IoStatus.Conflict;
         if (status == IoStatus.Ok) status = await WriteBatchAsync(volume, start, last, (int)(end - last));
         if (status == IoStatus.Ok || State != StoreState.Online || volume.IsDeleting) return status;
         // What lies behind the length is of no use any more.
@@ -308,11 +314,11 @@ public sealed partial class Store
 
     /// <summary>From memory of our own: what the caller lends need not be fit for the disk.</summary>
     [AsyncMethodBuilder(typeof(LoopMethodBuilder<>))]
-    private async ValueTask<IoStatus> WritePieceAsync(Volume volume, ulong at, ReadOnlyMemory<byte> bytes)
+    private async ValueTask<IoStatus> WritePieceAsync(Volume volume, ulong at, ReadOnlyMemory<byte> bytes, uint resets)
     {
         IoBuffer buffer = await _pool.RentAsync(bytes.Length);
         bytes.CopyTo(buffer.Slice(0, bytes.Length));
-        IoStatus status = await WriteAsync(volume, at, buffer.Slice(0, bytes.Length), isBounded: false);
+        IoStatus status = await WriteAsync(volume, at, buffer.Slice(0, bytes.Length), isBounded: false, resets);
         buffer.Return();
         return status;
     }

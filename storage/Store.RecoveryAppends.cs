@@ -9,6 +9,18 @@ public sealed partial class Store
     private readonly Dictionary<uint, AppendPage> _recoveredAppends = []; // by slot
     private readonly Dictionary<uint, SortedSet<uint>> _appendsOf = []; // slots of pages, by volume
 
+    private readonly HashSet<uint> _appendsDropped = []; // volumes of which the log has an append that was not kept
+
+    /// <summary>A snapshot that was cut over an append which a power cut took, and was never answered itself, ends where its volume
+    /// does. Nothing behind a dropped append is home yet, so what was replayed up to here says how long that is.</summary>
+    private SnapshotLayout WithoutDropped(SnapshotLayout snapshot)
+    {
+        uint volume = snapshot.Id.Volume;
+        if (!snapshot.IsAppendOnly || !_appendsDropped.Contains(volume)) return snapshot;
+        ulong length = Math.Min(RecoveredLength(volume), snapshot.SizeBytes - snapshot.SlackBytes);
+        return snapshot with { SizeBytes = AppendState.Shown(length), SlackBytes = (uint)(AppendState.Shown(length) - length) };
+    }
+
     private void TakeAppends(uint slot, uint volumeId, AppendPage page)
     {
         _recoveredAppends[slot] = page;

@@ -373,7 +373,7 @@ public sealed partial class Store
                 if (fault is not null) return fault;
                 (slot.Kind, slot.VolumeId, slot.Extent) = (MetadataKind.Snapshot, snapshot.Id.Volume, snapshot.Id.Layer);
                 ForgetHeads(record.Slot);
-                TakeSnapshot(record.Slot, snapshot);
+                TakeSnapshot(record.Slot, WithoutDropped(snapshot));
                 break;
             case RedoKind.VolumeDelete:
                 if (!_recoveredHeads.TryGetValue(record.Slot, out VolumeHeadLayout dying))
@@ -405,6 +405,7 @@ public sealed partial class Store
             case RedoKind.Append:
                 _nextVersion = Math.Max(_nextVersion, record.Version + 1);
                 if (ReplayAppend(record, ref slot, data) is { } wrong) return wrong;
+                if (!data) _appendsDropped.Add(record.VolumeId);
                 break;
             case RedoKind.DropPage:
                 slot.Kind = MetadataKind.Free;

@@ -23,10 +23,11 @@ public sealed partial class Store
     }
 
     /// <summary>Writes at most <see cref="AtomicBytes"/>, merging the blocks at both ends with what they hold. With
-    /// <paramref name="isBounded"/> it is refused when the volume has become too short meanwhile.</summary>
+    /// <paramref name="isBounded"/> it is refused when the volume has become too short meanwhile; with
+    /// <paramref name="resets"/> (Conflict) when an append-only volume went back meanwhile.</summary>
     [AsyncMethodBuilder(typeof(LoopMethodBuilder<>))]
     internal async ValueTask<IoStatus> WriteAsync(
-        Volume volume, ulong offset, ReadOnlyMemory<byte> source, bool isBounded = true)
+        Volume volume, ulong offset, ReadOnlyMemory<byte> source, bool isBounded = true, uint? resets = null)
     {
         if (Refusal is { } refusal) return refusal;
         int length = source.Length, count = BlocksOf(offset, length);
@@ -53,6 +54,7 @@ public sealed partial class Store
         if (status == IoStatus.Ok) status = await MakeRoomAsync(volume, first, count, count, begins: true);
         if (status == IoStatus.Ok) status = Reach(volume, offset, length, isBounded);
         // From here to the end of the chain nothing is awaited.
+        if (status == IoStatus.Ok && resets is { } known && volume.Appends!.Resets != known) status = IoStatus.Conflict;
         if (status == IoStatus.Ok && IsDoubtfulPart(volume, first, count)) status = IoStatus.Corrupt;
         if (status == IoStatus.Ok && !HasSlots(volume, first, count, begins: true)) status = IoStatus.NoSpace;
         if (status == IoStatus.Ok)

@@ -33,6 +33,9 @@ public sealed class AppendItem(uint number, AppendKey key, int lengthBytes, ulon
     /// <summary>It was under way during a rollback: it may be undone or not.</summary>
     public bool IsAmbiguous { get; set; }
 
+    /// <summary>What is known of it now; what becomes known later is about a volume that may have gone back meanwhile.</summary>
+    public AppendItem Copy() => (AppendItem)MemberwiseClone();
+
     private static byte[] Content(uint number, int length)
     {
         var bytes = new byte[length];
@@ -120,7 +123,7 @@ public sealed class AppendModel(VolumeHead head)
     }
 
     /// <summary>What it may hold at this moment, for a snapshot.</summary>
-    public AppendModel Fork() => new(Head) { Settled = Settled, Items = [.. Items], IsDamaged = IsDamaged };
+    public AppendModel Fork() => new(Head) { Settled = Settled, Items = [.. Items.Select(i => i.Copy())], IsDamaged = IsDamaged };
 
     /// <summary>Judges content up to its length: which appends lie in it, in their order. <paramref name="before"/>: what was answered
     /// before that time must be there.</summary>

@@ -37,6 +37,9 @@ public sealed class ModelWrite(ulong id, ulong firstSector, ulong sectors, bool 
     /// <summary>It survives a power cut.</summary>
     public bool IsDurable { get; set; }
 
+    /// <summary>What is known of it now, as a request of its own.</summary>
+    public ModelWrite Copy() => (ModelWrite)MemberwiseClone();
+
     /// <summary>It ended before <paramref name="other"/> began.</summary>
     public bool IsBefore(ModelWrite other) => End < other.Start;
 }
@@ -204,7 +207,10 @@ public sealed partial class VolumeModel
     {
         if (origin.Head.Id != Head.Id) _ancestors.Add(origin.Head.Id);
         _ancestors.UnionWith(origin._ancestors);
-        Settle(seen, staleAllowed: origin._isStale, now);
+        // A copy: that a request which failed half way left a part here does not make it sure for the volume it was written to.
+        var copies = new Dictionary<ModelWrite, ModelWrite>();
+        ModelWrite? CopyOf(ModelWrite? write) => write is null ? null : copies.TryGetValue(write, out ModelWrite? known) ? known : copies[write] = write.Copy();
+        Settle([.. seen.Select(CopyOf)], staleAllowed: origin._isStale, now);
     }
 
     /// <summary>Judges a snapshot that was asked for at <paramref name="start"/>: what was over before is in it (with

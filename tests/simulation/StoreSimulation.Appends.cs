@@ -212,7 +212,8 @@ public sealed partial class StoreSimulation
         int length = item.Bytes.Length;
         bool differs = isRetry && item.Calls == 0 && length > AppendItem.LengthMin && _appendDice.NextChance(0.1);
         bool wasThere = item is { Offset: not null, IsAmbiguous: false }, mayBeThere = isRetry && (wasThere || item.Calls > 0);
-        if (differs && !wasThere) differs = false;
+        // Not where a rollback may make its client a new one meanwhile: then it would land.
+        differs &= wasThere && item.Key.Sequence > 1 && !_appendSnapshots.Exists(s => s.VolumeId == volume.Head.Id);
         int rollbacks = volume.Rollbacks;
         // A call that is under way already may have put it in front of this.
         ulong lengthBefore = item.Calls > 0 ? 0 : volume.LengthMin;

@@ -140,7 +140,13 @@ public sealed partial class StoreSimulation
         // The crash may come in the very turn in which the opening ended: then nothing runs any more that could be judged.
         if (!isOpen || _loop.IsStopped)
         {
-            if (IsBroken || (!_loop.IsStopped && MayMiss)) return false;
+            if (IsBroken || (!_loop.IsStopped && MayMiss))
+            {
+                // The process that was refused ends with what it had asked of the disk.
+                if (_disk.Pending.Any(write => !write.IsAnswered)) _disk.Kill();
+                return false;
+            }
+
             if (_loop.IsStopped) _counters[Did.CrashesInRecovery]++;
             Crash();
             return true;
