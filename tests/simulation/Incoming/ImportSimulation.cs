@@ -134,7 +134,10 @@ internal sealed partial class ImportSimulation
         _isOver = _isImporting = false;
         _copying = 0;
         _world = new World(this, new SimSide(store, PauseAsync, _broken.SaysCopied));
-        _directory = new VolumeDirectory(new PausingMetaStore(_meta, PauseAsync), new Clock(), new SeededRandom(_random.NextUInt64()));
+        _directory = new VolumeDirectory(new PausingMetaStore(_meta, PauseAsync), new Clock(), new SeededRandom(_random.NextUInt64()))
+        {
+            IsThinByDefault = true, // a full disk is to be met while a stream comes, not before
+        };
         var limits = new ImportLimits
         {
             BatchBytes = Streams.StreamHeader.DataBytesMax, KeepEveryBytes = 256 * Units.KiB, Patience = Timeout.InfiniteTimeSpan, Broken = _broken.Rules,

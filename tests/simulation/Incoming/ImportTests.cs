@@ -19,9 +19,9 @@ public sealed class ImportTests(ITestOutputHelper output)
     [Theory]
     [InlineData(nameof(BrokenImports.OpenEarly), ViolationKind.WrongData, ViolationKind.LostVolume)]
     [InlineData(nameof(BrokenImports.KeepEarly), ViolationKind.WrongData)]
-    [InlineData(nameof(BrokenImports.LeavePart), ViolationKind.WrongData)]
+    [InlineData(nameof(BrokenImports.LeavePart), ViolationKind.WrongData, ViolationKind.WrongAnswer)]
     [InlineData(nameof(BrokenImports.IgnoreClients), ViolationKind.WrongData)]
-    [InlineData(nameof(BrokenImports.KeepParts), ViolationKind.Leak)]
+    [InlineData(nameof(BrokenImports.KeepParts), ViolationKind.Leak, ViolationKind.WrongData)]
     [InlineData(nameof(BrokenIncoming.SaysCopied), ViolationKind.WrongAnswer)]
     public void Each_broken_rule_of_what_comes_is_noticed(string rule, params ViolationKind[] symptoms)
     {
