@@ -4,6 +4,7 @@ using BlockServer.Cluster;
 using BlockServer.Core;
 using BlockServer.Core.Api;
 using Microsoft.AspNetCore.Connections;
+using Microsoft.AspNetCore.Connections.Features;
 using Microsoft.AspNetCore.Server.Kestrel.Core;
 using Microsoft.AspNetCore.Server.Kestrel.Https;
 
@@ -25,6 +26,8 @@ internal sealed class ApiException(int status, string code, string detail, strin
 /// </summary>
 internal sealed class AdminApi : IAsyncDisposable
 {
+    private const int SendBufferBytes = 4 << 20;
+
     private readonly WebApplication _app;
     private readonly IAdminRoutes _routes;
     private readonly ApiTokens _tokens;
@@ -114,7 +117,16 @@ internal sealed class AdminApi : IAsyncDisposable
                 else
                 {
                     File.Delete(address.UnixPath!);
-                    kestrel.ListenUnixSocket(address.UnixPath!, o => o.Protocols = HttpProtocols.Http1);
+                    kestrel.ListenUnixSocket(address.UnixPath!, o =>
+                    {
+                        o.Protocols = HttpProtocols.Http1;
+                        o.Use(next => connection =>
+                        {
+                            // As much as the kernel gives: an export wakes both sides each time it is full.
+                            if (connection.Features.Get<IConnectionSocketFeature>() is { } feature) feature.Socket.SendBufferSize = SendBufferBytes;
+                            return next(connection);
+                        });
+                    });
                 }
             }
         });

@@ -63,7 +63,7 @@ internal sealed class AdminRoutes : IAdminRoutes
             ["GET stats"] = StatsAsync,
             ["GET openapi.json"] = c => c.AnswerAsync(s_openApi),
         };
-        foreach ((string key, Func<ApiCall, Task> handler) in _targets.Handlers.Concat(_snapshots.Handlers).Concat(_streams.Handlers).Concat(_disks.Handlers)
+        foreach ((string key, Func<ApiCall, Task> handler) in _targets.Handlers.Concat(_snapshots.Handlers).Concat(_streams.Handlers).Concat(_disks.Handlers).Concat(new CapacityRoutes(daemon).Handlers)
             .Concat(policies.Handlers).Concat(new DenyRoutes(daemon).Handlers).Concat(new TokenRoutes(daemon).Handlers)
             .Concat(new TenantRoutes(daemon).Handlers).Concat(new AofRoutes(daemon, _targets).Handlers).Concat(_taskRoutes.Handlers).Concat(_watch.Handlers)
             .Concat(new SupportRoutes(new SupportBundle(daemon, this)).Handlers).Concat(new DeclaredRoutes(_declared, _world, () => _daemon.Declared).Handlers)) _handlers.Add(key, handler);
@@ -395,7 +395,7 @@ internal sealed class AdminRoutes : IAdminRoutes
             v.Id, v.Uuid, v.Name, v.SizeBytes, used.GetValueOrDefault(v.Id), 1, used.ContainsKey(v.Id) ? VolumeDirectory.ImportFault(v) is not null ? "initializing" : "online" : "unavailable", v.Export,
             v.Description, v.StoreId, sessions.GetValueOrDefault(v.Id), v.Revision, v.CreatedAt, used.ContainsKey(v.Id) ? v.IsPopulating ? _populations.FaultOf(v.Id) : null : WhyNot(v),
             reservations.GetValueOrDefault(v.Id), BaseOf(layers.GetValueOrDefault(v.Id)), layers.GetValueOrDefault(v.Id)?.IsFlattening ?? false,
-            layers.GetValueOrDefault(v.Id)?.Snapshots.Count ?? 0, StreamRoutes.Describe(v.Import), v.IsImage, v.IsAppendOnly, v.IsSealed, v.Qos))];
+            layers.GetValueOrDefault(v.Id)?.Snapshots.Count ?? 0, StreamRoutes.Describe(v.Import), v.IsImage, v.IsAppendOnly, v.IsSealed, v.Qos, v.PromisedBytes == 0))];
     }
 
     private string WhyNot(VolumeRecord volume)
@@ -415,7 +415,7 @@ internal sealed class AdminRoutes : IAdminRoutes
         int status = fault.Code switch
         {
             "revision-differs" or "id-differs" or "uuid-differs" => 412,
-            "no-space" => 507,
+            "no-space" or "capacity-exceeded" => 507,
             _ => fault.Status switch
             {
                 IoStatus.Invalid => 400,

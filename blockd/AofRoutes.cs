@@ -49,7 +49,7 @@ internal sealed class AofRoutes(Daemon daemon, TargetRoutes targets)
         {
             call.MustOwn(request.Name ?? ""); // before anything else is said about the name
             var wanted = new CreateVolume(
-                request.Name ?? "", request.SizeBytesMax ?? Units.VolumeBytesMax, Description: request.Description, StoreId: request.StoreId, AppendOnly: true);
+                request.Name ?? "", request.SizeBytesMax ?? Units.VolumeBytesMax, Description: request.Description, StoreId: request.StoreId, AppendOnly: true, Thin: request.Thin);
             DirectoryResult made = await daemon.Directory.CreateAsync(wanted);
             // Somebody else may have opened it at the same time.
             volume = made.Fault is { Code: "name-taken" } && call.Sees(wanted.Name) ? daemon.Directory.Find(wanted.Name) : AdminRoutes.Must(made);

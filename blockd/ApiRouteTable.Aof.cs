@@ -11,7 +11,7 @@ internal static partial class ApiRouteTable
     [
         new("GET", "aof", "The append-only volumes whose disks serve, by name.", 200, typeof(AofList), null, [], []) { Reach = ApiReach.Seen },
         new("POST", "aof", "Opens an append-only volume, and creates it if there is none of that name.", 200, typeof(AofInfo), typeof(OpenAof), [],
-            [s_badName, (400, "invalid-size"), (400, "invalid-description"), (404, "no-disk"), s_notAof, s_quotaBytes, s_quotaVolumes, s_notYours, s_meanwhile, s_noDisk, (507, "no-space")]) { Reach = ApiReach.Seen },
+            [s_badName, (400, "invalid-size"), (400, "invalid-description"), (404, "no-disk"), s_notAof, s_quotaBytes, s_quotaVolumes, s_notYours, s_meanwhile, s_noDisk, (507, "no-space"), s_noRoom]) { Reach = ApiReach.Seen },
         new("GET", "volumes/{name}/aof", "Length and state of an append-only volume; waits for it to grow when asked to.", 200, typeof(AofInfo), null,
             [new("beyond", "integer", "Waits until it is longer than this, or sealed."), new("wait", "integer", "Waits at most so many seconds, 0 to 30 (default 0).")],
             [s_badName, s_noVolume, s_notAof, s_badQuery, s_noDisk]),

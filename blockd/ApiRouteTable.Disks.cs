@@ -8,6 +8,8 @@ internal static partial class ApiRouteTable
     private static ApiRoute[] DiskRoutes =>
     [
         new("GET", "disks", "All disks of the node, also those that are not in service.", 200, typeof(DiskList), null, [], []),
+        new("GET", "capacity", "What the disks hold, what was promised to volumes, and what still fits.", 200, typeof(CapacityInfo), null,
+            [new("size", "integer", "How many more volumes of so many bytes can be promised room.")], [s_badQuery]),
         new("POST", "disks", "Puts a file or device into service.", 201, typeof(DiskInfo), typeof(AddDisk), [],
             [(400, "invalid-path"), s_badName, (400, "invalid-size"), (409, "disk-in-service"), (409, "disk-is-a-copy"), (409, "disk-refused"),
                 (409, "damaged-store"), (409, "name-taken"), (409, "no-such-file"), (409, "not-a-disk"), (409, "not-blank"),

@@ -70,6 +70,8 @@ internal static partial class ApiRouteTable
     private static readonly (int, string) s_notYours = (403, "not-yours");
     private static readonly (int, string) s_noPolicy = (404, "no-such-policy");
     private static readonly (int, string) s_noSnapshot = (404, "no-such-snapshot");
+    private static readonly (int, string) s_noRoom = (507, "capacity-exceeded");
+    private static readonly (int, string) s_thinThick = (400, "thin-and-thick");
     private static readonly (int, string) s_noDisk = (503, "disk-unavailable");
     private static readonly ApiQuery s_usage = new("usage", "boolean", "With what each takes; reads all its metadata.");
     private static readonly ApiQuery s_mutual = new("mutual", "boolean", "The user by which we prove ourselves.");

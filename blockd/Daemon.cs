@@ -39,7 +39,7 @@ internal sealed class Daemon
         _data = data;
         _meta = meta;
         _threads = threads;
-        Directory = new VolumeDirectory(meta, SystemClock.Instance, new SystemRandom());
+        Directory = new VolumeDirectory(meta, SystemClock.Instance, new SystemRandom()) { IsThinByDefault = settings.IsThinByDefault };
         Targets = new TargetDirectory(meta);
         ScrubRecords = new ScrubDirectory(meta);
         Tasks = new TaskRegistry(meta, SystemClock.Instance, Warn);
@@ -174,6 +174,9 @@ internal sealed class Daemon
     public Meters Meters { get; } = new();
 
     public DateTimeOffset StartedAt { get; }
+
+    /// <summary>The threads that serve.</summary>
+    public IReadOnlyList<LoopThread> Threads => _threads;
 
     public string EngineName => _threads[0].Loop.EngineName;
 
@@ -377,6 +380,13 @@ internal sealed class Daemon
         {
             if (Directory.Find(wanted.Name) is not null) continue;
             DirectoryResult created = await Directory.CreateAsync(new CreateVolume(wanted.Name, wanted.SizeBytes));
+            if (created.Fault is { Code: "capacity-exceeded" })
+            {
+                // A first look must not fail because the disk is small; who relies on the room asks for it.
+                created = await Directory.CreateAsync(new CreateVolume(wanted.Name, wanted.SizeBytes, Thin: true));
+                Warn($"volume '{wanted.Name}' is thin: there is no room for all of its {SizeText.Format(wanted.SizeBytes)}");
+            }
+
             if (created.Fault is { } fault) throw new StartException($"--create-volume {wanted.Name}: {fault.Detail}");
         }
 

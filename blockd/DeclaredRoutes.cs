@@ -72,7 +72,7 @@ internal sealed class DeclaredRoutes(DeclaredReconciler reconciler, IDeclaredWor
         foreach (DeclaredVolume v in state.Volumes ?? [])
         {
             CurrentVolume? now = volumes.GetValueOrDefault(v.Name);
-            DeclaredVolume? shown = now is null ? null : new DeclaredVolume(now.Name, now.SizeBytes, now.Export, now.Description, now.StoreId);
+            DeclaredVolume? shown = now is null ? null : new DeclaredVolume(now.Name, now.SizeBytes, now.Export, now.Description, now.StoreId, now.Thin);
             items.Add(Item(DeclaredPlan.Volume, v.Name, Element(v, ApiJson.Default.DeclaredVolume), Element(shown, ApiJson.Default.DeclaredVolume), found[(DeclaredPlan.Volume, v.Name)]));
         }
 

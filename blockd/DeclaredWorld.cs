@@ -11,7 +11,7 @@ internal sealed class DeclaredWorld(Daemon daemon, IAdminRoutes routes, TargetRo
 {
     /// <inheritdoc/>
     public Task<CurrentState> ReadAsync() => Task.FromResult(new CurrentState(
-        [.. daemon.Directory.List().Select(v => new CurrentVolume(v.Id, v.Name, v.SizeBytes, v.Export, v.Description, v.StoreId, v.Revision))],
+        [.. daemon.Directory.List().Select(v => new CurrentVolume(v.Id, v.Name, v.SizeBytes, v.Export, v.Description, v.StoreId, v.Revision, v.PromisedBytes == 0))],
         [.. targets.List().Where(t => t.Kind == "configured")], policies.List()));
 
     /// <inheritdoc/>

@@ -416,6 +416,7 @@ internal sealed class Disks(
 
     private StoreOptions Options => new()
     {
+        ProtectPercent = settings.WriteProtectPercent,
         Durability = settings.Durability,
         // In equal shares; a disk that is added later gets one more until the next start.
         MetadataBudgetBytes = settings.MetadataRamBytes / (ulong)_storesAtStart,

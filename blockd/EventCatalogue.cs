@@ -16,7 +16,7 @@ internal static class EventCatalogue
 {
     public const string DiskFailed = "disk-failed", DiskMissing = "disk-missing", DiskRefused = "disk-refused", DiskHung = "disk-hung",
         DiskSlow = "disk-slow", DiskErrors = "disk-errors", DiskBadBlocks = "disk-bad-blocks", Checksum = "checksum-error",
-        StoreLow = "store-low", StoreFull = "store-full", MetadataUnavailable = "metadata-unavailable", PolicyFailed = "policy-failed",
+        StoreLow = "store-low", StoreFull = "store-full", StoreProtected = "store-write-protected", MetadataLow = "metadata-slots-low", MetadataUnavailable = "metadata-unavailable", PolicyFailed = "policy-failed",
         HookFailed = "hook-failed", VolumeFenced = "volume-not-served", SessionLost = "session-lost", ListenerFailed = "listener-failed",
         CertificateExpiring = "certificate-expiring", CertificateExpired = "certificate-expired", TaskFailed = "task-failed",
         Started = "daemon-started";
@@ -43,6 +43,10 @@ internal static class EventCatalogue
             "A few are no harm. If they grow more, replace the disk.", "The disk is removed."),
         new(Checksum, "error", true, "Blocks were read whose content is not what was written. Readers got an error, never wrong data.",
             "pfcli scrub_volume finds all of them; bring the data back from a snapshot or backup: a write mends a block. Look at memory and medium.", "No more were found for an hour."),
+        new(MetadataLow, "warning", true, "More metadata slots of the disk are in use than the level of --metadata-warn. Each MiB of a volume or snapshot that holds anything takes one.",
+            "Small writes that are spread wide and many snapshots use them up: delete snapshots, trim, or move volumes to another disk.", "Three hundredths fewer than the level are in use, or the disk is write-protected."),
+        new(StoreProtected, "error", true, "The disk or its metadata slots are used up to the level of --write-protect: only volumes that were promised room begin new extents; what exists can be overwritten, trimmed and deleted.",
+            "Add a disk and move volumes, or trim or delete something. pfcli capacity shows what is used and promised.", "A hundredth of the disk is free again below the level, or it is full."),
         new(StoreLow, "warning", true, "Less is free on the disk than the level of --low-space.",
             "Add a disk, or trim or delete something.", "A quarter more than the level is free again."),
         new(StoreFull, "critical", true, "Nothing is free on the disk: writes to new places fail.",

@@ -21,6 +21,7 @@ internal sealed class EventWatch : IAsyncDisposable
     [
         EventCatalogue.DiskFailed, EventCatalogue.DiskMissing, EventCatalogue.DiskRefused, EventCatalogue.DiskHung, EventCatalogue.DiskSlow,
         EventCatalogue.DiskErrors, EventCatalogue.DiskBadBlocks, EventCatalogue.Checksum, EventCatalogue.StoreLow, EventCatalogue.StoreFull,
+        EventCatalogue.StoreProtected, EventCatalogue.MetadataLow,
         EventCatalogue.MetadataUnavailable, EventCatalogue.PolicyFailed, EventCatalogue.HookFailed, EventCatalogue.VolumeFenced,
         EventCatalogue.CertificateExpiring, EventCatalogue.CertificateExpired,
     ];
@@ -105,7 +106,7 @@ internal sealed class EventWatch : IAsyncDisposable
 
     private async Task<IReadOnlyList<SeenFault>> LookAsync(TimeSpan now, StoreHost host)
     {
-        if (!_disks.TryGetValue(host, out DiskJudge? watch)) _disks[host] = watch = new DiskJudge(_daemon.Settings.LowSpacePercent);
+        if (!_disks.TryGetValue(host, out DiskJudge? watch)) _disks[host] = watch = new DiskJudge(_daemon.Settings.LowSpacePercent, _daemon.Settings.MetadataWarnPercent);
         var pulse = new DiskPulse(host.Name, host.Answered, host.InFlight);
         if (!_looking.ContainsKey(host) && watch.IsWorthALook(pulse))
         {

@@ -50,7 +50,7 @@ internal sealed class Imports(VolumeDirectory directory, IImportWorld world, Imp
     /// continued later, by <paramref name="goesOn"/>. <paramref name="progress"/> is told bytes of how many. Throws <see cref="ImportException"/> or <see cref="ApiException"/>.</summary>
     public async Task<VolumeRecord> RunAsync(
         string name, Guid? storeId, Stream body, ICompressor? compressor, bool keepsPart, bool goesOn, bool isImage, CancellationToken cancel,
-        Action<ulong, ulong>? progress = null)
+        Action<ulong, ulong>? progress = null, bool? isThin = null)
     {
         // A new volume has no number yet.
         if (!_names.TryAdd(name, 0)) throw Busy(name);
@@ -63,7 +63,7 @@ internal sealed class Imports(VolumeDirectory directory, IImportWorld world, Imp
             try
             {
                 begun = header.Base is null
-                    ? await BeginFullAsync(name, storeId, known, header, goesOn, isImage)
+                    ? await BeginFullAsync(name, storeId, isThin, known, header, goesOn, isImage)
                     : await BeginIncrementAsync(name, known, header, goesOn, isImage);
                 _running.TryAdd(begun.Id, 0);
                 return await FillAsync(begun, header, body, compressor, keepsPart, progress, cancel);
@@ -181,12 +181,12 @@ internal sealed class Imports(VolumeDirectory directory, IImportWorld world, Imp
         if (known.SizeBytes != header.SizeBytes) throw OtherStream();
     }
 
-    private async Task<VolumeRecord> BeginFullAsync(string name, Guid? storeId, VolumeRecord? known, StreamHeader header, bool goesOn, bool isImage)
+    private async Task<VolumeRecord> BeginFullAsync(string name, Guid? storeId, bool? isThin, VolumeRecord? known, StreamHeader header, bool goesOn, bool isImage)
     {
         CheckFull(name, known, header, goesOn);
         if (known is not null) return known;
         var begun = new ImportRecord(header.StreamId, null, 0, header.Target, StreamCursor.AtStart(header).ToString(), IsActive: true, isImage);
-        return AdminRoutes.Must(await directory.CreateForImportAsync(new CreateVolume(name, header.SizeBytes, StoreId: storeId), begun));
+        return AdminRoutes.Must(await directory.CreateForImportAsync(new CreateVolume(name, header.SizeBytes, StoreId: storeId, Thin: isThin), begun));
     }
 
     /// <summary>What the record of the volume will say while the increment comes.</summary>

@@ -205,7 +205,7 @@ internal sealed class IscsiFrontEnd
         if (!IscsiRules.IsProven(view, login.User)) return (IscsiLoginStatus.AuthenticationFailure, $"target {name}: the user is gone");
         if (!view.IsOwn || target.Scsi.Luns.Count > 0) return null;
         if (view.Luns[0].SnapshotName is { } snapshot) return (IscsiLoginStatus.NotFound, $"volume '{view.Luns[0].Volume.Name}' has no snapshot '{snapshot}' that can be served");
-        string why = Targets.FaultOf(view, view.Luns[0]) ?? "its disk does not serve it";
+        string why = Targets.FaultOf(view.Luns[0]) ?? "its disk does not serve it";
         return (IscsiLoginStatus.ServiceUnavailable, $"volume '{view.Luns[0].Volume.Name}' cannot be served: {why}");
     }
 

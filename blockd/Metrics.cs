@@ -95,12 +95,16 @@ internal sealed class Metrics(Daemon daemon)
         Each("blockd_disk_data_bytes", "What data may use in all.", s => s.Stats.BlocksTotal * Units.BlockBytes);
         Each("blockd_disk_used_bytes", "What volumes and snapshots use.", s => s.Stats.BlocksUsed * Units.BlockBytes);
         Each("blockd_disk_free_bytes", "What may still be written.", s => s.FreeBytes);
+        Each("blockd_disk_kept_bytes", "What new extents keep free, the reserve included.", s => s.Stats.BlocksKept * Units.BlockBytes);
+        Each("blockd_disk_promised_bytes", "What was promised to volumes and not taken yet.", s => s.Stats.BlocksPromised * Units.BlockBytes);
+        Each("blockd_disk_available_bytes", "What can be promised to more volumes.", s => DiskSpace.PromisableBytes(s.Stats));
         Each("blockd_disk_bad_bytes", "What the medium did not take or keep.", s => s.Stats.BlocksBad * Units.BlockBytes);
         Each("blockd_disk_metadata_resident_bytes", "Metadata pages in memory.", s => s.Stats.MetadataResidentBytes);
         Each("blockd_disk_metadata_budget_bytes", "Memory that metadata pages may use.", s => s.Stats.MetadataBudgetBytes);
         Each("blockd_disk_metadata_table_bytes", "Memory that says where metadata pages are.", s => s.Stats.MetadataTableBytes);
         Each("blockd_disk_metadata_slots", "Metadata pages that the disk has room for.", s => s.Stats.SlotsTotal);
         Each("blockd_disk_metadata_slots_used", "Metadata pages in use.", s => s.Stats.SlotsUsed);
+        Each("blockd_disk_metadata_slots_promised", "Metadata pages that were promised to volumes and not taken yet.", s => s.Stats.SlotsPromised);
         Each("blockd_disk_metadata_loads_total", "Metadata pages read because they were not in memory.", s => s.Stats.MetadataLoads, true);
         Each("blockd_disk_ring_ratio", "Part of the redo ring that is in use, 0 to 1.", s => s.Stats.RingOccupancy);
         Each("blockd_disk_checkpoints_total", "Checkpoint cycles.", s => s.Stats.Checkpoints, true);

@@ -127,6 +127,7 @@ internal static class Program
             if (settings.Stdio is null) await Greeting.WriteAsync(output, daemon);
             else foreach (string warning in daemon.Warnings) Log("warning: " + warning);
             Notify(SystemdNotify.Ready);
+            await using SystemdWatchdog? watchdog = StartWatchdog(daemon);
             Task ended = settings.Stdio is null || sockets > 0 ? stop.Task : daemon.ServeOneAsync(0);
             Task first = await Task.WhenAny(ended, stop.Task, daemon.LoopFailed.Task);
             if (first == daemon.LoopFailed.Task)
@@ -156,7 +157,19 @@ internal static class Program
 
         static void Notify(string state)
         {
-            if (SystemdNotify.Send(state, Environment.GetEnvironmentVariable("NOTIFY_SOCKET")) is { } trouble) Log(trouble);
+            if (Send(state) is { } trouble) Log(trouble);
+        }
+
+        static string? Send(string state) => SystemdNotify.Send(state, Environment.GetEnvironmentVariable("NOTIFY_SOCKET"));
+
+        static SystemdWatchdog? StartWatchdog(Daemon daemon)
+        {
+            TimeSpan? every = SystemdWatchdog.EveryOf(
+                Environment.GetEnvironmentVariable("WATCHDOG_USEC"), Environment.GetEnvironmentVariable("WATCHDOG_PID"), Environment.ProcessId);
+            if (every is not { } often) return null;
+            var watchdog = new SystemdWatchdog(daemon.Threads, often, Send, Log);
+            watchdog.Start();
+            return watchdog;
         }
 
         static void Log(string line)

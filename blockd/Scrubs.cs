@@ -50,17 +50,19 @@ internal sealed class Scrubs(Daemon daemon, IWallClock clock)
         }
     }
 
-    /// <summary>Takes down what a scrub of a volume has found; what was known of it before is void.</summary>
-    public async Task NoteAsync(Guid store, uint volumeId, IReadOnlyList<BadBlock> bad, Func<ScrubRecord, ScrubRecord>? also = null)
+    /// <summary>Takes down what a scrub of a volume has found; what was known of it before is void, unless it was found after
+    /// <paramref name="since"/>, in the part of the pass that lies in front of a restart.</summary>
+    public async Task NoteAsync(
+        Guid store, uint volumeId, IReadOnlyList<BadBlock> bad, Func<ScrubRecord, ScrubRecord>? also = null, DateTimeOffset? since = null)
     {
         await _keep.WaitAsync();
         try
         {
             ScrubRecord known = daemon.ScrubRecords.Find(store);
             HashSet<uint> there = [.. daemon.Directory.List().Select(v => v.Id)];
-            IEnumerable<ScrubFinding> kept = known.Bad.Where(b => b.VolumeId != volumeId && there.Contains(b.VolumeId));
+            IEnumerable<ScrubFinding> kept = known.Bad.Where(b => (b.VolumeId != volumeId || b.FoundAt >= since) && there.Contains(b.VolumeId));
             IEnumerable<ScrubFinding> found = bad.Select(b => new ScrubFinding(b.VolumeId, b.OffsetBytes, b.Reason, b.Snapshot, clock.UtcNow));
-            ScrubRecord now = known with { Bad = [.. kept.Concat(found).DistinctBy(b => (b.VolumeId, b.OffsetBytes, b.Snapshot))] };
+            ScrubRecord now = known with { Bad = [.. found.Concat(kept).DistinctBy(b => (b.VolumeId, b.OffsetBytes, b.Snapshot))] };
             await daemon.ScrubRecords.KeepAsync(store, also?.Invoke(now) ?? now);
         }
         finally
@@ -76,18 +78,19 @@ internal sealed class Scrubs(Daemon daemon, IWallClock clock)
         {
             ScrubRecord known = daemon.ScrubRecords.Find(host.StoreId);
             bool goesOn = known is { BeganAt: not null, EndedAt: null };
-            if (!goesOn) await NoteAsync(host.StoreId, 0, [], r => r with { BeganAt = clock.UtcNow, EndedAt = null, Done = 0 });
+            if (!goesOn) await NoteAsync(host.StoreId, 0, [], r => r with { BeganAt = clock.UtcNow, EndedAt = null, Done = 0, Volume = 0, Position = 0 });
             ulong read = 0;
             int bad = 0;
             while (Next(host, out double part) is { } volume)
             {
                 cancel.ThrowIfCancellationRequested();
                 progress(part);
-                ScrubReport report = await host.RunAsync(store => store.ScrubAsync(volume.Id, bytesPerSecond, null, cancel));
+                ScrubReport report = await ReadAsync(host, volume, bytesPerSecond, cancel);
                 cancel.ThrowIfCancellationRequested();
                 if (!report.Finished) throw new IOException($"disk {host.Name} stopped; the pass goes on when it serves");
                 (read, bad) = (read + report.BlocksRead, bad + report.Bad.Count);
-                await NoteAsync(host.StoreId, volume.Id, report.Bad, r => r with { Done = volume.Id });
+                DateTimeOffset? began = daemon.ScrubRecords.Find(host.StoreId).BeganAt;
+                await NoteAsync(host.StoreId, volume.Id, report.Bad, r => r with { Done = volume.Id, Volume = 0, Position = 0 }, began);
             }
 
             await NoteAsync(host.StoreId, 0, [], r => r with { EndedAt = clock.UtcNow, Done = 0 });
@@ -98,6 +101,28 @@ internal sealed class Scrubs(Daemon daemon, IWallClock clock)
         {
             lock (_lock) _running.Remove(host.StoreId);
         }
+    }
+
+    /// <summary>Reads a volume, from where an earlier run of the daemon had come, and writes down from time to time where it is.</summary>
+    private async Task<ScrubReport> ReadAsync(StoreHost host, VolumeRecord volume, ulong bytesPerSecond, CancellationToken cancel)
+    {
+        ScrubRecord known = daemon.ScrubRecords.Find(host.StoreId);
+        ulong from = known.Volume == volume.Id ? known.Position : 0;
+        Task keeping = Task.CompletedTask;
+        void Keep(ScrubReport report)
+        {
+            // On the loop, which does not wait; nor does it queue more than one.
+            if (!report.Finished && keeping.IsCompleted) keeping = Task.Run(() => KeepAsync(report), CancellationToken.None);
+        }
+
+        Task KeepAsync(ScrubReport report) =>
+            NoteAsync(host.StoreId, 0, report.Bad, r => r with { Volume = volume.Id, Position = report.Position });
+
+        ScrubReport ended = await host.RunAsync(store => store.ScrubAsync(volume.Id, bytesPerSecond, Keep, cancel, from));
+        await keeping;
+        // A stop in order loses nothing of it.
+        if (!ended.Finished) await KeepAsync(ended);
+        return ended;
     }
 
     /// <summary>The next volume of the pass, by number: those that are made meanwhile come last.</summary>

@@ -110,10 +110,9 @@ internal sealed class ServedTargets(
     }
 
     /// <summary>Why initiators do not see a unit, or null. Any thread.</summary>
-    public string? FaultOf(TargetView target, LunView lun)
+    public string? FaultOf(LunView lun)
     {
-        if (stores.Find(lun.Volume.StoreId) is not { } host) return "its disk is not in service";
-        if (catalog.ThreadOf(target) != volumes.ThreadOf(lun.Volume)) return $"its disk {host.Name} is served by another loop than those of the first LUN";
+        if (stores.Find(lun.Volume.StoreId) is null) return "its disk is not in service";
         if (Cluster.VolumeDirectory.ImportFault(lun.Volume) is { } coming) return coming.Detail;
         return volumes.Find(lun.Volume.Id)?.Fault;
     }
@@ -148,14 +147,15 @@ internal sealed class ServedTargets(
         var snapshots = new List<SnapshotUse>();
         foreach (LunView lun in view.Luns)
         {
-            if (volumes.ThreadOf(lun.Volume) != target.Thread) continue;
+            if (volumes.ThreadOf(lun.Volume) is not { } there) continue;
             if (lun.SnapshotName is not null)
             {
-                if (await volumes.OpenSnapshotAsync(lun, target.Thread) is not { } snapshot) continue;
+                SharedSnapshot? snapshot = await SharedVolumes.OnLoopOf(there, target.Thread, () => volumes.OpenSnapshotAsync(lun, there));
+                if (snapshot is null) continue;
                 wanted[lun.Lun] = (snapshot.Unit, lun);
                 snapshots.Add(snapshot.Use);
             }
-            else if (await volumes.OpenUnitAsync(lun.Volume, target.Thread) is { Unit: { } unit })
+            else if (await SharedVolumes.OnLoopOf(there, target.Thread, () => UnitOfAsync(lun.Volume, there)) is { } unit)
             {
                 wanted[lun.Lun] = (unit, lun);
             }
@@ -168,8 +168,11 @@ internal sealed class ServedTargets(
 
         foreach ((ushort number, (LogicalUnit unit, LunView lun)) in wanted)
         {
-            target.Scsi.SetLun(number, unit, lun.ReadOnly);
-            target.Meter.Set(number, lun.SnapshotName is null ? meters.Of(lun.Volume.Id) : null);
+            // A volume's counters are those of its loop.
+            VolumeMeter? meter = lun.SnapshotName is null ? meters.Of(lun.Volume.Id) : null;
+            bool isElsewhere = target.Scsi.LivesElsewhere(unit);
+            target.Scsi.SetLun(number, unit, lun.ReadOnly, isElsewhere ? meter : null);
+            target.Meter.Set(number, isElsewhere ? null : meter);
         }
 
         target.Volumes = [.. wanted.Values.Where(w => w.Lun.SnapshotName is null).Select(w => w.Lun.Volume.Id)];
@@ -182,6 +185,9 @@ internal sealed class ServedTargets(
             if (!mayStay) target.Iscsi.Cut(session.Tsih, "the target does not let it in any more");
         }
     }
+
+    private async ValueTask<LogicalUnit?> UnitOfAsync(Cluster.VolumeRecord volume, LoopThread thread) =>
+        (await volumes.OpenUnitAsync(volume, thread))?.Unit;
 
     private static void Take(ServedTarget target, ushort lun)
     {
@@ -201,7 +207,7 @@ internal sealed class ServedTargets(
         IReadOnlyList<ushort> groups = [.. catalog.Portals.Select(p => p.Group).Distinct().Where(view.IsAt).Order()];
         return new ScsiTargetOptions
         {
-            Name = view.Name, PortalGroups = groups.Count > 0 ? groups : [1], PortBase = (ushort)(view.Number * (Cluster.TargetDirectory.PortalGroupMax + 1)),
+            Name = view.Name, AtDoorMax = Math.Max(1, options.WindowCommands / 2), PortalGroups = groups.Count > 0 ? groups : [1], PortBase = (ushort)(view.Number * (Cluster.TargetDirectory.PortalGroupMax + 1)),
         };
     }
 }

@@ -105,6 +105,15 @@ internal sealed record Settings
     /// <summary>A disk with less than this part free runs low, percent; 0: never.</summary>
     public required int LowSpacePercent { get; init; }
 
+    /// <summary>A disk with more than this part of its metadata slots in use runs low, percent.</summary>
+    public required int MetadataWarnPercent { get; init; }
+
+    /// <summary>Beyond this part of a disk, or of its metadata slots, nothing begins a new extent that was not promised room, percent.</summary>
+    public required int WriteProtectPercent { get; init; }
+
+    /// <summary>Volumes whose creation does not say are not promised room for their size.</summary>
+    public required bool IsThinByDefault { get; init; }
+
     /// <summary>Bytes in flight at a disk that several volumes use at once; 0: as many as come.</summary>
     public required ulong DiskShareBytes { get; init; }
 
@@ -196,6 +205,9 @@ internal static class SettingsReader
         ("stop-wait", "SECONDS", false, "How long a stop waits for a disk that answers nothing, 1 to 3600; then blockd names it and ends with code 4. Default: 30."),
         ("disk-share", "SIZE|off", false, "While several volumes use a disk, so many bytes of theirs together are in flight there, in equal parts, 64k to 1g. Default: 256k."),
         ("low-space", "PERCENT", false, "A disk with less than this part free runs low: initiators and the log are told, 0 (never) to 50. Default: 10."),
+        ("metadata-warn", "PERCENT", false, "A disk with more than this part of its metadata slots in use runs low, 1 to 100 (never). Default: 85."),
+        ("write-protect", "PERCENT", false, "When so much of a disk or of its metadata slots is in use, only volumes that were promised room begin new extents (MiB) there; what exists can be overwritten, trimmed and deleted. 50 to 100 (when it is full). Default: 95."),
+        ("provisioning", "MODE", false, "reserved (default): a new volume is promised room for its size, or refused. thin: only one that asks for it. For volumes whose creation does not say."),
         ("create-volume", "NAME:SIZE", true, "Create this volume at start unless it exists, for instance demo:1g; repeatable."),
         ("stdio", "EXPORT", false, "Serve one client, whose default export is EXPORT, on the socket that is standard input and output (or on an inherited listening socket, as nbdcopy -- [ blockd ... ] makes one); nothing else is served."),
     ];
@@ -288,6 +300,9 @@ internal static class SettingsReader
             },
             StopWaitSeconds = Number("stop-wait", 30, 1, 3600),
             LowSpacePercent = Number("low-space", 10, 0, 50),
+            MetadataWarnPercent = Number("metadata-warn", 85, 1, 100),
+            WriteProtectPercent = Number("write-protect", 95, 50, 100),
+            IsThinByDefault = Choice("provisioning", "reserved", "thin") == "thin",
             DiskShareBytes = One("disk-share") == "off" ? 0 : Size("disk-share", 64 * Units.KiB, Units.GiB) ?? DiskShare.InsideBytesMax,
             TlsCert = cert,
             TlsKey = key,

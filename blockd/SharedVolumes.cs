@@ -364,7 +364,7 @@ internal sealed class SharedVolumes(IMetaStore meta, VolumeDirectory directory, 
         lock (_lock)
         {
             if (_watches.TryGetValue(host, out SpaceWatch? known)) return known;
-            SpaceWatch watch = host.Watch(settings.LowSpacePercent);
+            SpaceWatch watch = host.Watch(settings.LowSpacePercent, settings.MetadataWarnPercent);
             watch.Crossed = free => OnLowSpace(host, free);
             return _watches[host] = watch;
         }
@@ -373,7 +373,11 @@ internal sealed class SharedVolumes(IMetaStore meta, VolumeDirectory directory, 
     /// <summary>On the loop of the disk: initiators of its volumes are told, and the operator.</summary>
     private void OnLowSpace(StoreHost host, ulong freeBytes)
     {
-        log($"disk {host.Name} runs low: {SizeText.Format(freeBytes)} free, less than {settings.LowSpacePercent}% (--low-space); trim or delete something, or add a disk");
+        StoreStats stats = host.Store.GetStats();
+        string what = stats.SlotsUsed * 100 >= stats.SlotsTotal * (ulong)settings.MetadataWarnPercent
+            ? $"{stats.SlotsUsed} of {stats.SlotsTotal} metadata slots are in use, more than {settings.MetadataWarnPercent}% (--metadata-warn)"
+            : $"{SizeText.Format(freeBytes)} free, less than {settings.LowSpacePercent}% (--low-space)";
+        log($"disk {host.Name} runs low: {what}; trim or delete something, or add a disk");
         foreach (SharedVolume volume in List())
         {
             if (volume.Host == host) volume.Thread.Post(() => volume.Unit?.OnLowSpace());

@@ -6,13 +6,13 @@ namespace BlockServer.Blockd;
 /// Notices that a store runs low. It is asked by writes, not by a clock: the store is looked at again when so much was written
 /// that the level could have been reached, so an idle daemon stays idle. Lives on the store's loop.
 /// </summary>
-internal sealed class SpaceWatch(Func<StoreStats?> look, Func<StoreStats, ulong> free, int percent)
+internal sealed class SpaceWatch(Func<StoreStats?> look, Func<StoreStats, ulong> free, int percent, int metadataPercent = 100)
 {
     private const long LookBytesMin = (long)(256 * Units.KiB), LookBytesMax = (long)Units.GiB;
 
     private long _budget;
 
-    /// <summary>Called when less than the level has become free; once until a good deal more is free again.</summary>
+    /// <summary>Called when less than the level has become free, or more than the other level of metadata slots is in use; once until a good deal more is free again.</summary>
     public Action<ulong>? Crossed { get; set; }
 
     /// <summary>Less than the level is free.</summary>
@@ -21,7 +21,7 @@ internal sealed class SpaceWatch(Func<StoreStats?> look, Func<StoreStats, ulong>
     /// <summary>So much is about to be written.</summary>
     public void OnWriting(ulong bytes)
     {
-        if (percent == 0) return;
+        if (percent == 0 && metadataPercent == 100) return;
         _budget -= (long)bytes + 2 * Units.BlockBytes; // both ends may take a block more
         if (_budget < 0) Look();
     }
@@ -32,8 +32,11 @@ internal sealed class SpaceWatch(Func<StoreStats?> look, Func<StoreStats, ulong>
         if (look() is not { } stats) return;
         ulong level = stats.BlocksTotal * Units.BlockBytes / 100 * (ulong)percent, now = free(stats);
         bool wasLow = IsLow;
-        IsLow = now < (wasLow ? level + level / 4 : level);
-        if (!IsLow) _budget = Math.Clamp((long)Math.Min(now - level, long.MaxValue) / 2, LookBytesMin, LookBytesMax);
+        ulong slots = metadataPercent == 100 ? ulong.MaxValue : stats.SlotsTotal * (ulong)metadataPercent / 100, used = stats.SlotsUsed + (wasLow ? stats.SlotsTotal * 3 / 100 : 0);
+        IsLow = now < (wasLow ? level + level / 4 : level) || used >= slots;
+        // A write begins two extents at most.
+        ulong until = slots == ulong.MaxValue ? slots : (slots - Math.Min(slots, used)) * Units.BlockBytes;
+        if (!IsLow) _budget = Math.Clamp((long)Math.Min(Math.Min(now - level, until), long.MaxValue) / 2, LookBytesMin, LookBytesMax);
         if (IsLow && !wasLow) Crossed?.Invoke(now);
     }
 }

@@ -56,8 +56,9 @@ internal sealed class StoreHost : IMoveSide
     /// <summary>Bytes that data may still use; 0 when the store has failed. On the loop.</summary>
     public ulong FreeBytesNow => Store.State == StoreState.Online ? FreeBytes(Store.GetStats()) : 0;
 
-    /// <summary>A watch of the store for that level.</summary>
-    public SpaceWatch Watch(int percent) => new(() => Store.State == StoreState.Online ? Store.GetStats() : null, FreeBytes, percent);
+    /// <summary>A watch of the store for these levels.</summary>
+    public SpaceWatch Watch(int percent, int metadataPercent) =>
+        new(() => Store.State == StoreState.Online ? Store.GetStats() : null, FreeBytes, percent, metadataPercent);
 
     /// <summary>Makes an empty store of the whole file or device at <paramref name="path"/>. Throws <see cref="IOException"/> with
     /// a sentence.</summary>
@@ -117,6 +118,14 @@ internal sealed class StoreHost : IMoveSide
     /// <inheritdoc/>
     public Task<ulong?> FreeBytesAsync() => Thread.InvokeAsync(
         () => new ValueTask<ulong?>(Store.State == StoreState.Online ? FreeBytes(Store.GetStats()) : null));
+
+    /// <inheritdoc/>
+    public Task<ulong?> PromisableBytesAsync() => Thread.InvokeAsync(
+        () => new ValueTask<ulong?>(Store.State == StoreState.Online ? DiskSpace.PromisableBytes(Store.GetStats()) : null));
+
+    /// <inheritdoc/>
+    public Task<IoStatus> PromiseAsync(uint volumeId, ulong bytes, bool isForced) =>
+        AskAsync(() => new ValueTask<IoStatus>(Store.Promise(volumeId, bytes, isForced)));
 
     /// <inheritdoc/>
     public Task<IReadOnlyList<VolumeHead>> ListAsync() =>
@@ -246,7 +255,7 @@ internal sealed class StoreHost : IMoveSide
 
     private static ulong FreeBytes(StoreStats stats)
     {
-        ulong taken = stats.BlocksUsed + stats.BlocksQuarantined + stats.BlocksReserved + stats.BlocksBad;
+        ulong taken = stats.BlocksUsed + stats.BlocksQuarantined + stats.BlocksKept + stats.BlocksBad;
         return taken >= stats.BlocksTotal ? 0 : (stats.BlocksTotal - taken) * Units.BlockBytes;
     }
 

@@ -88,6 +88,7 @@ internal sealed class StreamRoutes
         Guid? storeId = call.Query("storeId") is not { } text ? null
             : Guid.TryParse(text, out Guid id) ? id : throw new ApiException(400, "invalid-query", "storeId must be the id of a disk", "storeId");
         bool keepsPart = call.QueryFlag("keep"), goesOn = call.QueryFlag("resume"), isImage = call.QueryFlag("image");
+        bool? isThin = call.Query("thin") is null ? null : call.QueryFlag("thin");
         Stream body = call.LongBody();
         try
         {
@@ -100,7 +101,7 @@ internal sealed class StreamRoutes
 
             VolumeRecord volume = await _daemon.Tasks.TrackAsync(
                 new TaskSpec("import", name, _daemon.Directory.Find(name)?.Id, Unit: "bytes"),
-                (run, cancel) => _daemon.Imports.RunAsync(name, storeId, body, Lz4.Instance, keepsPart, goesOn, isImage, cancel, run.Report),
+                (run, cancel) => _daemon.Imports.RunAsync(name, storeId, body, Lz4.Instance, keepsPart, goesOn, isImage, cancel, run.Report, isThin),
                 v => $"'{v.Name}' has {v.SizeBytes} bytes", call.Aborted);
             await call.AnswerAsync(await _describe(volume, call), ApiJson.Default.VolumeInfo, 201);
         }

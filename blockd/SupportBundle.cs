@@ -136,6 +136,7 @@ internal sealed class SupportBundle(Daemon daemon, IAdminRoutes routes)
         Add("limits", s.Limits);
         Add("stop-wait", s.StopWaitSeconds);
         Add("low-space", s.LowSpacePercent);
+        Add("space", $"metadata-warn {s.MetadataWarnPercent}, write-protect {s.WriteProtectPercent}, {(s.IsThinByDefault ? "thin" : "reserved")}");
         Add("insecure", s.Insecure);
         return text.ToString();
     }

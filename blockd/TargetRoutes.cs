@@ -155,7 +155,7 @@ internal sealed class TargetRoutes(Daemon daemon, ApiAccess access)
         TargetRecord? record = view.IsOwn ? null : daemon.Targets.Find(view.Name);
         return new TargetInfo(
             view.Name, view.IsOwn ? "own" : "configured", view.Enabled, record?.Description,
-            [.. view.Luns.Where(l => call.Sees(l.Volume.Name)).Select(l => new LunInfo(l.Lun, l.Name, l.SnapshotName is not null || l.ReadOnly || l.Volume.Export.ReadOnly, daemon.ServedTargets.FaultOf(view, l)))],
+            [.. view.Luns.Where(l => call.Sees(l.Volume.Name)).Select(l => new LunInfo(l.Lun, l.Name, l.SnapshotName is not null || l.ReadOnly || l.Volume.Export.ReadOnly, daemon.ServedTargets.FaultOf(l)))],
             [.. view.PortalGroups.Select(g => (int)g)], [.. view.Access.Select(a => new AccessRule(a.Initiator, a.Address))],
             AuthenticationWord(view.Authentication), record?.Users ?? [], record?.MutualUser, daemon.Sessions.CountOf(view.Name), record?.Revision ?? 0);
     }

@@ -7,7 +7,7 @@ using BlockServer.Protocols.Nbd;
 namespace BlockServer.Blockd;
 
 /// <summary>Counters of one volume. Lives on the volume's loop: written and read there only.</summary>
-internal sealed class VolumeMeter : INbdMeter
+internal sealed class VolumeMeter : INbdMeter, IUnitMeter
 {
     /// <summary>Buckets of a histogram: the last one counts what took longer than all others.</summary>
     public const int Buckets = 28;

@@ -144,7 +144,12 @@ internal sealed class VolumeMove(
             _expected += await from.RunAsync(store => new ValueTask<ulong>(store.UsedBytes(member.Id)));
         }
 
-        if (await CanGoOnAsync()) return;
+        if (await CanGoOnAsync())
+        {
+            foreach (MoveMember member in _move.Members) await IsPromisedThereAsync(member.Id);
+            return;
+        }
+
         foreach (MoveMember member in _move.Members.Reverse()) await DropAsync(member.Id);
         await KeepAsync(_move with { Members = [.. _move.Members.Select(m => new MoveMember(m.Id))] });
     }
@@ -235,14 +240,24 @@ internal sealed class VolumeMove(
         var head = new VolumeHead(record.Id, record.Uuid, record.Name, sizeBytes, VolumeDirectory.CopyEpoch);
         for (int i = 0; ; i++)
         {
-            if (await to.RunAsync(store => new ValueTask<bool>(store.OpenVolume(member.Id) is not null))) return;
+            if (await IsPromisedThereAsync(member.Id)) return;
             IoStatus status = basis is { } on ? await to.CloneAsync(head, on.VolumeId, on.Snapshot) : await to.CreateAsync(head);
-            if (status == IoStatus.Ok) return;
+            if (status == IoStatus.Ok) continue;
             // The pages of an older copy go first.
             if (status != IoStatus.Conflict || i == MakeTriesMax) throw Failed(status, "the disk that it goes to");
             cancel.ThrowIfCancellationRequested();
             await seams.Delay(s_moment);
         }
+    }
+
+    /// <summary>What the volume was promised is promised to its copy too, from the begin on. False while there is no copy.</summary>
+    private async Task<bool> IsPromisedThereAsync(uint id)
+    {
+        VolumeRecord record = directory.Find(id) ?? throw new MoveException(false, "the volume was deleted");
+        IoStatus status = await to.PromiseAsync(id, record.PromisedBytes, isForced: false);
+        if (status == IoStatus.NoSpace)
+            throw new MoveException(false, $"the disk that it goes to cannot promise the room that '{record.Name}' was promised; make the volume thin, or add a larger disk");
+        return status == IoStatus.Ok;
     }
 
     /// <summary>What the copy shows now, and whether that is nothing.</summary>
@@ -273,7 +288,11 @@ internal sealed class VolumeMove(
             if (deadline is { IsCompleted: true }) return false;
             IoStatus status = await from.RunAsync(_ => reader.FillAsync(_batch));
             if (status is IoStatus.Corrupt or IoStatus.IoError)
-                throw new MoveException(false, $"volume {directory.Find(id)?.Name} cannot be read near byte {Near()} ({status}); it stays where it is: look with pfcli scrub_volume, overwrite or trim what is bad, then move it again");
+            {
+                ulong bad = await from.RunAsync(_ => reader.FindBadAsync(_batch));
+                throw new MoveException(false, $"volume {directory.Find(id)?.Name} cannot be read at byte {bad} ({status}); it stays where it is: look with pfcli scrub_volume, overwrite or trim what is bad, then move it again");
+            }
+
             if (status != IoStatus.Ok) throw Failed(status, "the disk that it lies on");
             if (_batch.Pieces.Count == 0) break;
             status = await to.RunAsync(_ => BatchWriter.ApplyAsync(device, _batch, isBlank));
@@ -295,7 +314,6 @@ internal sealed class VolumeMove(
         await FlushAsync();
         return true;
 
-        ulong Near() => _batch.Pieces.Count > 0 ? _batch.Pieces[0].OffsetBytes : reader.OffsetBytes;
         async Task FlushAsync()
         {
             if (limits.Broken.HasFlag(BrokenMoves.SkipCopyFlush)) return;

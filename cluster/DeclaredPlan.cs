@@ -4,7 +4,7 @@ using BlockServer.Core.Api;
 namespace BlockServer.Cluster;
 
 /// <summary>A volume as the plan needs it.</summary>
-public sealed record CurrentVolume(uint Id, string Name, ulong SizeBytes, ExportOptions Export, string? Description, Guid StoreId, long Revision);
+public sealed record CurrentVolume(uint Id, string Name, ulong SizeBytes, ExportOptions Export, string? Description, Guid StoreId, long Revision, bool Thin = false);
 
 /// <summary>What there is of the kinds that can be declared; targets are the configured ones only.</summary>
 public sealed record CurrentState(IReadOnlyList<CurrentVolume> Volumes, IReadOnlyList<TargetInfo> Targets, IReadOnlyList<PolicyInfo> Policies);
@@ -76,7 +76,7 @@ public static class DeclaredPlan
         {
             if (!known.TryGetValue(d.Name, out uint id))
             {
-                var create = new CreateVolume(d.Name, d.SizeBytes, 1, d.Export, d.Description, d.StoreId);
+                var create = new CreateVolume(d.Name, d.SizeBytes, 1, d.Export, d.Description, d.StoreId, Thin: d.Thin);
                 steps.Add(Step("create", Text($"make it, with {d.SizeBytes} bytes"), "POST", "volumes", JsonSerializer.Serialize(create, ApiJson.Default.CreateVolume)));
             }
             else if (byId.TryGetValue(id, out CurrentVolume? renamed))
@@ -96,14 +96,15 @@ public static class DeclaredPlan
         if (d.StoreId is { } disk && disk != current.StoreId) Impossible("disk", "it lies on another disk", $"it lies on disk {current.StoreId}, and declaring another one does not move it");
         if (d.SizeBytes < current.SizeBytes)
             Impossible("size", "it is larger", Text($"it has {current.SizeBytes} bytes and is never shrunk by itself; declare that, or shrink it with pfcli resize_volume"));
-        bool grows = d.SizeBytes > current.SizeBytes, isOffered = d.Export is null || d.Export == current.Export, isDescribed = d.Description is null || d.Description == current.Description;
+        bool grows = d.SizeBytes > current.SizeBytes, isOffered = d.Export is null || d.Export == current.Export, isDescribed = d.Description is null || d.Description == current.Description, isPromised = d.Thin is null || d.Thin == current.Thin;
         string[] parts =
         [
             .. grows ? [Text($"grow it from {current.SizeBytes} to {d.SizeBytes} bytes")] : Array.Empty<string>(),
             .. isOffered ? Array.Empty<string>() : ["change how it is offered"], .. isDescribed ? Array.Empty<string>() : ["change its description"],
+            .. isPromised ? Array.Empty<string>() : [d.Thin == true ? "take the promise of room back" : "promise it room for its size"],
         ];
         if (parts.Length == 0) return;
-        var change = new ChangeVolume(current.Revision, SizeBytes: grows ? d.SizeBytes : null, Export: isOffered ? null : d.Export, Description: isDescribed ? null : d.Description);
+        var change = new ChangeVolume(current.Revision, SizeBytes: grows ? d.SizeBytes : null, Export: isOffered ? null : d.Export, Description: isDescribed ? null : d.Description, Thin: isPromised ? null : d.Thin);
         steps.Add(Step("change", string.Join(", ", parts), "PATCH", "volumes/" + d.Name, JsonSerializer.Serialize(change, ApiJson.Default.ChangeVolume)));
     }
 

@@ -11,6 +11,12 @@ public interface IVolumeHost
     /// <summary>Bytes that data may still use; null when the store has failed.</summary>
     Task<ulong?> FreeBytesAsync();
 
+    /// <summary>Bytes that may be promised to a volume; null when the store has failed.</summary>
+    Task<ulong?> PromisableBytesAsync();
+
+    /// <summary>As <see cref="ILayeredStore.Promise"/>.</summary>
+    Task<IoStatus> PromiseAsync(uint volumeId, ulong bytes, bool isForced);
+
     /// <summary>Heads of all volumes that lie there.</summary>
     Task<IReadOnlyList<VolumeHead>> ListAsync();
 

@@ -18,7 +18,10 @@ public sealed record ScrubFinding(uint VolumeId, ulong OffsetBytes, IoStatus Rea
 /// <param name="EndedAt">When that ended; null while it runs.</param>
 /// <param name="Done">Volumes up to this number were read in it.</param>
 /// <param name="Bad">What is known to be bad.</param>
-public sealed record ScrubRecord(DateTimeOffset? BeganAt, DateTimeOffset? EndedAt, uint Done, IReadOnlyList<ScrubFinding> Bad)
+/// <param name="Volume">The volume that is being read in it; 0: none is.</param>
+/// <param name="Position">How far, as the store says it.</param>
+public sealed record ScrubRecord(
+    DateTimeOffset? BeganAt, DateTimeOffset? EndedAt, uint Done, IReadOnlyList<ScrubFinding> Bad, uint Volume = 0, ulong Position = 0)
 {
     /// <summary>Of a store that was never scrubbed.</summary>
     public static ScrubRecord None { get; } = new(null, null, 0, []);

@@ -50,7 +50,10 @@ public sealed partial class VolumeDirectory
 
         foreach (VolumeSnapshot target in targets)
         {
-            if (await CutFaultAsync(target.Volume, safety) is { } inTheWay) return inTheWay with { Field = "safetyName" };
+            VolumeRecord old = target.Volume;
+            if (await CutFaultAsync(old, safety) is { } inTheWay) return inTheWay with { Field = "safetyName" };
+            if (old.PromisedBytes != 0 && target.Info.SizeBytes > old.SizeBytes
+                && await PromiseFaultAsync(_hosts[old.StoreId], old.Id, target.Info.SizeBytes, "snapshot") is { } full) return full;
         }
 
         return await RollBackAloneAsync(targets, safety);

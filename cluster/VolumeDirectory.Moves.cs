@@ -56,6 +56,9 @@ public sealed partial class VolumeDirectory
                 return (null, new DirectoryFault(IoStatus.Conflict, "copy-being-deleted", $"an older copy of '{member.Name}' still gives its blocks back there; try again in a moment"));
         }
 
+        ulong promised = family.Aggregate(0UL, (sum, v) => sum + v.PromisedBytes);
+        if (promised > 0 && await target.PromisableBytesAsync() is { } left && left < promised)
+            return (null, CapacityFault(promised, left, "storeId"));
         var record = new MoveRecord([.. family.Select(v => new MoveMember(v.Id))], volume.StoreId, to, []);
         MetaResult written = await CommitAsync([new(MoveKey(record.Id), 0)], [new(MoveKey(record.Id), Encode(record))]);
         if (written.Outcome != MetaOutcome.Committed) return (null, MetaCommit.FaultOf(written.Outcome));

@@ -173,6 +173,8 @@ public sealed partial class VolumeDirectory
             settled = settled with { Revision = written.Revision };
         }
 
+        // In front of its being shown: from then on it can be used.
+        if (settled.PromisedBytes != 0 || _unsettled.Contains(settled.Id)) await found.Host.PromiseAsync(settled.Id, settled.PromisedBytes, isForced: true);
         Show(settled);
         return true;
     }

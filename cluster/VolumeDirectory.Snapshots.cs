@@ -75,6 +75,8 @@ public sealed partial class VolumeDirectory
         string name = safetyName ?? await FreeNameAsync(old, "before-rollback-" + Now());
         if (!VolumeName.IsValid(name, out string? reason)) return new DirectoryFault(IoStatus.Invalid, "invalid-name", reason, "safetyName");
         if (await CutFaultAsync(old, name) is { } inTheWay) return inTheWay with { Field = "safetyName" };
+        if (old.PromisedBytes != 0 && found.Info.SizeBytes > old.SizeBytes
+            && await PromiseFaultAsync(host, old.Id, found.Info.SizeBytes, "name") is { } full) return full;
         var safety = new SnapshotRequest(old.Id, random.NextGuid(), name, Seconds());
         _unsettled.Add(old.Id);
         MetaResult written = await WriteAsync(old with { State = VolumeState.RollingBack });
@@ -137,7 +139,9 @@ public sealed partial class VolumeDirectory
 
         ulong size = request.SizeBytes ?? (from.IsAppendOnly ? null : basis?.Info.SizeBytes) ?? from.SizeBytes;
         ExportOptions export = request.Export ?? from.Export with { ReadOnly = false, Thick = false };
-        var wanted = new CreateVolume(request.Name, size, 1, export, request.Description, from.StoreId, request.IdempotencyKey, from.IsAppendOnly);
+        var wanted = new CreateVolume(request.Name, size, 1, export, request.Description, from.StoreId, request.IdempotencyKey, from.IsAppendOnly,
+            Thin: request.Thin ?? from.PromisedBytes == 0);
+        if (ThinFault(request.Thin, export) is { } both) return both;
         if (Repeated(wanted) is { } repeated) return repeated;
         if (BlockFault(export, size) is { } odd) return odd;
         if (Quota?.FaultOf(request.Name, size, null, List()) is { } tooMuch) return tooMuch;

@@ -71,7 +71,7 @@ public sealed partial class VolumeDirectory(IMetaStore meta, IWallClock clock, I
         if (request.IdempotencyKey is { Length: > 128 })
             return new DirectoryFault(IoStatus.Invalid, "invalid-idempotency-key", "the key is longer than 128 characters", "idempotencyKey");
         if (DescriptionFault(request.Description) is { } wordy) return wordy;
-        if (request.Export is { } export && BlockFault(export, request.SizeBytes) is { } odd) return odd;
+        if (request.Export is { } export && (BlockFault(export, request.SizeBytes) ?? ThinFault(request.Thin, export)) is { } odd) return odd;
         if (QosFault(request.Qos) is { } limits) return limits;
         return await ChangeAloneAsync(() => CreateAloneAsync(request, import));
     }
@@ -118,7 +118,15 @@ public sealed partial class VolumeDirectory(IMetaStore meta, IWallClock clock, I
     {
         if (Repeated(request) is { } repeated) return repeated;
         if (Quota?.FaultOf(request.Name, request.SizeBytes, null, List()) is { } tooMuch) return tooMuch;
+        bool isPromised = IsReserved(request.Thin, request.AppendOnly) || request.Export is { Thick: true };
         IVolumeHost? host = await PlaceAsync(request.StoreId);
+        if (host is not null && isPromised && request.StoreId is null)
+        {
+            (IVolumeHost? roomy, ulong most) = await PlaceReservedAsync(request.SizeBytes);
+            if (roomy is null) return CapacityFault(request.SizeBytes, most, "sizeBytes");
+            host = roomy;
+        }
+
         return host is null
             ? new DirectoryFault(IoStatus.NotFound, "no-disk", "no such disk is in service", "storeId")
             : await CreateOnAsync(request, host, host.CreateAsync, import);
@@ -141,7 +149,7 @@ public sealed partial class VolumeDirectory(IMetaStore meta, IWallClock clock, I
         var record = new VolumeRecord(
             id, random.NextGuid(), request.Name, request.SizeBytes, VolumeState.Creating, ExportOf(request.Export ?? new ExportOptions(), request.AppendOnly),
             request.Description, host.StoreId, clock.UtcNow, request.IdempotencyKey, import, IsPopulating: isPopulating,
-            IsAppendOnly: request.AppendOnly, Qos: LimitsOf(request.Qos));
+            IsAppendOnly: request.AppendOnly, Qos: LimitsOf(request.Qos), IsReserved: IsReserved(request.Thin, request.AppendOnly));
         _unsettled.Add(id); // until what follows is known to have happened, or not
         MetaResult written = await CommitAsync(
             [new(CounterKey, counter?.ModRevision ?? 0), new(NameKey(record.Name), 0), new(VolumeKey(id), 0)],
@@ -153,7 +161,8 @@ public sealed partial class VolumeDirectory(IMetaStore meta, IWallClock clock, I
         }
 
         IoStatus status = await make(HeadOf(record));
-        DirectoryFault? fault = status == IoStatus.Ok ? null : StoreFault(status);
+        DirectoryFault? fault = status != IoStatus.Ok ? StoreFault(status)
+            : record.PromisedBytes == 0 ? null : await PromiseFaultAsync(host, id, record.PromisedBytes);
         if (fault is null)
         {
             MetaResult done = await WriteAsync(record with { State = VolumeState.Ready, Revision = written.Revision });
@@ -188,24 +197,35 @@ public sealed partial class VolumeDirectory(IMetaStore meta, IWallClock clock, I
             Export = ExportOf(change.Export ?? old.Export, old.IsAppendOnly),
             Description = change.Description ?? old.Description,
             Qos = change.Qos is null ? old.Qos : LimitsOf(change.Qos),
+            IsReserved = change.Thin is { } thin ? !thin : old.IsReserved,
             State = VolumeState.Ready,
         };
         if (change.Image == true) wanted = AsImage(wanted);
-        if (BlockFault(wanted.Export, newSize) is { } odd) return odd;
+        if ((BlockFault(wanted.Export, newSize) ?? ThinFault(change.Thin, wanted.Export)) is { } odd) return odd;
         bool isHeadSame = !isRename && newSize == old.SizeBytes;
-        if (!isHeadSame && MoveFault(old) is { } moving) return moving;
+        if ((!isHeadSame || wanted.PromisedBytes != old.PromisedBytes) && MoveFault(old) is { } moving) return moving;
         bool isUndone = isImport && newSize == old.Import?.BaseSizeBytes; // what it had before is its own
         if (!isUndone && Quota?.FaultOf(newName, newSize, old, List()) is { } tooMuch) return tooMuch;
-        if (isHeadSame)
-        {
-            MetaResult only = await WriteAsync(wanted);
-            return only.Outcome == MetaOutcome.Committed ? Show(wanted with { Revision = only.Revision }) : MetaCommit.FaultOf(only.Outcome);
-        }
-
-        if (!_hosts.TryGetValue(old.StoreId, out IVolumeHost? host)) return StoreFault(IoStatus.Unavailable);
-        if (newSize < old.SizeBytes && !isImport && await ShrinkFaultAsync(host, old.Id, newSize, change.Force) is { } shrinkFault)
+        bool isServed = _hosts.TryGetValue(old.StoreId, out IVolumeHost? host);
+        if (!isServed && (!isHeadSame || wanted.PromisedBytes > old.PromisedBytes)) return StoreFault(IoStatus.Unavailable);
+        if (newSize < old.SizeBytes && !isImport && await ShrinkFaultAsync(host!, old.Id, newSize, change.Force) is { } shrinkFault)
             return shrinkFault;
+        if (wanted.PromisedBytes > old.PromisedBytes
+            && await PromiseFaultAsync(host!, old.Id, wanted.PromisedBytes, newSize == old.SizeBytes ? "thin" : "sizeBytes") is { } full) return full;
+        DirectoryResult result = isHeadSame ? await ChangeRecordAsync(wanted) : await ChangeHeadAsync(host!, old, wanted, isRename);
+        if (Find(old.Id) is { } now && wanted.PromisedBytes != old.PromisedBytes) await KeepPromiseAsync(now);
+        return result;
+    }
 
+    private async Task<DirectoryResult> ChangeRecordAsync(VolumeRecord wanted)
+    {
+        MetaResult written = await WriteAsync(wanted);
+        return written.Outcome == MetaOutcome.Committed ? Show(wanted with { Revision = written.Revision }) : MetaCommit.FaultOf(written.Outcome);
+    }
+
+    private async Task<DirectoryResult> ChangeHeadAsync(IVolumeHost host, VolumeRecord old, VolumeRecord wanted, bool isRename)
+    {
+        string newName = wanted.Name;
         _unsettled.Add(old.Id);
         MetaResult written = await WriteAsync(wanted with { State = VolumeState.Changing }, isRename ? old.Name : null);
         if (written.Outcome != MetaOutcome.Committed)

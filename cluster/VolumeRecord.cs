@@ -42,15 +42,20 @@ public enum VolumeState
 /// <param name="IsAppendOnly">Bytes are only added at its end; its size is the length that it never exceeds.</param>
 /// <param name="IsSealed">It is append-only and takes nothing more, for ever.</param>
 /// <param name="Qos">Its limits; null: none.</param>
+/// <param name="IsReserved">It was promised room for its size; otherwise it is thin, unless all of it is allocated.</param>
 public sealed record VolumeRecord(
     uint Id, Guid Uuid, string Name, ulong SizeBytes, VolumeState State, ExportOptions Export, string? Description,
     Guid StoreId, DateTimeOffset CreatedAt, string? IdempotencyKey, ImportRecord? Import = null, bool IsImage = false, bool IsPopulating = false,
     ulong Epoch = 1, bool IsAppendOnly = false, bool IsSealed = false,
-    QosLimits? Qos = null)
+    QosLimits? Qos = null, bool IsReserved = false)
 {
     /// <summary>Revision of the transaction that wrote this record; what clients compare.</summary>
     [JsonIgnore]
     public long Revision { get; init; }
+
+    /// <summary>What its store keeps for it, bytes; 0: it is thin.</summary>
+    [JsonIgnore]
+    public ulong PromisedBytes => IsReserved || Export.Thick ? SizeBytes : 0;
 }
 
 /// <summary>States by their names only: a number would be a state by accident.</summary>

@@ -39,6 +39,9 @@ public sealed class LoopThread : IDisposable
     /// <summary>The loop.</summary>
     public KernelLoop Loop { get; }
 
+    /// <summary>What it is called.</summary>
+    public string Name => _thread.Name!;
+
     /// <summary>Why <c>auto</c> took aio; null when it did not.</summary>
     public string? FallbackReason { get; private set; }
 

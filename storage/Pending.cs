@@ -20,6 +20,12 @@ internal sealed class Pending(Stack<Pending> home) : LoopOperation<IoStatus>
     public ReadOnlyMemory<byte> Source;
     public int RunCount;
     public int BlockCount;
+
+    /// <summary>Blocks that a Write adds to what its volume takes; the others replace some.</summary>
+    public int Growth;
+
+    /// <summary>Blocks that a Write replaces, and that come back when it is applied.</summary>
+    public int Returning;
     public ulong Version;
     public ulong Lsn;
 

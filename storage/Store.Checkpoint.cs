@@ -261,15 +261,11 @@ public sealed partial class Store
         Seal.Put(page, _geometry.HomeOffset(slot, home), _fold);
     }
 
-    /// <summary>After a flush failed no other one proves anything, so none is asked for.</summary>
-    private ValueTask<IoStatus> FlushFileAsync() =>
-        State == StoreState.Failed ? new(IoStatus.Unavailable) : _file.FlushAsync();
-
     /// <summary>Writes all copies of the superblock; a failure stops the store.</summary>
     private async ValueTask<IoStatus> WriteSuperblockAsync(Superblock next)
     {
         next = next with { Sequence = _superblock.Sequence + 1 };
-        if (await WriteSuperblocksAsync(_file, FlushFileAsync, _superblock, next) != IoStatus.Ok)
+        if (await WriteSuperblocksAsync(_file, () => FlushInTurnAsync(isLogToo: false), _superblock, next) != IoStatus.Ok)
         {
             Fail("writing the superblock failed");
             return IoStatus.Unavailable;

@@ -11,6 +11,7 @@ public sealed partial class Store
     private readonly Action _finishFlush;
     private readonly LoopTimer _flushTimer;
     private readonly List<FlushWait> _flushWaiters = [];
+    private readonly Queue<FlushWait> _flushTurns = new();
     private readonly Stack<FlushWait> _flushPool = new();
     private readonly Queue<(ulong Lsn, uint Block, uint Count, ulong Generation)> _quarantine = new();
     private readonly int[] _readsIn = new int[ReadGenerations];
@@ -28,6 +29,7 @@ public sealed partial class Store
     private ulong _generation;
     private ulong _oldestGeneration;
     private bool _isFlushing;
+    private bool _isFlushUnderWay;
     private bool _isTidying;
     private bool _isMakingSpace;
     private int _background;
@@ -56,16 +58,33 @@ public sealed partial class Store
         else _flushAwaiter.UnsafeOnCompleted(_finishFlush);
     }
 
-    [AsyncMethodBuilder(typeof(LoopMethodBuilder<>))]
-    private async ValueTask<IoStatus> FlushFilesAsync()
+    private ValueTask<IoStatus> FlushFilesAsync()
     {
-        if (State == StoreState.Failed) return IoStatus.Unavailable; // a flush may have failed: none after it proves anything
-        if (_options.IsWriteThrough || Breaks(BrokenRules.SkipFlush)) return IoStatus.Ok;
-        IoStatus status = await _file.FlushAsync();
-        if (status == IoStatus.Ok && !ReferenceEquals(_log, _file))
-            status = State == StoreState.Failed ? IoStatus.Unavailable : await _log.FlushAsync();
+        if (State == StoreState.Failed) return new(IoStatus.Unavailable);
+        if (_options.IsWriteThrough || Breaks(BrokenRules.SkipFlush)) return new(IoStatus.Ok);
+        return FlushInTurnAsync(isLogToo: !ReferenceEquals(_log, _file));
+    }
+
+    /// <summary>One at a time: the kernel tells an error once, so that of two flushes under way one fails and the other may
+    /// answer that all is well, though what both were to keep is gone. A failed one is never tried again.</summary>
+    [AsyncMethodBuilder(typeof(LoopMethodBuilder<>))]
+    private async ValueTask<IoStatus> FlushInTurnAsync(bool isLogToo)
+    {
+        if (_isFlushUnderWay && !Breaks(BrokenRules.FlushTogether))
+        {
+            FlushWait turn = NewWait(0);
+            _flushTurns.Enqueue(turn);
+            await turn.Begin();
+        }
+
+        _isFlushUnderWay = true;
+        // One may have failed: none after it proves anything.
+        IoStatus status = State == StoreState.Failed ? IoStatus.Unavailable : await _file.FlushAsync();
+        if (status == IoStatus.Ok && isLogToo) status = State == StoreState.Failed ? IoStatus.Unavailable : await _log.FlushAsync();
         if (status != IoStatus.Ok && Breaks(BrokenRules.RetryFlush)) status = await _file.FlushAsync();
-        if (status != IoStatus.Ok) Fail($"flush failed: {status}"); // never tried again
+        if (status != IoStatus.Ok) Fail($"flush failed: {status}");
+        if (_flushTurns.TryDequeue(out FlushWait? next)) next.Complete(IoStatus.Ok);
+        else _isFlushUnderWay = false;
         return status;
     }
 

@@ -35,6 +35,7 @@ public sealed partial class Store
         if (Breaks(BrokenRules.ForgetBelow)) isThere = false;
         if (isThere) _slots.Pin(seen);
         Check.That(_slots.TryTake(MetadataKind.Extent, volume.Head.Id, extent, out uint slot));
+        volume.Pages++;
         if (!top.IsUnlinked) Enlist(top, slot, isThere ? seen + 1 : 0);
         volume.Line.SetSlot(extent, slot);
         isNewPage = !isThere && top.IsUnlinked;
@@ -171,6 +172,7 @@ public sealed partial class Store
             _used--;
         }
 
+        volume.Pages--;
         Layer layer = LayerOf(record.Slot);
         SlotLink link = _slots.Link(record.Slot);
         if (record.Heir != 0) _slots.LinkOf(record.Heir - 1).Older = link.Older;

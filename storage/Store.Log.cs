@@ -39,7 +39,7 @@ public sealed partial class Store
         record.Volume = volume;
         record.Slot = slot;
         if (volume is not null) _slots.Pin(slot); // until it is applied
-        record.RunCount = record.BlockCount = record.DataPending = 0;
+        record.RunCount = record.BlockCount = record.DataPending = record.Growth = record.Returning = 0;
         record.IsNewPage = record.IsContinued = record.IsRelaid = record.IsSilent = record.IsReset = false;
         record.Layer = null;
         record.Heir = 0;

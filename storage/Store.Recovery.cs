@@ -116,6 +116,7 @@ public sealed partial class Store
         }
 
         _isRecovering = false;
+        CountPages();
         WakeRelayout();
         return await ResumeAsync();
     }

@@ -33,7 +33,7 @@ public sealed partial class Store
     private ulong _relayMarkedAt;
     private ulong _relayCold; // a page that was changed last at or below this LSN is cold
     private ulong _relayRest;
-    private ulong _requests; // of clients and of scrub
+    private ulong _requests; // of clients
     private ulong _requestsSeen;
     private ulong _relayBegan;
     private ulong _blocksRelaid;

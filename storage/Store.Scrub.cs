@@ -11,30 +11,42 @@ public sealed partial class Store
     // Slots looked at in one turn at most, when none of them is to be read.
     private const uint SlotsPerTurn = 4096;
 
+    // Between two extents while clients ask for something: from the first to the second, so that it goes on all the same.
+    private const ulong ScrubRestMin = 20_000_000, ScrubRestMax = 250_000_000;
+
+    // After so many blocks it is told where it is, however quick it is.
+    private const ulong ScrubTellBlocks = 32 * Units.MiB / Units.BlockBytes;
+
     /// <inheritdoc/>
     public async ValueTask<ScrubReport> ScrubAsync(
-        uint? volumeId, ulong bytesPerSecond, Action<ScrubReport>? progress, CancellationToken cancel)
+        uint? volumeId, ulong bytesPerSecond, Action<ScrubReport>? progress, CancellationToken cancel, ulong position = 0)
     {
         var bad = new List<BadBlock>();
-        ulong read = 0, began = _loop.NowNanos, told = began;
+        ulong read = 0, began = _loop.NowNanos, told = began, toldRead = 0, rest = 0, requests = _requests;
         HashSet<Volume> volumes = VolumesOf(volumeId);
         ulong total = volumes.Aggregate(0UL, (sum, v) => sum + v.UsedBlocks);
-        for (uint slot = 0; slot < _slots.Next; slot++)
+        // A slot stays where it is over restarts; what begins in one behind us was written since.
+        for (uint slot = (uint)Math.Min(position, uint.MaxValue); slot < _slots.Next; slot++)
         {
             if (cancel.IsCancellationRequested || State != StoreState.Online || _isClosing)
-                return new ScrubReport(read, total, bad, Finished: false);
+                return new ScrubReport(read, total, bad, Finished: false, slot);
             if (slot % SlotsPerTurn == SlotsPerTurn - 1) await _loop.DelayAsync(1);
             if (_slots[slot].Kind != MetadataKind.Extent || !volumes.Contains(_volumes[_slots[slot].VolumeId])) continue;
+            ulong before = read;
             read += await ScrubPageAsync(slot, bad);
+            if (read == before) continue;
+            rest = _requests == requests ? 0 : Math.Clamp(2 * rest, ScrubRestMin, ScrubRestMax);
+            requests = _requests;
+            if (rest > 0) await _loop.DelayAsync(rest);
             ulong due = bytesPerSecond == 0 ? 0 : (ulong)(read * (double)Units.BlockBytes / bytesPerSecond * 1e9);
             ulong passed = _loop.NowNanos - began;
             if (due > passed) await _loop.DelayAsync(due - passed);
-            if (_loop.NowNanos - told < 1_000_000_000) continue;
-            told = _loop.NowNanos;
-            progress?.Invoke(new ScrubReport(read, total, [.. bad], Finished: false));
+            if (_loop.NowNanos - told < 1_000_000_000 && read - toldRead < ScrubTellBlocks) continue;
+            (told, toldRead) = (_loop.NowNanos, read);
+            progress?.Invoke(new ScrubReport(read, total, [.. bad], Finished: false, slot + 1));
         }
 
-        var report = new ScrubReport(read, total, bad, Finished: true);
+        var report = new ScrubReport(read, total, bad, Finished: true, _slots.Next);
         progress?.Invoke(report);
         return report;
     }

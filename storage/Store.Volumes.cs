@@ -13,14 +13,14 @@ public sealed partial class Store
         if (!IsValid(head)) return IoStatus.Invalid;
         if (_volumes.ContainsKey(head.Id)) return IoStatus.Conflict;
         uint slots = head.IsAppendOnly ? 2u : 1;
-        if (_slots.FreeCount < slots && (_dirty.Count > 0 || _isCheckpointing))
+        if (!HasSlotsForHeads(slots) && (_dirty.Count > 0 || _isCheckpointing))
         {
             await WaitForCheckpoint(); // tombstones of dropped slots go home
             if (Refusal is { } late) return late;
             if (_volumes.ContainsKey(head.Id)) return IoStatus.Conflict;
         }
 
-        if (_slots.FreeCount < slots || !_slots.TryTake(MetadataKind.VolumeHead, head.Id, 0, out uint slot)) return IoStatus.NoSpace;
+        if (!HasSlotsForHeads(slots) || !_slots.TryTake(MetadataKind.VolumeHead, head.Id, 0, out uint slot)) return IoStatus.NoSpace;
         var volume = new Volume(head, slot, _slots);
         _volumes.Add(head.Id, volume);
         return await WriteFirstHeadAsync(volume, 0);
@@ -69,6 +69,8 @@ public sealed partial class Store
         if (!_volumes.TryGetValue(volumeId, out Volume? volume) || volume.IsDeleting) return IoStatus.NotFound;
         if (volume.Layers.Values.Any(HasClone)) return IoStatus.Conflict;
         volume.IsDeleting = true;
+        (volume.PromisedBlocks, volume.PromisedSlots) = (0, 0);
+        NotePromise(volume);
         WakeAppendWaits(volume);
         Pending record = NewPending(RedoKind.VolumeDelete, volume, volume.Slot);
         RedoRecordWriter.VolumeDelete(Append(record, RedoRecord.HeadBytes), volume.Slot, volumeId, record.Before);

@@ -171,8 +171,7 @@ public sealed partial class Store
 
     /// <summary>Waits for room in the ring, for <paramref name="blocks"/> free blocks and for the pages of the extents, all at
     /// one moment: the caller takes them before it waits for anything else. With <paramref name="begins"/> an extent without
-    /// a page gets room for one. S10: the reserve is never given to writes. Quarantined blocks come back with
-    /// a flush, a note and a flush.</summary>
+    /// a page gets room for one. Quarantined blocks come back with a flush, a note and a flush.</summary>
     [AsyncMethodBuilder(typeof(LoopMethodBuilder<>))]
     private async ValueTask<IoStatus> MakeRoomAsync(Volume volume, ulong first, int count, int blocks, bool begins)
     {
@@ -193,10 +192,11 @@ public sealed partial class Store
                 continue;
             }
 
-            if (blocks != 0 && _blocks.Free < _reserve + (uint)blocks)
+            bool isTight = blocks != 0 && !IsRoomy(blocks);
+            if (isTight && !HasBlocks(blocks))
             {
                 // What others began before may not cover what this request could get: that is no attempt.
-                if (_quarantined == 0 || (!_isMakingSpace && attempt++ == 3)) return IoStatus.NoSpace;
+                if (!WillHaveBlocks(blocks) || (!_isMakingSpace && attempt++ == SpaceWaitsMax)) return IoStatus.NoSpace;
                 await ShareSpaceAsync();
                 continue;
             }
@@ -209,17 +209,13 @@ public sealed partial class Store
                 continue;
             }
 
-            if (HasPages(volume, low, high, begins)) return IoStatus.Ok;
+            if (HasPages(volume, low, high, begins)) return isTight && !MayGrow(volume, first, count, blocks) ? IoStatus.NoSpace : IoStatus.Ok;
             IoStatus status = await BringPagesAsync(volume, low, high, begins);
             if (status != IoStatus.Ok) return status;
         }
 
         return IoStatus.Unavailable;
     }
-
-    /// <summary>There are slots for the pages that a change of the blocks begins.</summary>
-    private bool HasSlots(Volume volume, ulong first, int count, bool begins) =>
-        PagesToBegin(volume, ExtentOf(first), ExtentOf(first + (ulong)count - 1), begins) <= _slots.FreeCount;
 
     /// <summary>Adds a write of whole blocks of one extent to the chain; there is room for all that it takes.</summary>
     private void ChainWrite(Volume volume, ulong first, ReadOnlyMemory<byte> source)
@@ -240,6 +236,7 @@ public sealed partial class Store
         }
 
         Crc32C.ComputeBlocks(source.Span, record.Crcs.AsSpan(0, count));
+        NoteGrowth(record, isNewPage ? 0 : OwnBlocks(slot, IndexOf(first), count));
         _chain[_chainCount++] = record;
     }
 
@@ -364,7 +361,12 @@ public sealed partial class Store
         // the record before it, so the log keeps it as long as the page is not home.
         if (!isMoved) ApplyKind(record);
         else Touch(record.Slot, record.Lsn);
-        if (record.Volume is not null) _slots.Unpin(record.Slot);
+        if (record.Volume is not null)
+        {
+            _slots.Unpin(record.Slot);
+            EndGrowth(record);
+        }
+
         if (record.Heir != 0) _slots.Unpin(record.Heir - 1);
     }
 

@@ -40,7 +40,8 @@ public sealed partial class Store : ILayeredStore, IAppendStore
         _fold = Seal.Fold(superblock.StoreUuid);
         _slots = new SlotTable(_geometry.SlotCount, options.MetadataBudgetBytes) { Relieved = OnFramesRelieved };
         _blocks = new BlockAllocator(_geometry.DataStart, _geometry.DataBlocks) { PrefersReturned = options.ReusesSoon };
-        _reserve = Math.Max(4, _geometry.DataBlocks / 100);
+        StoreCapacity capacity = StoreCapacity.Of(_geometry, options.ProtectPercent);
+        (_reserve, _blocksKept, _slotsKept) = (capacity.ReserveBlocks, capacity.KeptBlocks, capacity.KeptSlots);
         _closeHook = new TurnEndHook(CloseLogPage);
         _flushHook = new TurnEndHook(StartFlush);
         _frameHook = new TurnEndHook(WakeFrameWaiters);
@@ -70,6 +71,13 @@ public sealed partial class Store : ILayeredStore, IAppendStore
         BlocksUsed = _used,
         BlocksQuarantined = _quarantined,
         BlocksReserved = _reserve,
+        BlocksKept = _blocksKept,
+        SlotsKept = _slotsKept,
+        BlocksFreeSoon = BlocksFreeSoon,
+        BlocksPromised = _blocksPromised,
+        SlotsPromised = _slotsPromised,
+        LogBytes = (ulong)_geometry.RingPages * Units.BlockBytes,
+        MediumBytes = _geometry.TotalBytes,
         SlotsTotal = _geometry.SlotCount,
         SlotsUsed = _slots.Used,
         MetadataResidentBytes = _slots.ResidentBytes,

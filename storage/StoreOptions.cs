@@ -54,6 +54,10 @@ public sealed record StoreOptions
     /// <summary>A scattered extent has at least one cut for this many blocks that hold data.</summary>
     public int RelayoutBlocksPerCut { get; init; } = 4;
 
+    /// <summary>Percent of the data blocks, and of the metadata slots, beyond which nothing begins a new extent that was not
+    /// promised room for it; 100: all of them but the reserve.</summary>
+    public int ProtectPercent { get; init; } = 100;
+
     /// <summary>Tests only: blocks that come back are given out first, so that one that comes back too early is noticed.</summary>
     public bool ReusesSoon { get; init; }
 
@@ -164,6 +168,9 @@ public enum BrokenRules : long
 
     /// <summary>The length of a large append is said while its pieces are not durable (B1.10).</summary>
     LargeAppendUnflushed = 1L << 43,
+
+    /// <summary>A flush is asked for while another is under way, of which it may be the one that hears no error (B1.5).</summary>
+    FlushTogether = 1L << 45,
 
     /// <summary>Recovery keeps an append although one in front of it is lost (B1.7, step 3).</summary>
     AppendOverGap = 1L << 44,

@@ -11,6 +11,24 @@ internal sealed class Volume
     public bool IsChanging;
     public ulong UsedBlocks;
 
+    /// <summary>Blocks that changes in the log add to <see cref="UsedBlocks"/>.</summary>
+    public ulong GrowthInLog;
+
+    /// <summary>Metadata pages of all its layers.</summary>
+    public uint Pages;
+
+    /// <summary>Blocks that it may take with all its layers, whatever others do; 0: as many as are free.</summary>
+    public ulong PromisedBlocks;
+
+    /// <summary>Metadata pages that it may begin.</summary>
+    public uint PromisedSlots;
+
+    /// <summary>What of <see cref="PromisedBlocks"/> it has not taken yet.</summary>
+    public ulong BlocksLeft;
+
+    /// <summary>What of <see cref="PromisedSlots"/> it has not taken yet.</summary>
+    public uint SlotsLeft;
+
     /// <summary>A page was lost and nobody knows which (accepted data loss): an extent without one may have had one, so it
     /// is unknown, not a hole.</summary>
     public bool IsDoubtful;

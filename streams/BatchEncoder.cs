@@ -19,7 +19,8 @@ public static class BatchEncoder
         }
     }
 
-    /// <summary>Writes the frames of at most <see cref="StreamHeader.DataBytesMax"/> of content that begins on a block.</summary>
+    /// <summary>Writes the frames of at most <see cref="StreamHeader.DataBytesMax"/> of content that begins on a block. Without
+    /// compression the content may lie in <paramref name="target"/>, <see cref="StreamFrame.Size"/> behind where the next byte goes.</summary>
     public static void Write(StreamEncoder encoder, ulong offsetBytes, ReadOnlySpan<byte> content, IBufferWriter<byte> target)
     {
         while (content.Length > 0)

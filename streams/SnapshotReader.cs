@@ -77,6 +77,23 @@ public sealed class SnapshotReader
         return status;
     }
 
+    /// <summary>Where the first block lies that <see cref="FillAsync"/> could not read: each is read by itself. The first of the batch
+    /// when all can be read now. Overwrites the batch's data.</summary>
+    public async ValueTask<ulong> FindBadAsync(StreamBatch batch)
+    {
+        foreach (StreamPiece piece in batch.Pieces.Where(piece => piece.Kind == StreamKind.Data))
+        {
+            Memory<byte> data = batch.DataOf(piece);
+            for (int at = 0; at < data.Length; at += Units.BlockBytes)
+            {
+                Memory<byte> block = data.Slice(at, Math.Min(Units.BlockBytes, data.Length - at));
+                if ((await _device.ReadAsync(piece.OffsetBytes + (ulong)at, block)).Status != IoStatus.Ok) return piece.OffsetBytes + (ulong)at;
+            }
+        }
+
+        return batch.Pieces.Count > 0 ? batch.Pieces[0].OffsetBytes : OffsetBytes;
+    }
+
     /// <summary>Looks at the map of what comes next, without reading data.</summary>
     private async ValueTask<IoStatus> PlanAsync()
     {

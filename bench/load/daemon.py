@@ -48,7 +48,7 @@ class Daemon(Blockd):
     def command(self, transport):
         api = f"127.0.0.1:{self.api}" if self.api else "none"
         return [self.program, "--data-dir", self.data, "--nbd", f"unix:{self.socket}", "--api", api,
-                "--store-size", str(self.store), *(["--create-volume", f"bench:{self.size}"] if self.size else []), *self.layout(), *self.options]
+                "--store-size", str(self.store), "--provisioning", "thin", *(["--create-volume", f"bench:{self.size}"] if self.size else []), *self.layout(), *self.options]
 
     def start_ready(self, limit=600):
         """Starts it; seconds until it said `ready`."""

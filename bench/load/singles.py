@@ -173,6 +173,8 @@ def main():
         parser.add_argument("--volumes", type=int, default=1000)
     if name == "snapshots":
         parser.add_argument("--snapshots", type=int, default=1000, help="of the volume that has many (1000)")
+        parser.add_argument("--cuts", type=int, default=120, help="around which the longest writes are looked for (120)")
+        parser.add_argument("--only", nargs="+", choices=snapshots.PARTS, help="parts, not all")
     options = parser.parse_args(sys.argv[2:])
     return run_bench(name, bench, options, "/dev/shm" if options.backing == "shm" else options.scratch, {"backing": options.backing})
 

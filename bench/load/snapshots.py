@@ -1,5 +1,6 @@
 """What snapshots and clones cost, each figure as a ratio to the same work without them, in one run of one daemon."""
 
+import bisect
 import glob
 import os
 import statistics
@@ -11,6 +12,7 @@ import machine
 from daemon import Daemon, verdict
 from machine import BenchError
 
+CUTS_AT_ONCE = 30
 RANDOM = ["--bs=4k", "--iodepth=32", "--time_based=1", "--norandommap=1"]
 
 
@@ -76,26 +78,39 @@ def median_ratio(sides):
     return one / other
 
 
-def pauses(bench):
-    """The longest answer of 4k writes around each of many cuts, beside the longest of stretches of the same length without one."""
-    log = os.path.join(bench.folder, "lat")
-    seconds = 12
+def pauses(bench, count):
+    """The longest answer of 4k writes around each of many cuts, beside the longest of stretches of the same length without one, each
+    behind a cut: so both see the machine at the same moments. In lots, since every snapshot keeps what is overwritten after it."""
+    with_cut, without = [], []
+    for lot in range(0, count, CUTS_AT_ONCE):
+        found = pauses_of(bench, min(CUTS_AT_ONCE, count - lot), lot)
+        with_cut += found[0]
+        without += found[1]
+    if len(with_cut) < count // 2:
+        raise BenchError(f"only {len(with_cut)} cuts while fio ran")
+    return sorted(with_cut), sorted(without)
+
+
+def pauses_of(bench, count, number):
+    log = os.path.join(bench.folder, f"lat{number}")
+    rest = 0.1
+    seconds = 2 + count * (2 * rest + 0.05)
     spans, names = [], []
 
     def cut_now_and_then():
-        time.sleep(2)
-        for _ in range(40):
+        time.sleep(1.5)
+        for _ in range(count):
             began = time.time()
             name, took = bench.snapshot("bench")
             names.append(name)
             spans.append((began, began + took + 0.02))
-            time.sleep(0.1)
+            time.sleep(2 * rest)
 
     cutter = threading.Thread(target=cut_now_and_then)
     cutter.start()
-    bench.random("bench", "randwrite", 1, seconds, [f"--write_lat_log={log}", "--log_unix_epoch=1"], part=8)
+    bench.random("bench", "randwrite", number, seconds, [f"--write_lat_log={log}", "--log_unix_epoch=1"], part=8)
     cutter.join()
-    if len(spans) < 40:
+    if len(spans) < count:
         raise BenchError("a snapshot could not be cut, see above")
     bench.delete_all("bench", names)
     answers = []
@@ -105,15 +120,13 @@ def pauses(bench):
                 at, nanos = line.split(",")[:2]
                 answers.append((int(at) / 1000, int(nanos) / 1e6))
     answers.sort()
-    start = answers[0][0]
-    length = statistics.median(end - begin for begin, end in spans)
+    times = [at for at, _ in answers]
+    spans = [span for span in spans if span[1] + rest < times[-1]]  # a slow machine cuts behind fio's end
 
     def longest(begin, end):
-        return max((ms for at, ms in answers if begin <= at <= end), default=0)
+        return max((ms for _, ms in answers[bisect.bisect_left(times, begin):bisect.bisect_right(times, end)]), default=0)
 
-    with_cut = sorted(longest(*span) for span in spans)
-    without = sorted(longest(start + 0.2 + i * length, start + 0.2 + (i + 1) * length) for i in range(int(1.5 / length)))
-    return with_cut, without
+    return [longest(*span) for span in spans], [longest(end + rest / 2, end + rest / 2 + end - begin) for begin, end in spans]
 
 
 def first_writes(bench):
@@ -162,51 +175,79 @@ def many(bench, count):
 
 
 def deletion(bench):
-    """Random writes while one snapshot after the other is deleted, beside the same without."""
-    sides, took = ([], []), []
+    """Random writes while one snapshot after the other is deleted, beside the same without: the ratio, the seconds that one takes
+    under load and without, and the share of the time under load in which one was going."""
+    sides, took, idle, shares = ([], []), [], [], []
     for number in range(bench.rounds):
         names = []
-        for part in range(4):
+        for part in range(12):
             names.append(bench.snapshot("plain")[0])
-            bench.random("plain", "randwrite", 100 + 4 * number + part, 0.5, part=4)
-        worker = threading.Thread(target=bench.delete_all, args=("plain", names))
-        began = time.monotonic()
+            bench.random("plain", "randwrite", 100 + 12 * number + part, 0.2, part=4)
+        ended = threading.Event()
+
+        def delete_until_the_end():
+            while len(names) > 2 and not ended.is_set():
+                began = time.monotonic()
+                bench.delete("plain", names.pop(0))
+                took.append(time.monotonic() - began)
+
+        before = len(took)
+        worker = threading.Thread(target=delete_until_the_end)
         worker.start()
         sides[0].append(bench.random("plain", "randwrite", number, part=4)["iops"])
+        ended.set()
         worker.join()
-        took.append(time.monotonic() - began)
+        shares.append(min(1, sum(took[before:]) / bench.seconds))
+        while names:
+            began = time.monotonic()
+            bench.delete("plain", names.pop(0))
+            idle.append(time.monotonic() - began)
         sides[1].append(bench.random("plain", "randwrite", number, part=4)["iops"])
-    return median_ratio(sides), statistics.median(took)
+    return median_ratio(sides), statistics.median(took), statistics.median(idle or [0]), statistics.median(shares)
+
+
+PARTS = ["pauses", "first", "clone", "many", "deletion"]
 
 
 def run(options, folder):
     """What snapshots cost: the pause of a cut, the first write after one, a clone ten deep, many of them, deletion under load."""
     bench = Bench(options, folder)
+    parts, figures, lines = options.only or PARTS, {}, []
     try:
         bench.daemon.start_ready()
         _, empty = bench.snapshot("bench")
         bench.fill("bench")
         full = statistics.median(bench.snapshot("bench")[1] for _ in range(5))
-        with_cut, without = pauses(bench)
-        first = first_writes(bench)
-        clone = deep_clone(bench)
-        ratios, create = many(bench, options.snapshots)
-        delete, deleting = deletion(bench)
+        figures.update(size=bench.size, create_empty_s=empty, create_full_s=full)
+        lines.append(f"snapshots: a cut takes {empty * 1000:.1f} ms on an empty volume, {full * 1000:.1f} ms on a full one of {bench.size / 2**30:g} GiB")
+        if "pauses" in parts:
+            with_cut, without = pauses(bench, options.cuts)
+            figures["longest_write_ms"] = {"with": with_cut, "without": without}
+            p99, control = (side[int(len(side) * 0.99)] for side in (with_cut, without))
+            lines.append(
+                f"longest write around one of {len(with_cut)} cuts: median {statistics.median(with_cut):.1f}, p99 {p99:.1f}, largest {with_cut[-1]:.1f} ms under "
+                f"4k random writes QD32; in stretches as long between them: median {statistics.median(without):.1f}, p99 {control:.1f}, largest {without[-1]:.1f}; "
+                f"target < 5 ms: {verdict(p99 < 5)}")
+        if "first" in parts:
+            first = figures["first_write_ratio"] = first_writes(bench)
+            lines.append(f"first write to an extent after a cut: {first:.2f}x of the time of a plain one, QD32; target <= 1.3x: {verdict(first <= 1.3)}")
+        if "clone" in parts:
+            clone = figures["clone_read_ratio"] = deep_clone(bench)
+            lines.append(f"reads of a clone ten deep: {clone:.2f}x of a plain volume, 4k QD32; target >= 0.9x: {verdict(clone >= 0.9)}")
+        if "many" in parts:
+            ratios, create = many(bench, options.snapshots)
+            figures.update(snapshots=options.snapshots, many_ratios=ratios, create_s=create)
+            lines.append(
+                f"{options.snapshots} snapshots on one volume ({create * 1000:.1f} ms each): reads {ratios['randread']:.2f}x, writes {ratios['randwrite']:.2f}x "
+                f"of a volume without; target >= 0.95x at 10000: {verdict(min(ratios.values()) >= 0.95)}")
+        if "deletion" in parts:
+            if "many" not in parts:
+                bench.new("plain")
+            delete, under, idle, share = deletion(bench)
+            figures.update(delete_ratio=delete, deleting_s=under, deleting_idle_s=idle, deleting_share=share)
+            lines.append(
+                f"random writes while snapshots are deleted, {share * 100:.0f} % of the time, each in {under:.2f} s ({idle:.2f} s without load): {delete:.2f}x; "
+                f"target >= 0.8x: {verdict(delete >= 0.8)}")
     finally:
         bench.daemon.stop()
-    p99 = with_cut[int(len(with_cut) * 0.99)]
-    lines = [
-        f"snapshots: a cut takes {empty * 1000:.1f} ms on an empty volume, {full * 1000:.1f} ms on a full one of {bench.size / 2**30:g} GiB; "
-        f"longest write around a cut: median {statistics.median(with_cut):.1f}, p99 {p99:.1f} ms under 4k random writes QD32 "
-        f"(without a cut, in stretches as long: median {statistics.median(without):.1f}, largest {without[-1]:.1f}); target < 5 ms: {verdict(p99 < 5)}",
-        f"first write to an extent after a cut: {first:.2f}x of the time of a plain one, QD32; target <= 1.3x: {verdict(first <= 1.3)}",
-        f"reads of a clone ten deep: {clone:.2f}x of a plain volume, 4k QD32; target >= 0.9x: {verdict(clone >= 0.9)}",
-        f"{options.snapshots} snapshots on one volume ({create * 1000:.1f} ms each): reads {ratios['randread']:.2f}x, writes {ratios['randwrite']:.2f}x "
-        f"of a volume without; target >= 0.95x at 10000: {verdict(min(ratios.values()) >= 0.95)}",
-        f"random writes while 4 snapshots are deleted, which takes {deleting:.1f} s: {delete:.2f}x; target >= 0.8x: {verdict(delete >= 0.8)}",
-    ]
-    return {
-        "size": bench.size, "create_empty_s": empty, "create_full_s": full, "longest_write_ms": {"with": with_cut, "without": without},
-        "first_write_ratio": first, "clone_read_ratio": clone, "snapshots": options.snapshots, "many_ratios": ratios, "create_s": create,
-        "delete_ratio": delete, "deleting_s": deleting,
-    }, "\n".join(lines)
+    return figures, "\n".join(lines)

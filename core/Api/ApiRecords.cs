@@ -20,6 +20,7 @@ namespace BlockServer.Core.Api;
 //   GET    /v1/disks                           DiskList
 //   POST   /v1/disks                           AddDisk -> 201 DiskInfo
 //   DELETE /v1/disks/{id}                      204 (409 while volumes lie on it without force=true)
+//   GET    /v1/capacity                        CapacityInfo (CapacityRecords.cs)
 //   GET    /v1/sessions                        SessionList
 //   DELETE /v1/sessions/{id}                   204, the session is cut
 //   GET    /v1/portals                         PortalList
@@ -83,21 +84,23 @@ public sealed record ReservationInfo(
 /// <paramref name="Flattening"/> it copies them. <paramref name="Import"/> is null unless a stream comes into it or was interrupted.
 /// An <paramref name="Image"/> never changes its content. Bytes are only added at the end of an <paramref name="AppendOnly"/> volume,
 /// of which the size is the maximum, and none to a <paramref name="Sealed"/> one.
-/// <paramref name="Qos"/> is null without limits.</summary>
+/// <paramref name="Qos"/> is null without limits. A <paramref name="Thin"/> one takes what is written, as long as there is room; the
+/// others were promised room for their size.</summary>
 public sealed record VolumeInfo(
     uint Id, Guid Uuid, string Name, ulong SizeBytes, ulong UsedBytes, int RepCount, string Status,
     ExportOptions Export, string? Description, Guid StoreId, int Sessions, long Revision, DateTimeOffset CreatedAt,
     string? FailReason = null, ReservationInfo? Reservation = null, string? Base = null, bool Flattening = false, int Snapshots = 0,
-    ImportInfo? Import = null, bool Image = false, bool AppendOnly = false, bool Sealed = false, QosLimits? Qos = null);
+    ImportInfo? Import = null, bool Image = false, bool AppendOnly = false, bool Sealed = false, QosLimits? Qos = null, bool Thin = false);
 
 /// <summary>All volumes, by name.</summary>
 public sealed record VolumeList(IReadOnlyList<VolumeInfo> Volumes);
 
 /// <summary>Asks for a volume. <see cref="IdempotencyKey"/>: repeating the same request with the same key answers the same
-/// volume instead of a conflict. <see cref="AppendOnly"/>: bytes are only added at its end, up to the size.</summary>
+/// volume instead of a conflict. <see cref="AppendOnly"/>: bytes are only added at its end, up to the size. <see cref="Thin"/>: it is
+/// not promised room for its size; null is as the daemon is set up, and true when it is append-only.</summary>
 public sealed record CreateVolume(
     string Name, ulong SizeBytes, int RepCount = 1, ExportOptions? Export = null, string? Description = null,
-    Guid? StoreId = null, string? IdempotencyKey = null, bool AppendOnly = false, QosLimits? Qos = null);
+    Guid? StoreId = null, string? IdempotencyKey = null, bool AppendOnly = false, QosLimits? Qos = null, bool? Thin = null);
 
 /// <summary>Changes a volume; null leaves as it is.</summary>
 /// <param name="Revision">When given, the change is refused (412) unless the volume still has this revision.</param>
@@ -108,9 +111,10 @@ public sealed record CreateVolume(
 /// <param name="Description">New description.</param>
 /// <param name="Image">True makes the volume an image, read-only for ever: refused while clients are attached, and never taken back.</param>
 /// <param name="Qos">New limits, all of them; they hold at once for who is attached. All 0 takes them away.</param>
+/// <param name="Thin">False promises it room for its size, true takes that back.</param>
 public sealed record ChangeVolume(
     long? Revision = null, string? Name = null, ulong? SizeBytes = null, bool Force = false,
-    ExportOptions? Export = null, string? Description = null, bool? Image = null, QosLimits? Qos = null);
+    ExportOptions? Export = null, string? Description = null, bool? Image = null, QosLimits? Qos = null, bool? Thin = null);
 
 /// <summary>A disk, that is one store. Its status is <c>online</c>, <c>failed</c> (stopped by an error), <c>missing</c> (not where
 /// it was) or <c>refused</c> (there, and not fit to be served); all but the first come with a reason. The figures of a disk
@@ -196,6 +200,7 @@ public sealed record ScrubRequest(ulong BytesPerSecond = 0);
 [JsonSerializable(typeof(DiffInfo))]
 [JsonSerializable(typeof(DiskInfo))]
 [JsonSerializable(typeof(DiskList))]
+[JsonSerializable(typeof(CapacityInfo))]
 [JsonSerializable(typeof(PortalList))]
 [JsonSerializable(typeof(TargetList))]
 [JsonSerializable(typeof(TargetInfo))]

@@ -37,7 +37,8 @@ public sealed record AofList(IReadOnlyList<AofInfo> Volumes);
 /// <param name="SizeBytesMax">Of a new one: its length never exceeds this; default: as long as a volume may be.</param>
 /// <param name="StoreId">Of a new one: the disk.</param>
 /// <param name="Description">Of a new one: free text.</param>
-public sealed record OpenAof(string Name, ulong? SizeBytesMax = null, Guid? StoreId = null, string? Description = null);
+/// <param name="Thin">Of a new one: false promises it room for all that it may become.</param>
+public sealed record OpenAof(string Name, ulong? SizeBytesMax = null, Guid? StoreId = null, string? Description = null, bool? Thin = null);
 
 /// <summary>Gives an append-only volume another name.</summary>
 /// <param name="NewName">The name.</param>

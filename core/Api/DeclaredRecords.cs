@@ -12,7 +12,9 @@ namespace BlockServer.Core.Api;
 /// <param name="Export">How it is offered; null: as it is.</param>
 /// <param name="Description">Free text; null: as it is.</param>
 /// <param name="StoreId">The disk that it is made on; null: any.</param>
-public sealed record DeclaredVolume(string Name, ulong SizeBytes, ExportOptions? Export = null, string? Description = null, Guid? StoreId = null);
+/// <param name="Thin">Whether it is not promised room for its size; null: as it is, and as the daemon is set up when it is made.</param>
+public sealed record DeclaredVolume(
+    string Name, ulong SizeBytes, ExportOptions? Export = null, string? Description = null, Guid? StoreId = null, bool? Thin = null);
 
 /// <summary>A unit of a target.</summary>
 public sealed record DeclaredLun(int Lun, string Volume, bool ReadOnly = false);

@@ -70,9 +70,10 @@ public sealed record RollbackTogetherInfo(IReadOnlyList<VolumeInfo> Volumes, IRe
 /// <param name="IdempotencyKey">Repeating the same request with the same key answers the same volume instead of a conflict.</param>
 /// <param name="Full">A copy that builds on nothing: it is <c>initializing</c>, and cannot be attached, until everything is copied.
 /// What is cut for it is named <c>copy-NAME</c> and goes by itself.</param>
+/// <param name="Thin">It is not promised room for its size; null: as what it is made from.</param>
 public sealed record CloneVolume(
     string Name, string? Snapshot = null, ulong? SizeBytes = null, ExportOptions? Export = null, string? Description = null,
-    string? IdempotencyKey = null, bool Full = false);
+    string? IdempotencyKey = null, bool Full = false, bool? Thin = null);
 
 /// <summary>Asks for a clone to build on nothing; an empty object.</summary>
 public sealed record FlattenVolume;

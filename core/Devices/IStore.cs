@@ -54,6 +54,27 @@ public sealed record StoreStats
     /// <summary>Blocks never given to writes, so that trim, delete and overwrite always progress (S10).</summary>
     public required ulong BlocksReserved { get; init; }
 
+    /// <summary>Blocks that new extents keep free, the reserve included.</summary>
+    public ulong BlocksKept { get; init; }
+
+    /// <summary>Blocks that are free when all that is under way has ended.</summary>
+    public ulong BlocksFreeSoon { get; init; }
+
+    /// <summary>Blocks that were promised to volumes and not taken yet.</summary>
+    public ulong BlocksPromised { get; init; }
+
+    /// <summary>Metadata slots that new extents keep free.</summary>
+    public ulong SlotsKept { get; init; }
+
+    /// <summary>Metadata slots that were promised to volumes and not taken yet.</summary>
+    public ulong SlotsPromised { get; init; }
+
+    /// <summary>Bytes of the redo ring.</summary>
+    public ulong LogBytes { get; init; }
+
+    /// <summary>Bytes of the whole store.</summary>
+    public ulong MediumBytes { get; init; }
+
     /// <summary>Metadata slots in all.</summary>
     public required ulong SlotsTotal { get; init; }
 
@@ -124,7 +145,8 @@ public sealed record StoreStats
 /// <param name="BlocksTotal">Blocks to read in this pass.</param>
 /// <param name="Bad">Each bad block: volume, byte offset, reason. At most 1,000 are kept.</param>
 /// <param name="Finished">The pass is through.</param>
-public sealed record ScrubReport(ulong BlocksRead, ulong BlocksTotal, IReadOnlyList<BadBlock> Bad, bool Finished);
+/// <param name="Position">Where another pass over the same goes on, also after a restart: what lies in front of it was read.</param>
+public sealed record ScrubReport(ulong BlocksRead, ulong BlocksTotal, IReadOnlyList<BadBlock> Bad, bool Finished, ulong Position = 0);
 
 /// <summary>One block that could not be read right. What several snapshots, clones and volumes show is named once, where it
 /// was written.</summary>
@@ -180,9 +202,11 @@ public interface IStore
     ValueTask<IoStatus> FlushAsync();
 
     /// <summary>Reads and verifies every allocated block of one volume, or of all when <paramref name="volumeId"/> is null,
-    /// at no more than <paramref name="bytesPerSecond"/> (0: unlimited); <paramref name="progress"/> is called on the loop
-    /// about once a second and at the end. Cancelled between blocks.</summary>
-    ValueTask<ScrubReport> ScrubAsync(uint? volumeId, ulong bytesPerSecond, Action<ScrubReport>? progress, CancellationToken cancel);
+    /// at no more than <paramref name="bytesPerSecond"/> (0: unlimited), and with rests while clients ask for something;
+    /// <paramref name="progress"/> is called on the loop about once a second, at every 32 MiB and at the end. Goes on at
+    /// <paramref name="position"/> of an earlier report; 0: from the begin. Cancelled between blocks.</summary>
+    ValueTask<ScrubReport> ScrubAsync(
+        uint? volumeId, ulong bytesPerSecond, Action<ScrubReport>? progress, CancellationToken cancel, ulong position = 0);
 
     /// <summary>Finishes what is in flight, checkpoints, sets the clean flag. New requests answer ShuttingDown.</summary>
     ValueTask<IoStatus> CloseAsync();

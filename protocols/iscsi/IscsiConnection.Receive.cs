@@ -12,6 +12,14 @@ public sealed partial class IscsiConnection
     // straight to where the device takes it, and is not copied on the way.
     private const int LargeDataBytes = 16 << 10, LargeAheadBytes = 512;
 
+    // An initiator that writes has at least so many answers to read, each of which costs it more than so long: nothing is lost
+    // by looking at the socket that much later, and then at many commands at once. They come in two pieces, header and
+    // data, and would else be a wake-up, a turn and a send each, for both sides.
+    private const int UnreadMin = 8, UnreadMax = 64;
+    private const ulong NanosPerUnread = 2_000;
+    private const int WriteDataBytes = 1 << 10;
+    private const int ExpStatSnOffset = 28;
+
     private const int HeadBytesMax = IscsiWire.BhsSize + IscsiWire.AhsBytesMax + IscsiWire.DigestSize;
 
     private readonly byte[] _input;
@@ -20,6 +28,13 @@ public sealed partial class IscsiConnection
     private int _start, _end;
     private int _typicalData; // moving average over PDUs, bytes
     private uint _crc;
+    private uint _acknowledged; // first status that the initiator had not read when it sent what came last
+    private readonly LoopOperation<bool> _pause = new();
+    private readonly LoopTimer _pauseTimer;
+
+    private int Unread => (int)(_statSn - _acknowledged);
+
+    private bool IsInitiatorBusy => _typicalData >= WriteDataBytes && Unread >= UnreadMin;
 
     /// <summary>Reads PDUs until a logout or the end of the stream between two of them (true), or until the stream is
     /// unusable (false).</summary>
@@ -32,7 +47,14 @@ public sealed partial class IscsiConnection
             if (_end - _start < IscsiWire.BhsSize)
             {
                 int had = _end - _start;
-                if (await ReceiveMoreAsync()) continue;
+                bool isPausing = had == 0 && IsInitiatorBusy;
+                if (isPausing)
+                {
+                    _pauseTimer.Start(NanosPerUnread * (ulong)Math.Min(Unread, UnreadMax));
+                    await _pause.Begin();
+                }
+
+                if (await ReceiveMoreAsync(looksFirst: isPausing)) continue;
                 Fail(had == 0 ? "the initiator left without a logout" : "the connection broke");
                 return false;
             }
@@ -47,6 +69,7 @@ public sealed partial class IscsiConnection
             }
 
             if (!TakeHead(length)) return Broken("a header digest does not match");
+            _acknowledged = BinaryPrimitives.ReadUInt32BigEndian(_head.AsSpan(ExpStatSnOffset));
             _typicalData += (Math.Min(header.DataBytes, 1 << 20) - _typicalData) >> 3;
             ValueTask<bool> taken = TakeAsync(header);
             if (!(taken.IsCompletedSuccessfully ? taken.Result : await taken)) return _logout is not null;
@@ -140,7 +163,7 @@ public sealed partial class IscsiConnection
     }
 
     [AsyncMethodBuilder(typeof(LoopMethodBuilder<>))]
-    private async ValueTask<bool> ReceiveMoreAsync(bool isInside = false)
+    private async ValueTask<bool> ReceiveMoreAsync(bool isInside = false, bool looksFirst = false)
     {
         if (IsClosed) return false;
         if (_start > 0)
@@ -152,7 +175,9 @@ public sealed partial class IscsiConnection
         if (isInside || _end > 0) _halfSince = _loop.NowNanos;
         int room = _input.Length - _end;
         if (_typicalData >= LargeDataBytes && _end < LargeAheadBytes) room = Math.Min(room, LargeAheadBytes - _end);
-        int count = await _connection.ReceiveAsync(MemoryMarshal.CreateFromPinnedArray(_input, _end, room));
+        Memory<byte> target = MemoryMarshal.CreateFromPinnedArray(_input, _end, room);
+        int count = looksFirst ? _connection.ReceiveNow(target) : 0;
+        if (count <= 0) count = await _connection.ReceiveAsync(target);
         _halfSince = 0;
         if (count <= 0) return false;
         _heard = _loop.NowNanos;

@@ -20,7 +20,8 @@ public sealed partial class IscsiConnection
     private const int QueueMax = 512;
 
     // A long turn sends its answers in lots of this many: the initiator works on the first ones while the rest is prepared.
-    private const int EarlyAnswers = 4;
+    // One that has many to read yet gets larger lots.
+    private const int EarlyAnswers = 4, EarlyAnswersOfBusy = 16;
 
     private readonly Queue<Outgoing> _out = new();
     private readonly Queue<Outgoing> _sending = new();
@@ -53,7 +54,8 @@ public sealed partial class IscsiConnection
     internal void EnqueueAnswer(Outgoing answer)
     {
         Enqueue(answer);
-        if (_out.Count >= EarlyAnswers && !_isSending && !_isInSend && !_hasSendFailed && !IsClosed) SendReady();
+        if (_out.Count < EarlyAnswers || (IsInitiatorBusy && _out.Count < EarlyAnswersOfBusy)) return;
+        if (!_isSending && !_isInSend && !_hasSendFailed && !IsClosed) SendReady();
     }
 
     internal void EnqueueR2T(in R2TPdu r2t)

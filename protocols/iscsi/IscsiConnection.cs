@@ -39,6 +39,8 @@ public sealed partial class IscsiConnection
         _sendHook = new TurnEndHook(SendReady);
         _onSent = OnSent;
         _watch = loop.CreateTimer(OnWatch);
+        _pauseTimer = loop.CreateTimer(() => _pause.Complete(true));
+        _acknowledged = _statSn;
         _linger = loop.CreateTimer(() => Close(EndReason ?? "the initiator was slow to leave"));
         (_isSending, _sendSince) = (true, loop.NowNanos); // the last login response is on its way
         session.Add(this);

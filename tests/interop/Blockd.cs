@@ -27,6 +27,8 @@ internal sealed class Blockd : IDisposable
             "--iscsi", $"127.0.0.1:{IscsiPort}", "--api", $"127.0.0.1:{api}", "--create-volume", $"{volume}:{size}", .. more,
         ];
         if (!more.Contains("--store-size")) _arguments = [.. _arguments, "--store-size", "1g"];
+        // Most tests are about other things than room.
+        if (!more.Contains("--provisioning")) _arguments = [.. _arguments, "--provisioning", "thin"];
         Uri = $"nbd://127.0.0.1:{Port}/{volume}";
         UnixUri = $"nbd+unix:///{volume}?socket={socket}";
         _process = Start();

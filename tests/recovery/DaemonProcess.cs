@@ -92,7 +92,7 @@ internal sealed class DaemonProcess : IDisposable
         [
             "--data-dir", Path.Combine(folder, "data"), "--nbd", $"127.0.0.1:{port}", "--nbd", $"unix:{socket}",
             "--iscsi", $"127.0.0.1:{iscsiPort}",
-            "--api", $"127.0.0.1:{apiPort}", "--store-size", storeSize, "--durability", durability, "--engine", engine,
+            "--api", $"127.0.0.1:{apiPort}", "--store-size", storeSize, "--provisioning", "thin", "--durability", durability, "--engine", engine,
         ];
         foreach (string volume in volumes)
         {

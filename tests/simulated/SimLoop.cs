@@ -10,6 +10,7 @@ namespace BlockServer.Tests.Simulated;
 public sealed class SimLoop : ILoop
 {
     private readonly PriorityQueue<Action, (ulong At, ulong Draw, ulong Sequence)> _events = new();
+    private readonly Queue<Action> _mail = new();
     private readonly List<TurnEndHook> _hooks = [];
     private readonly SeededRandom _random;
     private ulong _sequence;
@@ -56,7 +57,11 @@ public sealed class SimLoop : ILoop
     public void Post(Action action) => Schedule(0, action);
 
     /// <inheritdoc/>
-    public void PostFromAnywhere(Action action) => Schedule(0, action);
+    public void PostFromAnywhere(Action action)
+    {
+        _mail.Enqueue(action); // these keep their order among themselves, as in a real loop
+        Schedule(0, () => _mail.Dequeue()());
+    }
 
     /// <inheritdoc/>
     public void CallAtTurnEnd(TurnEndHook hook)

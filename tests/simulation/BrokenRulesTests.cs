@@ -12,8 +12,8 @@ public sealed class BrokenRulesTests(ITestOutputHelper output)
     /// <summary>The rules, and what breaking each may look like.</summary>
     public static TheoryData<BrokenRules, ViolationKind[]> Rules => new()
     {
-        { BrokenRules.SkipFlushBeforeHome, [ViolationKind.Unreadable, ViolationKind.LostWrite, ViolationKind.TornRequest] },
-        { BrokenRules.FreeEarly, [ViolationKind.Unreadable] },
+        { BrokenRules.SkipFlushBeforeHome, [ViolationKind.Unreadable, ViolationKind.LostWrite, ViolationKind.TornRequest, ViolationKind.Refused] },
+        { BrokenRules.FreeEarly, [ViolationKind.Unreadable, ViolationKind.WrongScrub] },
         { BrokenRules.CompleteBeforeLog, [ViolationKind.LostWrite, ViolationKind.LostVolume, ViolationKind.Refused] },
         { BrokenRules.AckBeforeData, [ViolationKind.LostWrite, ViolationKind.Unreadable] },
         { BrokenRules.NoEndOfRecoveryCheckpoint, [ViolationKind.LostVolume, ViolationKind.LostWrite] },
@@ -21,6 +21,7 @@ public sealed class BrokenRulesTests(ITestOutputHelper output)
         { BrokenRules.SplitRequests, [ViolationKind.TornRequest] },
         { BrokenRules.SkipFlush, [ViolationKind.LostWrite, ViolationKind.LostVolume] },
         { BrokenRules.RetryFlush, [ViolationKind.DiskMisuse] },
+        { BrokenRules.FlushTogether, [ViolationKind.DiskMisuse, ViolationKind.Refused] },
         { BrokenRules.AcceptTornLogPage, [ViolationKind.Refused, ViolationKind.LostWrite, ViolationKind.WrongData] },
         { BrokenRules.SuperblockFirst, [ViolationKind.Refused, ViolationKind.LostVolume, ViolationKind.LostWrite] },
         { BrokenRules.TrimLogTooFar, [ViolationKind.LostWrite, ViolationKind.Refused, ViolationKind.LostVolume] },
@@ -33,7 +34,7 @@ public sealed class BrokenRulesTests(ITestOutputHelper output)
         { BrokenRules.ForgetBelow, [ViolationKind.LostWrite, ViolationKind.WrongData, ViolationKind.StaleRead, ViolationKind.TornRequest, ViolationKind.Exception] },
         { BrokenRules.IgnoreClones, [ViolationKind.WrongAnswer] },
         { BrokenRules.ReuseUnderRead, [ViolationKind.Unreadable, ViolationKind.WrongScrub] },
-        { BrokenRules.FreeRelaidEarly, [ViolationKind.Unreadable, ViolationKind.WrongScrub, ViolationKind.Refused] },
+        { BrokenRules.FreeRelaidEarly, [ViolationKind.Unreadable, ViolationKind.LostWrite, ViolationKind.WrongScrub, ViolationKind.Refused] },
         { BrokenRules.RelayOverWrite, [ViolationKind.LostWrite, ViolationKind.StaleRead, ViolationKind.WrongData, ViolationKind.Unreadable, ViolationKind.WrongScrub] },
     };
 

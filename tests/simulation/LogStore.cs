@@ -13,6 +13,7 @@ public sealed class LogStore : IStore
     private const int HeaderBytes = 64;
 
     private readonly SortedDictionary<uint, Content> _volumes = [];
+    private readonly Queue<LoopEvent<bool>> _turns = new(); // of flushes, the first is under way
     private readonly ILoop _loop;
     private readonly IFile _file;
     private readonly Durability _durability;
@@ -137,15 +138,20 @@ public sealed class LogStore : IStore
     {
         if (State != StoreState.Online) return IoStatus.Unavailable;
         if (_broken == Breakage.NoFlush) return IoStatus.Ok;
-        IoStatus status = await _file.FlushAsync();
+        // One at a time: a flush that ends well beside one that failed proves nothing, the medium may have dropped what both cover.
+        var turn = new LoopEvent<bool>();
+        _turns.Enqueue(turn);
+        if (_turns.Count > 1) await turn.WaitAsync();
+        IoStatus status = State == StoreState.Failed ? IoStatus.Unavailable : await _file.FlushAsync();
         if (status != IoStatus.Ok) State = StoreState.Failed;
-        // A flush that ends well after another one failed proves nothing: the medium may have dropped what both covered.
+        _turns.Dequeue();
+        if (_turns.TryPeek(out LoopEvent<bool>? next)) next.Set(true);
         return State == StoreState.Failed ? IoStatus.Unavailable : status;
     }
 
     /// <inheritdoc/>
     public ValueTask<ScrubReport> ScrubAsync(
-        uint? volumeId, ulong bytesPerSecond, Action<ScrubReport>? progress, CancellationToken cancel) =>
+        uint? volumeId, ulong bytesPerSecond, Action<ScrubReport>? progress, CancellationToken cancel, ulong position = 0) =>
         new(new ScrubReport(0, 0, [], true));
 
     /// <inheritdoc/>

@@ -23,6 +23,10 @@ internal sealed class SimSide(ILayeredStore store, Func<ValueTask>? pause = null
 
     public Task<ulong?> FreeBytesAsync() => RunAsync(s => new ValueTask<ulong?>(s.State == StoreState.Online ? s.GetStats().BlocksFree * Units.BlockBytes : null));
 
+    public Task<ulong?> PromisableBytesAsync() => RunAsync(s => new ValueTask<ulong?>(s.State == StoreState.Online ? DiskSpace.PromisableBytes(s.GetStats()) : null));
+
+    public Task<IoStatus> PromiseAsync(uint volumeId, ulong bytes, bool isForced) => RunAsync(s => new ValueTask<IoStatus>(s.Promise(volumeId, bytes, isForced)));
+
     public Task<IReadOnlyList<VolumeHead>> ListAsync() => RunAsync(s => new ValueTask<IReadOnlyList<VolumeHead>>([.. s.Volumes]));
 
     public Task<IoStatus> CreateAsync(VolumeHead head) => RunAsync(s => s.CreateVolumeAsync(head));

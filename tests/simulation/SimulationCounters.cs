@@ -134,6 +134,39 @@ public enum Did
 
     /// <summary>Stores at rest of which every page and block was counted (S2, S9).</summary>
     Audits,
+
+    /// <summary>Appends that landed. From here on: only with <see cref="SimulationOptions.Appends"/>.</summary>
+    Appends,
+
+    /// <summary>Appends asked for again and answered as such.</summary>
+    AppendsRepeated,
+
+    /// <summary>Appends refused because they were too old, their client unknown, or the volume sealed or gone.</summary>
+    AppendsRefused,
+
+    /// <summary>Appends refused because the volume was full.</summary>
+    AppendsFull,
+
+    /// <summary>Append-only volumes sealed.</summary>
+    AppendSeals,
+
+    /// <summary>Append-only volumes with a new name or greatest length.</summary>
+    AppendRenames,
+
+    /// <summary>Snapshots of them.</summary>
+    AppendSnapshots,
+
+    /// <summary>Their rollbacks.</summary>
+    AppendRollBacks,
+
+    /// <summary>Their clones.</summary>
+    AppendClones,
+
+    /// <summary>Times that the whole of one was compared.</summary>
+    AppendsJudged,
+
+    /// <summary>Times that the whole of a snapshot of one was compared.</summary>
+    AppendSnapshotsJudged,
 }
 
 /// <summary>Plain counts of a run, or of many.</summary>
@@ -155,9 +188,13 @@ public sealed class SimulationCounters : IRunCounters<SimulationCounters>
     /// <summary>Everything that never happened.</summary>
     public IReadOnlyList<string> Missing =>
     [
-        .. Enum.GetValues<Did>().Where(what => this[what] == 0).Select(what => what.ToString()),
+        .. Enum.GetValues<Did>().Where(what => what < Did.Appends && this[what] == 0).Select(what => what.ToString()),
         .. Enum.GetValues<DiskEvent>().Where(what => this[what] == 0).Select(what => what.ToString()),
     ];
+
+    /// <summary>Everything about appends that never happened.</summary>
+    public IReadOnlyList<string> MissingAppends =>
+        [.. Enum.GetValues<Did>().Where(what => what >= Did.Appends && this[what] == 0).Select(what => what.ToString())];
 
     /// <summary>Adds another run's counts.</summary>
     public void Add(SimulationCounters other)

@@ -23,6 +23,9 @@ public sealed record SimulationOptions
     /// <summary>Snapshots, clones and what goes with them.</summary>
     public bool? Layers { get; init; }
 
+    /// <summary>Append-only volumes beside the others. Seeds without them are what they are without them.</summary>
+    public bool Appends { get; init; }
+
     /// <summary>Processes that live one after another on the medium.</summary>
     public int Lives { get; init; } = 4;
 

@@ -11,6 +11,7 @@ public sealed partial class StoreSimulation
         _clientsRunning = 1 + _random.NextBelow(8);
         int clients = _clientsRunning;
         for (int i = 0; i < clients; i++) _ = ClientAsync(store);
+        StartAppenders(store);
         bool ended = _loop.RunUntil(() => _clientsRunning == 0, EventsPerLifeMax);
         if (!ended && !_loop.IsStopped && !_disk.HasHung) Violate(ViolationKind.Hang, "clients hang");
     }
@@ -227,6 +228,7 @@ public sealed partial class StoreSimulation
         foreach ((uint id, ulong offset, _) in report.Bad)
         {
             if (_volumes.TryGetValue(id, out VolumeModel? found) && found.Excused.Contains(offset / Units.BlockBytes)) continue;
+            if (_appendVolumes.TryGetValue(id, out AppendModel? appends) && appends.IsDamaged) continue;
             Violate(ViolationKind.WrongScrub, $"a scrub found volume {id} offset {offset} on an honest disk");
             break;
         }

@@ -50,6 +50,7 @@ public sealed partial class StoreSimulation
             JudgeContent(_loop, store, volume, _powerWasCut, settle: true, () => MayMiss);
         }
 
+        if (!IsBroken) JudgeAppends(_loop, store, settle: true);
         _powerWasCut = false;
         _wasBlind = false;
         if (IsBroken) FoldLoop();
@@ -61,6 +62,7 @@ public sealed partial class StoreSimulation
         IReadOnlyList<VolumeHead> heads = store.Volumes;
         foreach (VolumeHead head in heads)
         {
+            if (_appendVolumes.TryGetValue(head.Id, out AppendModel? appends) && (!appends.IsGone || MayMiss)) continue;
             if (!_volumes.TryGetValue(head.Id, out VolumeModel? volume) || (volume.IsGone && !MayMiss))
             {
                 Violate(ViolationKind.WrongVolume, $"volume {head.Id} is there and must not be");
@@ -259,6 +261,7 @@ public sealed partial class StoreSimulation
             if (!IsBroken && !volume.IsGone && !volume.IsBusy) JudgeContent(loop, store, volume, powerWasCut: true, settle: false, () => false);
         }
 
+        if (!IsBroken) JudgeAppends(loop, store, settle: false);
         _hash = (_hash ^ loop.EventHash) * 1099511628211;
     }
 

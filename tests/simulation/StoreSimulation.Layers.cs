@@ -256,6 +256,7 @@ public sealed partial class StoreSimulation
         var there = new HashSet<Guid>();
         foreach (VolumeHead head in store.Volumes)
         {
+            if (_appendVolumes.ContainsKey(head.Id)) continue;
             foreach (SnapshotInfo info in layered.Snapshots(head.Id))
             {
                 there.Add(info.Uuid);

@@ -56,6 +56,7 @@ public sealed partial class StoreSimulation
             : new SimDiskFaults { LatencyNanosMax = faults.LatencyNanosMax, Slow = faults.Slow };
         _crashStatesLeft = options.CrashStates;
         bool hasLayers = _random.NextChance(0.5);
+        _appendDice = new SeededRandom(seed ^ 0xA99E4D);
         _layerChance = options.Layers ?? hasLayers ? 0.05 + _random.NextBelow(10UL) / 50.0 : 0;
     }
 
@@ -73,6 +74,7 @@ public sealed partial class StoreSimulation
         seed => $"dotnet run -c Release --project tests/simulation -- simulate --seed {seed} --crash-states {options.CrashStates}"
             + (options.LyingDisk is { } lying ? $" --lying {(lying ? "yes" : "no")}" : "")
             + (options.SmallDisk == true ? " --small-disk" : "")
+            + (options.Appends ? " --appends" : "")
             + options.Driver.Arguments);
 
     /// <summary>Runs many seeds: see <see cref="SeedSweep{TCounters}"/>.</summary>
@@ -272,6 +274,7 @@ public sealed partial class StoreSimulation
         foreach ((VolumeModel volume, ModelWrite write) in _inFlight) volume.End(write, isOk: false, isDurable: false, _now);
         _inFlight.Clear();
         CrashSnapshots();
+        CrashAppends();
         _now++;
     }
 

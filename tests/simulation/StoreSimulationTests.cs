@@ -1,3 +1,4 @@
+using BlockServer.Storage;
 using Xunit;
 
 namespace BlockServer.Tests.Simulation;
@@ -42,5 +43,35 @@ public sealed class StoreSimulationTests(ITestOutputHelper output)
         if (Settings.Seeds < 1_000) return; // too few for the rarest
         Assert.Empty(sweep.Counters.Missing);
         Assert.True(sweep.Counters[Did.CrashStates] >= Settings.CrashStates / 2);
+    }
+
+    /// <summary>The same with append-only volumes, created, appended to by several clients with repeats, read, sealed, renamed,
+    /// deleted, cut, rolled back and cloned beside the others.</summary>
+    [Fact]
+    public void Every_seed_with_appends_gives_the_same_events_twice_and_no_violation()
+    {
+        int seeds = Math.Max(1, Settings.Seeds / 4);
+        var options = new SimulationOptions { Driver = Drivers.Default(), Appends = true, CrashStates = Settings.StatesPerSeed };
+        SeedSweep<SimulationCounters> sweep = StoreSimulation.Sweep(1, (ulong)seeds, options, twice: true, keepGoing: true);
+        output.WriteLine($"{sweep.Runs} seeds: {sweep.Counters}");
+        Assert.True(sweep.Failures.Count == 0, string.Join('\n', sweep.Failures));
+        if (seeds >= 200) Assert.Empty(sweep.Counters.MissingAppends);
+    }
+
+    /// <summary>What a store does to appends that it must not is noticed in the random runs too.</summary>
+    [Theory]
+    [InlineData(BrokenRules.LengthBeforeData)]
+    [InlineData(BrokenRules.ForgetAppends)]
+    [InlineData(BrokenRules.AnswerAppendEarly)]
+    [InlineData(BrokenRules.AppendOverGap)]
+    public void A_broken_rule_of_appends_is_noticed(BrokenRules broken)
+    {
+        var options = new SimulationOptions { Driver = new StorageDriver(broken), Appends = true, LyingDisk = false, CrashStates = 40 };
+        SeedSweep<SimulationCounters> sweep = StoreSimulation.Sweep(1, (ulong)Settings.BrokenSeeds, options, twice: false, keepGoing: false);
+        Assert.True(sweep.First is not null, $"{broken} was not found in {Settings.BrokenSeeds} seeds");
+        output.WriteLine($"{broken}: {sweep.First.Value.Violation}");
+        Assert.Contains("append", sweep.First.Value.Violation.Text, StringComparison.Ordinal);
+        SeedResult<SimulationCounters> honest = StoreSimulation.Run(sweep.First.Value.Seed, options with { Driver = new StorageDriver() });
+        Assert.True(honest.Violations.Count == 0, string.Join('\n', honest.Violations));
     }
 }

@@ -98,6 +98,7 @@ public sealed partial class VolumeModel
         // Nobody can tell whose zeros they are, and from here on it does not matter. In a block of zeros and other content
         // they stand for whatever made the block, so they are younger than the first zeros.
         var zeros = new ModelWrite(0, 0, 0, isZero: true, isAtomic: false, now) { End = now, IsSure = true, IsDurable = true };
+        var settled = new Dictionary<ModelWrite, ModelWrite>(ReferenceEqualityComparer.Instance);
         for (int s = 0; s < _sectors.Length; s++)
         {
             ModelWrite? write = s < seen.Length ? seen[s] : Fresh;
@@ -108,10 +109,19 @@ public sealed partial class VolumeModel
                 continue;
             }
 
-            write.IsSure = true;
-            write.IsDurable = true;
-            write.End = Math.Min(write.End, now);
-            _sectors[s] = [write];
+            // A copy: the volume that a snapshot was cut from, and one that failed in part, know more of it than was seen here.
+            if (!settled.TryGetValue(write, out ModelWrite? kept))
+            {
+                kept = new ModelWrite(write.Id, write.FirstSector, write.Sectors, write.IsZero, write.IsAtomic, write.Start, write.VolumeId)
+                {
+                    End = Math.Min(write.End, now),
+                    IsSure = true,
+                    IsDurable = true,
+                };
+                settled.Add(write, kept);
+            }
+
+            _sectors[s] = [kept];
         }
 
         _notDurable.Clear();

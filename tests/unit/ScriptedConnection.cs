@@ -10,6 +10,9 @@ internal sealed class ScriptedConnection : IConnection
 
     public string Peer => "script";
 
+    /// <summary>Somebody waits for bytes.</summary>
+    public bool IsReceiving => _receive.IsPending;
+
     public void Deliver(ReadOnlySpan<byte> bytes)
     {
         while (!bytes.IsEmpty)

@@ -29,10 +29,18 @@ internal static class AofCommands
         Option<string> name = Inputs.Volume("Name of the append-only volume");
         Inputs.CheckName(name);
         Option<ulong> size = Inputs.Size("--size", "-s", "It never becomes longer than this (default: as long as a volume may be)", required: false);
-        commands.Add("aof_create", "Opens an append-only volume, and creates it if there is none of that name", [name, size], async (context, cancel) =>
-            Show(context, await Asked(context.Blockd.OpenAofAsync(context.Get(name)!, context.IsGiven(size) ? context.Get(size) : null, cancel))),
+        var reserve = new Option<bool>("--reserve") { Description = "Promise a new one room for all of its --size; else that is only a limit" };
+        commands.Add("aof_create", "Opens an append-only volume, and creates it if there is none of that name", [name, size, reserve], async (context, cancel) =>
+        {
+            ulong? bytes = context.IsGiven(size) ? context.Get(size) : null;
+            if (!context.Get(reserve)) return Show(context, await Asked(context.Blockd.OpenAofAsync(context.Get(name)!, bytes, cancel)));
+            if (bytes is null) throw new CliException("--reserve needs --size: room for how much?", ExitCode.Usage);
+            return Show(context, await context.Client.ChangeAsync(
+                HttpMethod.Post, "v1/aof", new OpenAof(context.Get(name)!, bytes, Thin: false), ApiJson.Default.OpenAof, ApiJson.Default.AofInfo, cancel));
+        },
             "pfcli aof_create -v events",
-            "pfcli aof_create -v events -s 10g       # never longer than 10 GiB");
+            "pfcli aof_create -v events -s 10g               # never longer than 10 GiB",
+            "pfcli aof_create -v events -s 10g --reserve     # and that room is promised");
     }
 
     private static void AddAppend(CommandSet commands)

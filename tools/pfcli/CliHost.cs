@@ -45,20 +45,7 @@ public sealed class CliHost
         AllowAutoRedirect = false,
         UseProxy = false,
         UseCookies = false,
-        ConnectCallback = async (_, cancel) =>
-        {
-            var socket = new System.Net.Sockets.Socket(System.Net.Sockets.AddressFamily.Unix, System.Net.Sockets.SocketType.Stream, System.Net.Sockets.ProtocolType.Unspecified);
-            try
-            {
-                await socket.ConnectAsync(new System.Net.Sockets.UnixDomainSocketEndPoint(path), cancel);
-                return new System.Net.Sockets.NetworkStream(socket, ownsSocket: true);
-            }
-            catch
-            {
-                socket.Dispose();
-                throw;
-            }
-        },
+        ConnectCallback = (_, _) => new ValueTask<Stream>(LocalStream.Connect(path)),
     };
 
     /// <summary>Waits between two looks at the daemon.</summary>
@@ -79,7 +66,11 @@ public sealed class CliHost
         Width = WidthOfConsole(),
         Environment = System.Environment.GetEnvironmentVariable,
         // No proxy and no redirect: the token goes to the named server or nowhere.
-        Transport = () => new SocketsHttpHandler { AllowAutoRedirect = false, UseProxy = false, UseCookies = false },
+        Transport = () => new SocketsHttpHandler
+        {
+            AllowAutoRedirect = false, UseProxy = false, UseCookies = false,
+            ConnectCallback = static (context, cancel) => LocalStream.ConnectAsync(context.DnsEndPoint, cancel),
+        },
         Delay = Task.Delay,
     };
 

@@ -24,11 +24,12 @@ internal static class CloneCommands
         {
             Description = "Repeating the same request with the same key answers the same volume", HelpName = "KEY",
         };
-        commands.Add("clone_volume", "Makes a volume with the content of another one or of its snapshot, at once", [source, snapshot, name, size, description, key], async (context, cancel) =>
+        Option<bool> thin = Inputs.Thin();
+        commands.Add("clone_volume", "Makes a volume with the content of another one or of its snapshot, at once", [source, snapshot, name, size, thin, description, key], async (context, cancel) =>
         {
             var request = new CloneVolume(
                 context.Get(name)!, context.Get(snapshot), context.IsGiven(size) ? context.Get(size) : null, null, context.Get(description),
-                context.Get(key) ?? Guid.NewGuid().ToString("N"));
+                context.Get(key) ?? Guid.NewGuid().ToString("N"), Thin: context.IsGiven(thin) ? context.Get(thin) : null);
             return VolumeCommands.Show(context, await context.Client.ChangeAsync(
                 HttpMethod.Post, Inputs.PathOf(context.Get(source)!) + "/clone", request, ApiJson.Default.CloneVolume, ApiJson.Default.VolumeInfo, cancel));
         },

@@ -77,6 +77,7 @@ public static class CommandLine
         ImportImageCommand.AddTo(commands);
         ExportCommands.AddTo(commands);
         DiskCommands.AddTo(commands);
+        CapacityCommand.AddTo(commands);
         MoveCommands.AddTo(commands);
         ScrubCommands.AddTo(commands);
         SessionCommands.AddTo(commands);

@@ -33,7 +33,7 @@ internal static class ExportCommands
         private readonly Option<bool> _readOnly = new("--read-only") { Description = "Every front end refuses writes; =false allows them again" };
         private readonly Option<bool> _thick = new("--thick")
         {
-            Description = "Allocate all blocks, in the background, and give none back; =false makes it thin again",
+            Description = "Allocate all blocks, in the background, and give none back; =false lets trims give them back again",
         };
 
         private readonly Option<bool> _removable = new("--removable") { Description = "Over iSCSI a medium that can be ejected; =false: a fixed disk" };

@@ -27,8 +27,9 @@ internal static class ImportImageCommand
         var keep = new Option<bool>("--keep") { Description = "When a pipe breaks off, keep what has come (a file always is)" };
         var resume = new Option<bool>("--resume") { Description = "Go on with an import that was interrupted" };
         var isImage = new Option<bool>("--image") { Description = "The new volume becomes an image: read-only for ever, others are made from it" };
+        Option<bool> thin = Inputs.Thin();
         commands.Add("import_image", "Makes a volume from a stream or an image, or brings it up to date by an increment",
-            [name, input, isImage, format, size, disk, keep, resume, sha256, scratch],
+            [name, input, isImage, format, size, disk, thin, keep, resume, sha256, scratch],
             async (context, cancel) =>
             {
                 string volume = context.Get(name)!;
@@ -48,6 +49,7 @@ internal static class ImportImageCommand
                 string query = $"?keep={(source.IsFile || context.Get(keep) || from is not null ? "true" : "false")}{(from is null ? "" : "&resume=true")}";
                 if (context.Get(disk) is { } wanted) query += $"&storeId={(await Inputs.DiskAsync(context, wanted, cancel)).Id}";
                 if (context.Get(isImage)) query += "&image=true";
+                if (context.IsGiven(thin)) query += context.Get(thin) ? "&thin=true" : "&thin=false";
                 string path = Inputs.PathOf(volume) + "/stream";
                 // A refusal by the header alone comes before everything is sent.
                 await TryAsync(() => context.Client.SendAsync(

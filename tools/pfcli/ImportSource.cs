@@ -18,7 +18,6 @@ internal sealed class ImportSource : IDisposable
     private StreamCursor? _from;
     private StreamInput? _input;
     private StreamEncoder? _encoder;
-    private byte[] _content = [];
     private ulong _at; // how far a raw image has become frames
 
     private ImportSource(Stream source, bool isFile)
@@ -121,9 +120,7 @@ internal sealed class ImportSource : IDisposable
         if (size > Units.VolumeBytesMax) throw new CliException("a volume has at most 64 TiB");
         Header = new StreamHeader { StreamId = _from?.StreamId ?? Guid.NewGuid(), SizeBytes = size };
         _encoder = new StreamEncoder(Header);
-        _content = new byte[StreamHeader.DataBytesMax];
         if (IsFile) (_source.Position, _begunBytes) = (0, 0);
-        else _begun.AsSpan(0, _begunBytes).CopyTo(_content);
     }
 
     private async Task SkipAsync(long bytes, CancellationToken cancel)
@@ -184,7 +181,7 @@ internal sealed class ImportSource : IDisposable
             done(_at);
         }
 
-        if (!IsFile && await _source.ReadAsync(_content.AsMemory(0, 1), cancel) > 0) throw new CliException("the image is longer than --size");
+        if (!IsFile && await _source.ReadAsync(_begun.AsMemory(0, 1), cancel) > 0) throw new CliException("the image is longer than --size");
         sender.Buffer.Advance(_encoder!.End(sender.Buffer.GetSpan(StreamFrame.Size + StreamEncoder.TotalsBytes)));
         await sender.SendAsync(cancel);
     }
@@ -219,10 +216,14 @@ internal sealed class ImportSource : IDisposable
         }
 
         int wanted = (int)Math.Min(StreamHeader.DataBytesMax - _at % StreamHeader.DataBytesMax, end - _at);
-        int count = _begunBytes + await _source.ReadAtLeastAsync(_content.AsMemory(_begunBytes, wanted - _begunBytes), wanted - _begunBytes, false, cancel);
+        // It is read to where a frame of all of it has it, so that nothing is copied. With zeros in it frames are moved to the front:
+        // a frame more is 64 bytes more, and comes only where zeros leave out many times as much.
+        Memory<byte> content = target.GetMemory(StreamFrame.Size + wanted).Slice(StreamFrame.Size, wanted);
+        _begun.AsSpan(0, _begunBytes).CopyTo(content.Span);
+        int count = _begunBytes + await _source.ReadAtLeastAsync(content[_begunBytes..], wanted - _begunBytes, false, cancel);
         _begunBytes = 0;
-        _content.AsSpan(count, wanted - count).Clear(); // behind the end of the image
-        BatchEncoder.Write(_encoder!, _at, _content.AsSpan(0, wanted), target);
+        content.Span[count..].Clear(); // behind the end of the image
+        BatchEncoder.Write(_encoder!, _at, content.Span, target);
         _at += (ulong)wanted;
     }
 }

@@ -34,6 +34,11 @@ internal static class Inputs
         },
     };
 
+    public static Option<bool> Thin() => new("--thin")
+    {
+        Description = "Promise no room: it takes what is written, as long as there is room; =false promises room for all of its size",
+    };
+
     public static string PathOf(string volume) => "v1/volumes/" + Uri.EscapeDataString(volume);
 
     public static Task<VolumeInfo> VolumeAsync(CommandContext context, string volume, CancellationToken cancel) =>

@@ -56,15 +56,16 @@ internal static class VolumeCommands
         {
             Description = "Repeating the same request with the same key answers the same volume", HelpName = "KEY",
         };
+        Option<bool> thin = Inputs.Thin();
         var waiting = new Waiting(isHabit: false);
-        commands.Add("create_volume", "Makes a volume", [name, size, from, copies, host, disk, description, .. looks.Options, .. limits.Options, key, .. waiting.Options], async (context, cancel) =>
+        commands.Add("create_volume", "Makes a volume", [name, size, from, thin, copies, host, disk, description, .. looks.Options, .. limits.Options, key, .. waiting.Options], async (context, cancel) =>
         {
             if (context.Get(host) is { } node) await CheckHostAsync(context, node, cancel);
             if (context.Get(from) is { } source)
             {
                 if (limits.IsAnyGiven(context)) throw new CliException("a copy has no limits at first; set them with set_qos", ExitCode.Usage);
                 if (context.IsGiven(disk)) throw new CliException("a copy lies on the disk of what it is made from; leave --disk out", ExitCode.Usage);
-                return await ConcludeAsync(context, waiting, await CopyAsync(context, source, context.Get(name)!, context.IsGiven(size) ? context.Get(size) : null, looks, context.Get(description), context.Get(key), cancel), cancel);
+                return await ConcludeAsync(context, waiting, await CopyAsync(context, source, context.Get(name)!, context.IsGiven(size) ? context.Get(size) : null, looks, context.Get(description), context.Get(key), context.IsGiven(thin) ? context.Get(thin) : null, cancel), cancel);
             }
 
             if (!context.IsGiven(size)) throw new CliException("--size is missing, or --from", ExitCode.Usage);
@@ -72,11 +73,12 @@ internal static class VolumeCommands
             var request = new CreateVolume(
                 context.Get(name)!, context.Get(size), context.Get(copies), looks.Of(context, new ExportOptions()),
                 context.Get(description), store, context.Get(key) ?? Guid.NewGuid().ToString("N"),
-                Qos: limits.IsAnyGiven(context) ? limits.Of(context, QosLimits.None) : null);
+                Qos: limits.IsAnyGiven(context) ? limits.Of(context, QosLimits.None) : null, Thin: context.IsGiven(thin) ? context.Get(thin) : null);
             return await ConcludeAsync(context, waiting, await context.Client.ChangeAsync(
                 HttpMethod.Post, "v1/volumes", request, ApiJson.Default.CreateVolume, ApiJson.Default.VolumeInfo, cancel), cancel);
         },
         "pfcli create_volume -v db -s 128g",
+        "pfcli create_volume -v scratch -s 2t --thin              # takes what is written, as long as there is room",
         "pfcli create_volume -v log -s 20g --iops 500 --bandwidth 50m",
         "pfcli create_volume -v vm1 --from debian-12             # a copy; status initializing until it is populated",
         "pfcli create_volume -v vm1 --from debian-12 -s 40g      # and larger",
@@ -92,12 +94,12 @@ internal static class VolumeCommands
     }
 
     private static async Task<VolumeInfo> CopyAsync(
-        CommandContext context, string source, string name, ulong? size, ExportCommands.Looks looks, string? description, string? key, CancellationToken cancel)
+        CommandContext context, string source, string name, ulong? size, ExportCommands.Looks looks, string? description, string? key, bool? thin, CancellationToken cancel)
     {
         string[] parts = source.Split('@', 2);
         VolumeInfo from = await Inputs.VolumeAsync(context, parts[0], cancel);
         ExportOptions export = looks.Of(context, from.Export with { ReadOnly = false, Thick = false });
-        var request = new CloneVolume(name, parts.Length > 1 ? parts[1] : null, size, export, description, key ?? Guid.NewGuid().ToString("N"), Full: true);
+        var request = new CloneVolume(name, parts.Length > 1 ? parts[1] : null, size, export, description, key ?? Guid.NewGuid().ToString("N"), Full: true, Thin: thin);
         return await context.Client.ChangeAsync(
             HttpMethod.Post, Inputs.PathOf(parts[0]) + "/clone", request, ApiJson.Default.CloneVolume, ApiJson.Default.VolumeInfo, cancel);
     }
@@ -179,6 +181,7 @@ internal static class VolumeCommands
                 ("Description", v.Description ?? ""),
                 ("Size", $"{SizeText.Format(v.SizeBytes)} ({v.SizeBytes.ToString(CultureInfo.InvariantCulture)} bytes)"),
                 ("Used", SizeText.Format(v.UsedBytes)),
+                ("Room", v.Thin ? "thin: as long as there is some" : "promised"),
                 ("RepCount", v.RepCount.ToString(CultureInfo.InvariantCulture)),
                 ("Status", v.FailReason is null ? v.Status : $"{v.Status}: {v.FailReason}"),
                 ("Image", v.Image ? "yes, it never changes" : "no"),
@@ -200,14 +203,15 @@ internal static class VolumeCommands
     {
         Option<string> name = Inputs.Volume();
         Option<ulong> size = Inputs.Size("--size", "-s", "The new size, for instance 256g", required: true);
-        commands.Add("resize_volume", "Grows a volume; shrinks one that holds nothing beyond its new end", [name, size], async (context, cancel) =>
+        Option<bool> thin = Inputs.Thin();
+        commands.Add("resize_volume", "Grows a volume; shrinks one that holds nothing beyond its new end", [name, size, thin], async (context, cancel) =>
         {
             VolumeInfo volume = await Inputs.VolumeAsync(context, context.Get(name)!, cancel);
             ulong wanted = context.Get(size);
             bool shrinks = wanted < volume.SizeBytes;
             if (shrinks)
                 context.Confirm($"shrinking volume {volume.Name} from {SizeText.Format(volume.SizeBytes)} to {SizeText.Format(wanted)}");
-            return await ChangeAsync(context, volume, new ChangeVolume(volume.Revision, SizeBytes: wanted, Force: shrinks), cancel);
+            return await ChangeAsync(context, volume, new ChangeVolume(volume.Revision, SizeBytes: wanted, Force: shrinks, Thin: context.IsGiven(thin) ? context.Get(thin) : null), cancel);
         });
     }
 

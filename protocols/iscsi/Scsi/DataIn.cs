@@ -12,7 +12,7 @@ internal static class DataIn
     {
         int count = Math.Min(length, allocation);
         if (count == 0) return new ValueTask<ScsiResult>(ScsiResult.Good);
-        IoBuffer? buffer = loop.Buffers.TryRent(count);
+        IoBuffer? buffer = command.Lent ?? loop.Buffers.TryRent(count);
         if (buffer is null) return ReplyLater(loop, command, source.AsSpan(0, count).ToArray());
         Put(command, buffer, source.AsSpan(0, count));
         return new ValueTask<ScsiResult>(ScsiResult.Good);

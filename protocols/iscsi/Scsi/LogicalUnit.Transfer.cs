@@ -26,7 +26,7 @@ public sealed partial class LogicalUnit
         }
     }
 
-    /// <summary>See <see cref="IScsiTarget.Plan"/>.</summary>
+    /// <summary>See <see cref="IScsiTarget.Plan"/>. Any thread.</summary>
     internal ScsiPlan Plan(ScsiCommand command)
     {
         byte[] cdb = command.Cdb;
@@ -56,6 +56,15 @@ public sealed partial class LogicalUnit
             default:
                 return new ScsiPlan(bytes, 0, lead, false);
         }
+    }
+
+    /// <summary>Memory that the Data-In of a command needs at most, bytes; <paramref name="isMedium"/>: it is data of the medium.
+    /// Any thread, as <see cref="Plan"/>.</summary>
+    internal int InBytesOf(ScsiCommand command, out bool isMedium)
+    {
+        ScsiPlan plan = Plan(command);
+        isMedium = command.Cdb[0] is ScsiOp.Read6 or ScsiOp.Read10 or ScsiOp.Read12 or ScsiOp.Read16;
+        return plan.InBytesMax == 0 || !isMedium ? plan.InBytesMax : LeadOf(BlockRange.Of(command.Cdb)) + plan.InBytesMax;
     }
 
     private static int ByteCheck(byte[] cdb) => (cdb[1] >> 1) & 3;
@@ -125,11 +134,11 @@ public sealed partial class LogicalUnit
         if (Fault(command.Cdb, range) is { } fault) return fault;
         int bytes = (int)(range.Blocks << _blockShift), lead = LeadOf(range);
         if (bytes == 0) return ScsiResult.Good;
-        IoBuffer buffer = _loop.Buffers.TryRent(lead + bytes) ?? await _loop.Buffers.RentAsync(lead + bytes);
+        IoBuffer buffer = command.Lent ?? _loop.Buffers.TryRent(lead + bytes) ?? await _loop.Buffers.RentAsync(lead + bytes);
         ReadResult read = await _device.ReadAsync(OffsetOf(range), buffer.Slice(lead, bytes));
         if (read.Status != IoStatus.Ok)
         {
-            buffer.Return();
+            if (buffer != command.Lent) buffer.Return();
             return Failure(read.Status, isWrite: false);
         }
 

@@ -57,6 +57,9 @@ public sealed partial class LogicalUnit
     /// <summary>Commands that have not ended.</summary>
     public int TaskCount => _tasks.Count;
 
+    /// <summary>The loop on which it lives. Any thread.</summary>
+    internal ILoop Loop => _loop;
+
     private ulong CapacityBlocks => _device.SizeBytes >> _blockShift;
 
     private bool IsProtected(UnitNexus nexus) => IsReadOnlyFor(nexus) || _modes.IsSoftwareProtected;
@@ -86,11 +89,20 @@ public sealed partial class LogicalUnit
     internal UnitNexus Attach(ScsiNexus nexus, ScsiTarget target, bool isReadOnly = false)
     {
         var state = new UnitNexus(this, nexus, target) { IsReadOnly = isReadOnly };
+        Enlist(state);
+        return state;
+    }
+
+    /// <summary>Takes in a nexus that was made elsewhere.</summary>
+    internal void Enlist(UnitNexus state)
+    {
         state.Attend(Attention.PowerOnOrReset);
         _nexuses.Add(state);
         LinkRegistrant(state);
-        return state;
     }
+
+    /// <summary>As <see cref="TaskSet.Spare"/>.</summary>
+    internal void Spare(UnitNexus? nexus, HashSet<uint> tags, bool isSpared) => _tasks.Spare(nexus, tags, isSpared);
 
     /// <summary>I_T nexus loss: its commands end, RESERVE (6) and PREVENT go with it, registrations stay.</summary>
     internal void Detach(UnitNexus state)
@@ -259,7 +271,7 @@ public sealed partial class LogicalUnit
             case ScsiOp.Inquiry:
                 return Inquiry(command, nexus);
             case ScsiOp.ReportLuns:
-                return nexus.Target.ReportLuns(command);
+                return command.Luns is { } luns ? ScsiTarget.ReportLuns(_loop, command, luns) : nexus.Target.ReportLuns(command);
             case ScsiOp.ReadCapacity10:
                 return ReadCapacity10(command);
             case ScsiOp.ServiceIn16:

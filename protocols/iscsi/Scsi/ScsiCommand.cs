@@ -142,6 +142,12 @@ public sealed class ScsiCommand
 
     /// <summary>For the target: its own state of the command.</summary>
     public object? TargetState { get; set; }
+
+    /// <summary>For the target: memory in which Data-In is to lie, when the unit is of another loop; null: the unit rents.</summary>
+    internal IoBuffer? Lent { get; set; }
+
+    /// <summary>For the target: what REPORT LUNS is to answer when the unit is of another loop.</summary>
+    internal ushort[]? Luns { get; set; }
 }
 
 /// <summary>

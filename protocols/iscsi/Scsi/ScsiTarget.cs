@@ -23,12 +23,16 @@ public sealed record ScsiTargetOptions
     /// <summary>Which LUNs a nexus may use; null: all. A LUN that it may not use does not exist for it, EXTENDED COPY
     /// included. Asked at login; call <see cref="ScsiTarget.RefreshLuns"/> after a change.</summary>
     public Func<ScsiNexus, ushort, bool>? MayUse { get; init; }
+
+    /// <summary>So many commands of one nexus may wait until the volume of a unit of another loop lets them in; one more is answered
+    /// TASK SET FULL, for they hold places in the window of the session.</summary>
+    public int AtDoorMax { get; init; } = 64;
 }
 
 /// <summary>
 /// The SCSI side of one target: the table of LUNs and the nexuses. A logical unit may stand in the tables of several
-/// targets of one loop if their ports differ (<see cref="ScsiTargetOptions.PortBase"/>); its reservations, task set and unit
-/// attentions are its own. Lives on one loop.
+/// targets if their ports differ (<see cref="ScsiTargetOptions.PortBase"/>); its reservations, task set and unit
+/// attentions are its own. Units of other loops are reached by messages (<see cref="UnitRelay"/>). Lives on one loop.
 /// </summary>
 public sealed class ScsiTarget : IScsiTarget
 {
@@ -41,6 +45,7 @@ public sealed class ScsiTarget : IScsiTarget
     private readonly SortedDictionary<ushort, LogicalUnit> _luns = [];
     private readonly HashSet<ushort> _readOnly = [];
     private readonly List<NexusState> _nexuses = [];
+    private readonly Dictionary<LogicalUnit, UnitRelay> _relays = []; // of units of other loops
     private readonly byte[] _scratch = new byte[8 + 8 * (LunMax + 2)];
 
     /// <summary>A target without LUNs.</summary>
@@ -64,10 +69,17 @@ public sealed class ScsiTarget : IScsiTarget
     }
 
     /// <summary>Puts <paramref name="unit"/> at <paramref name="lun"/>, or takes it away (null). Nexuses are told (3F/0E).
-    /// <paramref name="isReadOnly"/>: changes that come by this target are refused.</summary>
-    public void SetLun(ushort lun, LogicalUnit? unit, bool isReadOnly = false)
+    /// <paramref name="isReadOnly"/>: changes that come by this target are refused. <paramref name="meter"/> counts the commands
+    /// when the unit is of another loop (<see cref="LivesElsewhere"/>); those of a unit of this loop the transport counts.</summary>
+    public void SetLun(ushort lun, LogicalUnit? unit, bool isReadOnly = false, IUnitMeter? meter = null)
     {
         Check.That(lun <= LunMax);
+        if (unit is not null && LivesElsewhere(unit))
+        {
+            if (!_relays.TryGetValue(unit, out UnitRelay? relay)) _relays.Add(unit, relay = new UnitRelay(unit, _loop));
+            (relay.Meter, relay.AtDoorMax) = (meter, Options.AtDoorMax);
+        }
+
         bool changesProtection = unit is not null && isReadOnly != _readOnly.Contains(lun);
         if (isReadOnly && unit is not null) _readOnly.Add(lun);
         else _readOnly.Remove(lun);
@@ -76,15 +88,22 @@ public sealed class ScsiTarget : IScsiTarget
             foreach (NexusState state in _nexuses)
             {
                 if (!state.Units.TryGetValue(lun, out UnitNexus? nexus)) continue;
-                nexus.IsReadOnly = isReadOnly;
-                nexus.Attend(Attention.ModeChanged);
+                Change(nexus, n =>
+                {
+                    n.IsReadOnly = isReadOnly;
+                    n.Attend(Attention.ModeChanged);
+                });
             }
         }
 
         if (unit is null) _luns.Remove(lun);
         else _luns[lun] = unit;
         RefreshLuns();
+        foreach (LogicalUnit gone in _relays.Keys.Except(_luns.Values).ToArray()) _relays.Remove(gone);
     }
+
+    /// <summary>The unit is of another loop.</summary>
+    public bool LivesElsewhere(LogicalUnit unit) => unit.Loop != _loop;
 
     /// <summary>Asks <see cref="ScsiTargetOptions.MayUse"/> anew; every nexus whose LUNs changed is told (3F/0E).</summary>
     public void RefreshLuns()
@@ -95,7 +114,7 @@ public sealed class ScsiTarget : IScsiTarget
             foreach (ushort lun in state.Units.Keys.ToArray())
             {
                 if (_luns.GetValueOrDefault(lun) == state.Units[lun].Unit && MayUse(state.Nexus, lun)) continue;
-                state.Units[lun].Unit.Detach(state.Units[lun]);
+                Detach(state.Units[lun]);
                 state.Units.Remove(lun);
                 changed = true;
             }
@@ -103,12 +122,12 @@ public sealed class ScsiTarget : IScsiTarget
             foreach ((ushort lun, LogicalUnit unit) in _luns)
             {
                 if (state.Units.ContainsKey(lun) || !MayUse(state.Nexus, lun)) continue;
-                state.Units[lun] = unit.Attach(state.Nexus, this, _readOnly.Contains(lun));
+                state.Units[lun] = Attach(state.Nexus, lun, unit);
                 changed = true;
             }
 
             if (!changed) continue;
-            foreach (UnitNexus unit in state.Units.Values) unit.Attend(Attention.LunsChanged);
+            foreach (UnitNexus unit in state.Units.Values) Change(unit, static n => n.Attend(Attention.LunsChanged));
         }
     }
 
@@ -119,7 +138,7 @@ public sealed class ScsiTarget : IScsiTarget
         nexus.TargetState = state;
         foreach ((ushort lun, LogicalUnit unit) in _luns)
         {
-            if (MayUse(nexus, lun)) state.Units[lun] = unit.Attach(nexus, this, _readOnly.Contains(lun));
+            if (MayUse(nexus, lun)) state.Units[lun] = Attach(nexus, lun, unit);
         }
 
         _nexuses.Add(state);
@@ -131,7 +150,7 @@ public sealed class ScsiTarget : IScsiTarget
         if (nexus.TargetState is not NexusState state) return;
         nexus.TargetState = null;
         _nexuses.Remove(state);
-        foreach (UnitNexus unit in state.Units.Values) unit.Unit.Detach(unit);
+        foreach (UnitNexus unit in state.Units.Values) Detach(unit);
     }
 
     /// <inheritdoc/>
@@ -139,6 +158,7 @@ public sealed class ScsiTarget : IScsiTarget
     {
         UnitNexus? unit = Find(command.Nexus, command.Lun);
         if (unit is null) return new ScsiPlan(0, TransferPlan.AllocationOf(command.Cdb), 0, false);
+        if (unit.Relay is not null) return unit.Unit.Plan(command); // it passes the door there
         ScsiPlan plan = unit.Unit.PlanAndCharge(command);
         return plan.Admission is null ? plan : plan with { HasOtherUnits = ((NexusState)command.Nexus.TargetState!).Units.Count > 1 };
     }
@@ -147,7 +167,8 @@ public sealed class ScsiTarget : IScsiTarget
     public ValueTask<bool> ExecuteAsync(ScsiCommand command)
     {
         UnitNexus? unit = Find(command.Nexus, command.Lun);
-        return unit is not null ? unit.Unit.ExecuteAsync(command, unit) : ExecuteWithoutUnitAsync(command);
+        if (unit?.Relay is not { } relay) return unit is not null ? unit.Unit.ExecuteAsync(command, unit) : ExecuteWithoutUnitAsync(command);
+        return command.Cdb[0] == ScsiOp.ReportLuns ? ReportLunsThereAsync(command, unit) : relay.ExecuteAsync(command, unit, null);
     }
 
     /// <inheritdoc/>
@@ -156,25 +177,31 @@ public sealed class ScsiTarget : IScsiTarget
         if (function is TaskFunction.TargetWarmReset or TaskFunction.TargetColdReset)
         {
             ushort code = function == TaskFunction.TargetWarmReset ? Attention.BusReset : Attention.PowerOn;
-            LogicalUnit[] units = [.. _luns.Values.Distinct()];
+            var asking = nexus.TargetState as NexusState;
+            ValueTask<TaskFunctionResponse>[] there =
+                [.. _relays.Values.Select(r => r.ResetAsync(asking?.Units.Values.FirstOrDefault(u => u.Relay == r), code))];
+            LogicalUnit[] units = [.. _luns.Values.Where(u => !LivesElsewhere(u)).Distinct()];
             foreach (LogicalUnit unit in units) unit.Reset(code);
             foreach (LogicalUnit unit in units) await unit.WaitForAbortedAsync();
+            foreach (ValueTask<TaskFunctionResponse> reset in there) await reset;
             return TaskFunctionResponse.Complete;
         }
 
         if (function is < TaskFunction.AbortTask or > TaskFunction.TargetColdReset or TaskFunction.ClearAca)
             return TaskFunctionResponse.NotSupported;
         UnitNexus? state = Find(nexus, lun);
-        return state is null ? TaskFunctionResponse.NoLun : await state.Unit.ManageAsync(state, function, tag);
+        if (state is null) return TaskFunctionResponse.NoLun;
+        return await (state.Relay?.ManageAsync(state, function, tag) ?? state.Unit.ManageAsync(state, function, tag));
     }
 
-    /// <summary>The unit with that designator among those that <paramref name="nexus"/> may use, or null.</summary>
+    /// <summary>The unit with that designator among those of this loop that <paramref name="nexus"/> may use, or null.</summary>
     internal static UnitNexus? FindByDesignator(ScsiNexus nexus, ReadOnlySpan<byte> designator)
     {
+        if (nexus.TargetState is UnitNexus only) return only.Unit.HasDesignator(designator) ? only : null; // of a relay
         if (nexus.TargetState is not NexusState state) return null;
         foreach (UnitNexus unit in state.Units.Values)
         {
-            if (unit.Unit.HasDesignator(designator)) return unit;
+            if (unit.Relay is null && unit.Unit.HasDesignator(designator)) return unit;
         }
 
         return null;
@@ -183,33 +210,79 @@ public sealed class ScsiTarget : IScsiTarget
     /// <summary>REPORT LUNS (SPC-4, 6.31) for a nexus.</summary>
     internal ValueTask<ScsiResult> ReportLuns(ScsiCommand command)
     {
-        ReadOnlySpan<byte> cdb = command.Cdb;
-        int allocation = TransferPlan.Clamp(BinaryPrimitives.ReadUInt32BigEndian(cdb[6..]));
-        byte select = cdb[2];
-        if (select > 2) return new ValueTask<ScsiResult>(Sense.InCdb(2));
-        if (allocation < 16) return new ValueTask<ScsiResult>(Sense.InCdb(6));
+        if (LunListFault(command.Cdb) is { } fault) return new ValueTask<ScsiResult>(fault);
         var state = (NexusState)command.Nexus.TargetState!;
+        int length = WriteLuns(_scratch, command.Cdb, LunsOf(state));
+        ForgetLunsChanged(state);
+        return DataIn.Reply(_loop, command, _scratch, length, TransferPlan.AllocationOf(command.Cdb));
+    }
+
+    /// <summary>REPORT LUNS to a unit of another loop, there: what there is was looked up before.</summary>
+    internal static ValueTask<ScsiResult> ReportLuns(ILoop loop, ScsiCommand command, ushort[] luns)
+    {
+        if (LunListFault(command.Cdb) is { } fault) return new ValueTask<ScsiResult>(fault);
+        var list = new byte[8 + 8 * (luns.Length + 1)];
+        return DataIn.Reply(loop, command, list, WriteLuns(list, command.Cdb, luns), TransferPlan.AllocationOf(command.Cdb));
+    }
+
+    private async ValueTask<bool> ReportLunsThereAsync(ScsiCommand command, UnitNexus unit)
+    {
+        var state = (NexusState)command.Nexus.TargetState!;
+        bool hasAnswer = await unit.Relay!.ExecuteAsync(command, unit, [.. LunsOf(state)]);
+        if (command.Status == ScsiStatus.Good && !command.IsAborted) ForgetLunsChanged(state);
+        return hasAnswer;
+    }
+
+    private static Sense? LunListFault(byte[] cdb)
+    {
+        if (cdb[2] > 2) return Sense.InCdb(2);
+        return TransferPlan.AllocationOf(cdb) < 16 ? Sense.InCdb(6) : null;
+    }
+
+    private IEnumerable<ushort> LunsOf(NexusState state) => _luns.Keys.Where(state.Units.ContainsKey);
+
+    private static void ForgetLunsChanged(NexusState state)
+    {
+        foreach (UnitNexus unit in state.Units.Values) Change(unit, static n => n.Forget(Attention.LunsChanged));
+    }
+
+    private static int WriteLuns(Span<byte> list, byte[] cdb, IEnumerable<ushort> luns)
+    {
+        byte select = cdb[2];
         int at = 8;
         if (select != 1)
         {
-            foreach (ushort lun in _luns.Keys)
+            foreach (ushort lun in luns)
             {
-                if (!state.Units.ContainsKey(lun)) continue;
                 ulong field = lun < 256 ? (ulong)lun << 48 : (ulong)(0x4000 | lun) << 48;
-                BinaryPrimitives.WriteUInt64BigEndian(_scratch.AsSpan(at), field);
+                BinaryPrimitives.WriteUInt64BigEndian(list[at..], field);
                 at += 8;
             }
         }
 
         if (select != 0)
         {
-            BinaryPrimitives.WriteUInt64BigEndian(_scratch.AsSpan(at), WellKnownReportLuns);
+            BinaryPrimitives.WriteUInt64BigEndian(list[at..], WellKnownReportLuns);
             at += 8;
         }
 
-        BinaryPrimitives.WriteUInt64BigEndian(_scratch, (ulong)(at - 8) << 32);
-        foreach (UnitNexus unit in state.Units.Values) unit.Forget(Attention.LunsChanged);
-        return DataIn.Reply(_loop, command, _scratch, at, allocation);
+        BinaryPrimitives.WriteUInt64BigEndian(list, (ulong)(at - 8) << 32);
+        return at;
+    }
+
+    private UnitNexus Attach(ScsiNexus nexus, ushort lun, LogicalUnit unit) => _relays.TryGetValue(unit, out UnitRelay? relay)
+        ? relay.Attach(nexus, this, _readOnly.Contains(lun)) : unit.Attach(nexus, this, _readOnly.Contains(lun));
+
+    private static void Detach(UnitNexus nexus)
+    {
+        if (nexus.Relay is { } relay) relay.Detach(nexus);
+        else nexus.Unit.Detach(nexus);
+    }
+
+    private static void Change(UnitNexus nexus, Action<UnitNexus> change)
+    {
+        if (nexus.Relay is { } relay) relay.Change(nexus, change);
+        else change(nexus);
     }
 
     private bool MayUse(ScsiNexus nexus, ushort lun) => Options.MayUse?.Invoke(nexus, lun) ?? true;

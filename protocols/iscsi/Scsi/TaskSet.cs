@@ -109,6 +109,16 @@ internal sealed class TaskSet
         return done.WaitAsync();
     }
 
+    /// <summary>The commands of a nexus with those tags are not meant by what is asked next, or (false) they are again.</summary>
+    public void Spare(UnitNexus? nexus, HashSet<uint> tags, bool isSpared)
+    {
+        if (tags.Count == 0) return;
+        for (ScsiTask? task = _first; task is not null; task = task.Next)
+        {
+            if (task.Nexus == nexus && tags.Contains(task.Command.Tag)) task.Command.IsSpared = isSpared;
+        }
+    }
+
     public ScsiTask? Find(Func<ScsiTask, bool> which)
     {
         for (ScsiTask? task = _first; task is not null; task = task.Next)

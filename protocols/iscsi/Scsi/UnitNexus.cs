@@ -20,6 +20,9 @@ internal sealed class UnitNexus(LogicalUnit unit, ScsiNexus nexus, ScsiTarget ta
     /// <summary>Relative identifier of the target port.</summary>
     public ushort Port => Target.Options.PortOf(Nexus.PortalGroup);
 
+    /// <summary>The way to the unit when it is of another loop than the target, else null.</summary>
+    public UnitRelay? Relay { get; init; }
+
     /// <summary>The LUN is read-only by this target, whatever the unit is.</summary>
     public bool IsReadOnly { get; set; }
 

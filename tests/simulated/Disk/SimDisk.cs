@@ -16,6 +16,7 @@ public sealed class SimDisk : IFile
     private readonly Dictionary<ulong, byte[]> _visible = []; // pages of which the cache holds something newer than the medium
     private readonly List<PendingWrite> _pending = []; // answered ones in the order of their answers, then those in flight
     private readonly SortedSet<ulong> _unreadable = [];
+    private readonly HashSet<int> _flushing = []; // views of which a flush is under way
     private SimLoop _loop;
     private ulong _life;
     private ulong _ordinals;
@@ -73,6 +74,7 @@ public sealed class SimDisk : IFile
     {
         Check.That(_pending.TrueForAll(write => write.IsAnswered));
         _loop = loop;
+        _flushing.Clear();
         HasFailedFlush = false;
         HasHung = false;
     }
@@ -242,10 +244,13 @@ public sealed class SimDisk : IFile
     private ValueTask<IoStatus> FlushAsync(int view)
     {
         if (HasFailedFlush) Misuse.Add("a flush after one had failed");
+        // An error is told once, to one of them: the other answers Ok over what is gone.
+        if (!_flushing.Add(view)) Misuse.Add("a flush while another is under way");
         var covered = new HashSet<PendingWrite>(
             _pending.Where(write => write.IsAnswered && write.View == view), ReferenceEqualityComparer.Instance);
         return Later(() =>
         {
+            _flushing.Remove(view);
             ChangeCount++;
             if (Draw(Faults.FlushError, DiskEvent.FlushError))
             {

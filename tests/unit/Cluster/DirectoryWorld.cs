@@ -34,7 +34,10 @@ internal sealed class DirectoryWorld
     private Mishap _mishap;
     private bool _isDead;
 
-    public MemoryMetaStore Meta { get; } = new();
+    public IMetaStore Meta { get; init; } = new MemoryMetaStore();
+
+    /// <summary>Told after every step that had its effect.</summary>
+    public Action? Stepped { get; set; }
 
     public Dictionary<Guid, SortedDictionary<uint, VolumeHead>> Disks { get; } = new()
     {
@@ -58,7 +61,17 @@ internal sealed class DirectoryWorld
 
     public void Disarm() => Arm(-1, default);
 
-    public VolumeDirectory Begin(IWallClock? clock = null) => new(new WatchedMeta(this), clock ?? new Clock(), new SeededRandom(_starts++)) { CutGate = new Gate(this) };
+    public VolumeDirectory Begin(IWallClock? clock = null)
+    {
+        Promises.Clear(); // the stores are opened anew
+        return new(new WatchedMeta(this), clock ?? new Clock(), new SeededRandom(_starts++)) { CutGate = new Gate(this) };
+    }
+
+    /// <summary>What each store may promise.</summary>
+    public ulong PromisableBytes { get; set; } = 4096 * Units.TiB;
+
+    /// <summary>What stores keep for volumes, by number; lost when they are closed.</summary>
+    public Dictionary<uint, ulong> Promises { get; } = [];
 
     public IVolumeHost[] Hosts() => [.. Disks.Select(d => new Host(this, d.Key, d.Value))];
 
@@ -67,7 +80,13 @@ internal sealed class DirectoryWorld
     {
         if (_isDead) throw new DeathException();
         int step = _step++;
-        if (_at < 0 || step < _at || (step > _at && _mishap != Mishap.FailsFromHereOn)) return effect();
+        if (_at < 0 || step < _at || (step > _at && _mishap != Mishap.FailsFromHereOn))
+        {
+            T done = effect();
+            Stepped?.Invoke();
+            return done;
+        }
+
         switch (_mishap)
         {
             case Mishap.DeathBefore:
@@ -147,6 +166,17 @@ internal sealed class DirectoryWorld
         public Guid StoreId => id;
 
         public Task<ulong?> FreeBytesAsync() => Task.FromResult<ulong?>(Units.TiB);
+
+        public Task<ulong?> PromisableBytesAsync() => Task.FromResult<ulong?>(
+            world.PromisableBytes - Math.Min(world.PromisableBytes, world.Promises.Where(p => heads.ContainsKey(p.Key)).Aggregate(0UL, (sum, p) => sum + p.Value)));
+
+        public Task<IoStatus> PromiseAsync(uint volumeId, ulong bytes, bool isForced)
+        {
+            ulong others = world.Promises.Where(p => p.Key != volumeId && heads.ContainsKey(p.Key)).Aggregate(0UL, (sum, p) => sum + p.Value);
+            if (!isForced && others + bytes > world.PromisableBytes) return Task.FromResult(IoStatus.NoSpace);
+            world.Promises[volumeId] = bytes;
+            return Task.FromResult(IoStatus.Ok);
+        }
 
         public Task<IReadOnlyList<VolumeHead>> ListAsync() => Task.FromResult<IReadOnlyList<VolumeHead>>([.. heads.Values]);
 

@@ -18,6 +18,8 @@ public sealed class VolumeDirectoryTests
         ["grow"] = d => d.ChangeAsync("old", new ChangeVolume(SizeBytes: 9 * Units.MiB)),
         ["shrink and rename"] = d => d.ChangeAsync("old", new ChangeVolume(Name: "renamed", SizeBytes: Units.MiB, Force: true)),
         ["export"] = d => d.ChangeAsync("old", new ChangeVolume(Export: new ExportOptions(ReadOnly: true))),
+        ["promise"] = d => d.ChangeAsync("other", new ChangeVolume(Thin: false, SizeBytes: 3 * Units.MiB)),
+        ["take a promise back"] = d => d.ChangeAsync("old", new ChangeVolume(Thin: true)),
         ["delete"] = d => d.DeleteAsync("old", null, null),
     };
 
@@ -257,5 +259,8 @@ public sealed class VolumeDirectoryTests
             Assert.Equal(volume.Revision, (await world.Meta.GetAsync($"vol/{volume.Id}"))!.ModRevision);
         string[] names = [.. (await world.Meta.RangeAsync("name/")).Select(e => $"{e.Key}={JsonSerializer.Deserialize<uint>(e.Value.Span)}")];
         Assert.Equal(volumes.OrderBy(v => v.Name, StringComparer.Ordinal).Select(v => $"name/{v.Name}={v.Id}"), names);
+        // What a record promises its store keeps, no less and no more.
+        foreach (VolumeRecord volume in volumes)
+            Assert.True(world.Promises.GetValueOrDefault(volume.Id) == volume.PromisedBytes, $"{because}: '{volume.Name}' is promised {volume.PromisedBytes}, kept are {world.Promises.GetValueOrDefault(volume.Id)}");
     }
 }

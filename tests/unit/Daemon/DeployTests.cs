@@ -2,6 +2,7 @@ using System.Net.Sockets;
 using System.Text;
 using System.Text.RegularExpressions;
 using BlockServer.Blockd;
+using BlockServer.Io;
 using Xunit;
 
 namespace BlockServer.Tests.Unit.Daemon;
@@ -74,6 +75,7 @@ public sealed partial class DeployTests
     {
         string[] unit = File.ReadAllLines(Deploy("blockd.service"));
         Assert.Contains("Type=notify", unit);
+        Assert.Contains("WatchdogSec=60s", unit);
         Assert.Contains("ExecStart=/usr/lib/blockd/blockd --config /etc/blockd/blockd.json", unit);
         Assert.Contains("RestartPreventExitStatus=2", unit);
         Assert.Contains("u blockd - ", File.ReadAllText(Deploy("blockd.sysusers.conf")), StringComparison.Ordinal);
@@ -103,6 +105,77 @@ public sealed partial class DeployTests
         Assert.Equal("READY=1", Encoding.UTF8.GetString(got, 0, systemd.Receive(got)));
         if (!isAbstract) File.Delete(name);
     }
+
+    [Fact]
+    public async Task Systemd_is_told_that_it_lives_only_while_every_loop_answers()
+    {
+        string name = "\0" + Path.Combine(Path.GetTempPath(), $"notify-{Guid.NewGuid():N}");
+        using var systemd = new Socket(AddressFamily.Unix, SocketType.Dgram, ProtocolType.Unspecified);
+        systemd.Bind(new UnixDomainSocketEndPoint(name));
+        int Told()
+        {
+            var got = new byte[100];
+            int count = 0;
+            while (systemd.Available > 0)
+            {
+                Assert.Equal("WATCHDOG=1", Encoding.UTF8.GetString(got, 0, systemd.Receive(got)));
+                count++;
+            }
+
+            return count;
+        }
+
+        using LoopThread one = LoopFactory.Create("auto", "one"), two = LoopFactory.Create("auto", "two");
+        var said = new List<string>();
+        await using var watchdog = new SystemdWatchdog([one, two], TimeSpan.FromHours(1), state => SystemdNotify.Send(state, "@" + name[1..]), said.Add);
+        TimeSpan patient = TimeSpan.FromMinutes(1), brief = TimeSpan.FromMilliseconds(50);
+        Assert.True(await watchdog.TellAsync(patient));
+        Assert.Equal(1, Told());
+
+        using var held = new ManualResetEventSlim();
+        two.Post(() => held.Wait(TestContext.Current.CancellationToken));
+        for (int i = 0; i < 3; i++) Assert.False(await watchdog.TellAsync(brief));
+        Assert.Equal(0, Told());
+        Assert.Contains("loop two does not answer", Assert.Single(said), StringComparison.Ordinal);
+        held.Set();
+        Assert.True(await watchdog.TellAsync(patient));
+        Assert.Equal(1, Told());
+
+        // A loop that has ended does not answer either.
+        one.Dispose();
+        Assert.False(await watchdog.TellAsync(brief));
+        Assert.Equal(0, Told());
+    }
+
+    [Fact]
+    public async Task The_watchdog_tells_by_itself_and_ends_at_once_though_a_loop_is_stuck()
+    {
+        var told = new TaskCompletionSource();
+        using LoopThread loop = LoopFactory.Create("auto", "loop");
+        var watchdog = new SystemdWatchdog([loop], TimeSpan.FromMilliseconds(20), _ =>
+        {
+            told.TrySetResult();
+            return null;
+        }, _ => { });
+        watchdog.Start();
+        await told.Task;
+        using var held = new ManualResetEventSlim();
+        loop.Post(() => held.Wait(TestContext.Current.CancellationToken));
+        await watchdog.DisposeAsync();
+        held.Set();
+    }
+
+    [Theory]
+    [InlineData("60000000", "7", 20_000)]
+    [InlineData("60000000", null, 20_000)]
+    [InlineData("60000000", "8", null)] // another process is watched
+    [InlineData(null, "7", null)]
+    [InlineData("0", "7", null)]
+    [InlineData("-3", "7", null)]
+    [InlineData("soon", "7", null)]
+    [InlineData("18446744073709551615", "7", null)]
+    public void Systemd_says_how_often_it_wants_to_be_told(string? micros, string? pid, int? every) =>
+        Assert.Equal(every, (int?)SystemdWatchdog.EveryOf(micros, pid, 7)?.TotalMilliseconds);
 
     [Fact]
     public void Without_systemd_nothing_happens_and_a_wrong_socket_is_told()

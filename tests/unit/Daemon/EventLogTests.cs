@@ -178,18 +178,42 @@ public sealed class EventLogTests : IDisposable
         Assert.Equal([EventCatalogue.DiskFailed], Codes(watch, 6612, 9, 0, Look(StoreState.Failed, ioErrors: 7, checksums: 3, free: 0)));
     }
 
+    [Fact]
+    public void Levels_of_space_and_slots_are_told_one_by_one_and_each_has_a_gap()
+    {
+        var watch = new DiskJudge(10, metadataWarnPercent: 85);
+        string[] At(int second, int free, ulong slots) => Codes(watch, second, (ulong)second, 0, Look(free: Math.Max(0, free - 5), soon: free, kept: 5, slots: slots));
+        Assert.Empty(At(1, 50, 849));
+        Assert.Equal([EventCatalogue.MetadataLow], At(2, 50, 850));
+        Assert.Equal([EventCatalogue.MetadataLow], At(3, 50, 830));
+        Assert.Equal([EventCatalogue.StoreLow, EventCatalogue.MetadataLow], At(4, 14, 850));
+        Assert.Equal([EventCatalogue.StoreProtected], At(5, 14, 950));
+        Assert.Equal([EventCatalogue.StoreProtected], At(6, 14, 945));
+        Assert.True(watch.IsWorthALook(new DiskPulse("d", 6, 0))); // though it rests
+        Assert.Equal([EventCatalogue.StoreLow, EventCatalogue.MetadataLow], At(7, 14, 930));
+        Assert.Equal([EventCatalogue.StoreLow], At(8, 14, 810));
+        Assert.Equal([EventCatalogue.StoreProtected], At(9, 5, 800));
+        Assert.Equal([EventCatalogue.StoreFull], At(10, 1, 800)); // the reserve alone
+        Assert.Equal([EventCatalogue.StoreProtected], At(11, 5, 800));
+        Assert.Equal([EventCatalogue.StoreLow], At(12, 6, 800));
+        Assert.Empty(At(13, 50, 800));
+        Assert.False(watch.IsWorthALook(new DiskPulse("d", 13, 0)));
+    }
+
     private static string[] Codes(DiskJudge watch, int seconds, ulong answered, int inFlight, DiskLook? look) =>
         [.. watch.Judge(TimeSpan.FromSeconds(seconds), new DiskPulse("d", answered, inFlight), look).Select(f => f.Code)];
 
     private static DiskLook Look(
-        StoreState state = StoreState.Online, ulong ioErrors = 0, ulong checksums = 0, int free = 50, ulong bad = 0, ulong operations = 0, ulong nanos = 0)
+        StoreState state = StoreState.Online, ulong ioErrors = 0, ulong checksums = 0, int free = 50, ulong bad = 0, ulong operations = 0, ulong nanos = 0,
+        int? soon = null, int kept = 1, ulong slots = 0)
     {
         const ulong Blocks = 25_600;
         return new DiskLook(
             state,
             new StoreStats
             {
-                BlocksTotal = Blocks, BlocksUsed = 0, BlocksQuarantined = 0, BlocksReserved = 0, SlotsTotal = 1, SlotsUsed = 0, MetadataResidentBytes = 0,
+                BlocksTotal = Blocks, BlocksUsed = 0, BlocksQuarantined = 0, BlocksReserved = Blocks / 100, SlotsTotal = 1000, SlotsUsed = slots, SlotsKept = 50,
+                BlocksKept = Blocks / 100 * (ulong)kept, BlocksFreeSoon = Blocks / 100 * (ulong)(soon ?? free + 1), MetadataResidentBytes = 0,
                 MetadataBudgetBytes = 0, RingOccupancy = 0, Checkpoints = 0, ChecksumErrors = checksums, IoErrors = ioErrors,
                 FailReason = state == StoreState.Failed ? "a flush failed" : null, BlocksBad = bad,
             },

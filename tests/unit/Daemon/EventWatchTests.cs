@@ -84,7 +84,7 @@ public sealed class EventWatchTests
     [Fact]
     public async Task A_full_disk_is_told_as_low_then_full_and_is_over_when_the_volume_goes()
     {
-        await using TestDaemon test = await TestDaemon.StartAsync("low-space=25");
+        await using TestDaemon test = await TestDaemon.StartAsync("low-space=25", "write-protect=100");
         VolumeRecord volume = await test.CreateAsync("v", 64 << 20);
         StoreHost host = test.Daemon.Stores.All[0];
         var seen = new List<string>();
@@ -105,6 +105,63 @@ public sealed class EventWatchTests
         Assert.Empty(seen.Except([EventCatalogue.StoreLow, EventCatalogue.StoreFull]));
         await test.Daemon.Directory.DeleteAsync("v", volume.Id, null);
         for (int i = 0; i < 200 && (await OpenAsync(test)).Count > 0; i++) await Task.Delay(20); // its space comes back in the background
+        Assert.Empty(await OpenAsync(test));
+    }
+
+    [Fact]
+    public async Task A_disk_that_runs_full_takes_no_new_extents_and_everything_else_goes_on()
+    {
+        await using TestDaemon test = await TestDaemon.StartAsync("write-protect=90", "store-size=160m");
+        VolumeRecord volume = await test.CreateAsync("v", 1 << 30);
+        StoreHost host = test.Daemon.Stores.All[0];
+        Task<IoStatus> Write(ulong at, int length) =>
+            host.Thread.InvokeAsync(() => host.Store.OpenVolume(volume.Id)!.WriteAsync(at, Junk(length, at), WriteFlags.None));
+        ulong end = 0;
+        while (await Write(end, 1 << 20) == IoStatus.Ok) end += Units.MiB;
+        EventInfo fault = Assert.Single(await OpenAsync(test));
+        Assert.Equal((EventCatalogue.StoreProtected, "store-0", "error"), (fault.Code, fault.Subject, fault.Severity));
+        for (ulong at = 0; at < end; at += Units.MiB) Assert.Equal(IoStatus.Ok, await Write(at, 1 << 20));
+        Assert.Equal(IoStatus.NoSpace, await Write(end, 1 << 20));
+        // Over when a hundredth is free, not at the first block.
+        Assert.Equal(IoStatus.Ok, await host.Thread.InvokeAsync(() => host.Store.OpenVolume(volume.Id)!.TrimAsync(0, 4096, WriteFlags.None)));
+        Assert.Equal(fault.Id, Assert.Single(await OpenAsync(test)).Id);
+        Assert.Equal(IoStatus.Ok, await host.Thread.InvokeAsync(() => host.Store.OpenVolume(volume.Id)!.TrimAsync(0, 8 << 20, WriteFlags.None)));
+        Assert.Equal(EventCatalogue.StoreLow, Assert.Single(await OpenAsync(test)).Code);
+        Assert.Equal(IoStatus.Ok, await Write(end, 1 << 20));
+        Assert.Equal(IoStatus.Ok, await host.Thread.InvokeAsync(() => host.Store.OpenVolume(volume.Id)!.TrimAsync(0, 1 << 30, WriteFlags.None)));
+        Assert.Empty(await OpenAsync(test));
+    }
+
+    [Fact]
+    public async Task Metadata_slots_that_run_out_are_told_and_initiators_are_too()
+    {
+        await using TestDaemon test = await TestDaemon.StartAsync("store-size=80m", "metadata-warn=50");
+        VolumeRecord volume = await test.CreateAsync("v", 1 << 30);
+        StoreHost host = test.Daemon.Stores.All[0];
+        var told = new List<ulong>();
+        (ulong total, ulong used) = await host.Thread.InvokeAsync(async () =>
+        {
+            SpaceWatch watch = host.Watch(10, 50);
+            watch.Crossed = told.Add;
+            var device = new WatchedDevice(host.Store.OpenVolume(volume.Id)!, watch);
+            StoreStats stats = host.Store.GetStats();
+            for (ulong at = 0; told.Count == 0 && stats.SlotsUsed < stats.SlotsTotal * 9 / 10; at += Units.MiB, stats = host.Store.GetStats())
+                Assert.Equal(IoStatus.Ok, await device.WriteAsync(at, Junk(4096, at), WriteFlags.None));
+            return (stats.SlotsTotal, stats.SlotsUsed);
+        });
+        Assert.Single(told);
+        Assert.InRange(used, total / 2, total * 6 / 10 + 64); // looked at now and then
+        Assert.Equal(EventCatalogue.MetadataLow, Assert.Single(await OpenAsync(test)).Code);
+        Assert.Equal(IoStatus.Ok, await host.Thread.InvokeAsync(() => host.Store.OpenVolume(volume.Id)!.TrimAsync(0, 1 << 30, WriteFlags.None)));
+        for (int i = 0; i < 200 && (await OpenAsync(test)).Count > 0; i++)
+        {
+            // Slots come back when their tombstones are home.
+            await host.Thread.InvokeAsync(async () =>
+            {
+                for (int n = 0; n < 200; n++) await host.Store.OpenVolume(volume.Id)!.WriteAsync(0, Junk(4096, 0), WriteFlags.Fua);
+            });
+        }
+
         Assert.Empty(await OpenAsync(test));
     }
 

@@ -137,6 +137,10 @@ public sealed class GroupCutTests
 
         public Task<ulong?> FreeBytesAsync() => inner.FreeBytesAsync();
 
+        public Task<ulong?> PromisableBytesAsync() => inner.PromisableBytesAsync();
+
+        public Task<IoStatus> PromiseAsync(uint volumeId, ulong bytes, bool isForced) => inner.PromiseAsync(volumeId, bytes, isForced);
+
         public Task<IReadOnlyList<VolumeHead>> ListAsync() => inner.ListAsync();
 
         public Task<IoStatus> CreateAsync(VolumeHead head) => inner.CreateAsync(head);

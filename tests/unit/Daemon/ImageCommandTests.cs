@@ -23,7 +23,7 @@ public sealed class ImageCommandTests
             Error = error,
             In = TextReader.Null,
             Environment = _ => null,
-            Transport = () => cutAt == long.MaxValue ? new SocketsHttpHandler() : new SocketsHttpHandler { ConnectCallback = (context, cancel) => CutStream.ConnectAsync(context, cutAt, cancel) },
+            Transport = () => cutAt == long.MaxValue ? CliHost.OfProcess().Transport() : new SocketsHttpHandler { ConnectCallback = (context, cancel) => CutStream.ConnectAsync(context, cutAt, cancel) },
             Delay = Task.Delay,
             OpenIn = () => input!,
             OpenOut = () => output!,

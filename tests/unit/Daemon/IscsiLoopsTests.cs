@@ -49,6 +49,51 @@ public sealed class IscsiLoopsTests
         foreach ((RawInitiator initiator, _) in clients) initiator.Dispose();
     }
 
+    /// <summary>Volumes that are open on different loops already, for the sessions of their own targets, become LUNs of one target: each
+    /// stays where it is, and what comes through either target is the same.</summary>
+    [Fact]
+    public async Task Volumes_of_several_loops_are_luns_of_one_target()
+    {
+        const string Disks = "iqn.2026-11.org.example:disks", Client = "iqn.2026-11.org.example:client";
+        await using TestDaemon test = await TestDaemon.StartAsync($"loops={Loops}", "iscsi=127.0.0.1:0");
+        List<StoreHost> hosts = [test.Daemon.Stores.All.Single()];
+        while (hosts.Count < Loops)
+            hosts.Add(await test.Daemon.Disks.AddAsync(new AddDisk(test.PathOf($"disk{hosts.Count}.blk"), null, 80 * Units.MiB)));
+        int port = IPEndPoint.Parse(test.Daemon.Listeners.Single(l => l.Protocol == "iscsi").Address).Port;
+        var own = new List<RawInitiator>();
+        var volumes = new List<VolumeRecord>();
+        for (int i = 0; i < Loops; i++)
+        {
+            volumes.Add(await test.CreateAsync($"v{i}", store: hosts[i].StoreId));
+            own.Add(LogIn(port, test.Daemon.Settings.IscsiPrefix + $":v{i}"));
+            Write(own[i], (byte)(0x10 + i));
+        }
+
+        Assert.NotNull((await test.Daemon.Targets.CreateAsync(Disks, null, [], true)).Target);
+        Assert.NotNull((await test.Daemon.Targets.AllowAsync(Disks, new TargetAccess("*", null))).Target);
+        foreach (VolumeRecord volume in volumes) Assert.NotNull((await test.Daemon.Targets.AddLunAsync(Disks, volume.Id, null, false)).Target);
+        using var initiator = new RawInitiator(port, Disks, Client, isid: 7);
+        Assert.Equal(0, initiator.Status);
+        for (ushort i = 0; i < Loops; i++)
+        {
+            Assert.NotEmpty(initiator.TakeAttentions(i));
+            RawReply read = initiator.Send("28000000000000000800", expected: 4096, lun: i);
+            Assert.Equal((0, (byte)(0x10 + i)), (read.Status, read.Data[100]));
+            var data = new byte[4096];
+            data.AsSpan().Fill((byte)(0x80 + i));
+            Assert.Equal(0, initiator.Send("2A000000000800000800", data, lun: i).Status);
+            Assert.Equal((byte)(0x80 + i), own[i].Send("28000000000800000800", expected: 4096).Data[4095]);
+        }
+
+        // A reservation by the one target holds for the other; the end of its session lets it go.
+        Assert.Equal(0, initiator.Send("160000000000", lun: 2).Status);
+        Assert.Equal(0x18, own[2].Send("2A000000000000000800", new byte[4096]).Status);
+        initiator.Dispose();
+        for (int i = 0; i < 1000 && own[2].Send("2A000000000000000800", new byte[4096]).Status != 0; i++) await Task.Delay(10, TestContext.Current.CancellationToken);
+        Assert.Equal(0, own[2].Send("2A000000000000000800", new byte[4096]).Status);
+        foreach (RawInitiator one in own) one.Dispose();
+    }
+
     private static RawInitiator LogIn(int port, string target)
     {
         var initiator = new RawInitiator(port, target, "iqn.2026-11.org.example:client", isid: 1);

@@ -84,6 +84,51 @@ public sealed class ScrubsTests
     }
 
     [Fact]
+    public async Task A_pass_goes_on_inside_of_a_volume_and_keeps_what_it_found_in_front()
+    {
+        var faulty = new FaultyFile();
+        await using TestDaemon test = await TestDaemon.StartAsync(file => faulty.Around(file), "store-size=256m");
+        VolumeRecord volume = await test.CreateAsync("large", 128 * Units.MiB);
+        StoreHost host = test.Daemon.Stores.Find(volume.StoreId)!;
+        await host.Thread.InvokeAsync(async () =>
+        {
+            var data = new byte[Units.ExtentBytes];
+            new Random(3).NextBytes(data);
+            IBlockDevice device = host.Store.OpenVolume(volume.Id)!;
+            for (ulong at = 0; at < volume.SizeBytes; at += Units.MiB) Assert.Equal(IoStatus.Ok, await device.WriteAsync(at, data, WriteFlags.None));
+            Assert.Equal(IoStatus.Ok, await device.FlushAsync());
+        });
+        // What an earlier pass said is void; what this one finds at its begin stays.
+        DateTimeOffset yesterday = SystemClock.Instance.UtcNow - TimeSpan.FromDays(1);
+        await test.Daemon.ScrubRecords.KeepAsync(volume.StoreId, new ScrubRecord(
+            yesterday, yesterday, 0, [new ScrubFinding(volume.Id, 77 * Units.MiB, IoStatus.Corrupt, null, yesterday)]));
+        faulty.FailsReads = 0..int.MaxValue;
+        TaskRegistry tasks = test.Daemon.Tasks;
+        TaskInfo task = new Scrubs(test.Daemon, SystemClock.Instance).Begin(test.Daemon.Stores.All[0], 0);
+        ScrubRecord Record() => test.Daemon.ScrubRecords.Find(volume.StoreId);
+        while (Record().Position == 0) await Task.Delay(1, TestContext.Current.CancellationToken);
+        ulong first = Record().Position;
+        faulty.FailsReads = null;
+        tasks.Cancel(task.Id);
+        while (tasks.Find(task.Id) is { EndedAt: null }) await Task.Delay(1, TestContext.Current.CancellationToken);
+        ScrubRecord stopped = Record();
+        Assert.Equal(volume.Id, stopped.Volume);
+        Assert.InRange(stopped.Position, first, 200UL);
+        ScrubFinding[] found = [.. stopped.Bad.Where(b => b.FoundAt > yesterday)];
+        Assert.NotEmpty(found);
+
+        await test.RestartAsync();
+        TaskInfo rest = await PassAsync(test);
+        ulong read = ulong.Parse(rest.Result!.Split(' ')[0], System.Globalization.CultureInfo.InvariantCulture);
+        // A slot holds an extent; the head of the volume has one too.
+        Assert.InRange(read, (129 - stopped.Position) * 256 - 512, (129 - stopped.Position) * 256);
+        ScrubRecord ended = Record();
+        Assert.Equal((0u, 0UL), (ended.Volume, ended.Position));
+        Assert.Equal(found.Select(b => b.OffsetBytes).Order(), ended.Bad.Select(b => b.OffsetBytes).Order());
+        Assert.DoesNotContain(ended.Bad, b => b.OffsetBytes == 77 * Units.MiB && b.FoundAt == yesterday);
+    }
+
+    [Fact]
     public async Task Writes_in_the_middle_of_a_pass_are_never_called_bad()
     {
         await using TestDaemon test = await TestDaemon.StartAsync();

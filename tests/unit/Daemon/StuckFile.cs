@@ -51,6 +51,9 @@ internal sealed class FaultyFile
     /// <summary>Every read of this range fails.</summary>
     public Range? FailsReads { get; set; }
 
+    /// <summary>Told of every write when it begins.</summary>
+    public Action<ulong, ReadOnlyMemory<byte>>? Writing { get; set; }
+
     public IFile Around(IFile? file)
     {
         if (_isTaken || file is null) return file!;
@@ -66,7 +69,13 @@ internal sealed class FaultyFile
             owner.FailsReads is { } range && offsetBytes < (ulong)range.End.Value && offsetBytes + (ulong)target.Length > (ulong)range.Start.Value
                 ? await FailAsync(file.ReadAsync(offsetBytes, target)) : await file.ReadAsync(offsetBytes, target);
 
-        public async ValueTask<IoStatus> WriteAsync(ulong offsetBytes, ReadOnlyMemory<byte> source) =>
+        public ValueTask<IoStatus> WriteAsync(ulong offsetBytes, ReadOnlyMemory<byte> source)
+        {
+            owner.Writing?.Invoke(offsetBytes, source);
+            return WriteOrFailAsync(offsetBytes, source);
+        }
+
+        private async ValueTask<IoStatus> WriteOrFailAsync(ulong offsetBytes, ReadOnlyMemory<byte> source) =>
             owner.FailsWrites ? await FailAsync(file.WriteAsync(offsetBytes, source)) : await file.WriteAsync(offsetBytes, source);
 
         public async ValueTask<IoStatus> FlushAsync() => owner.FailsFlush ? await FailAsync(file.FlushAsync()) : await file.FlushAsync();

@@ -46,12 +46,14 @@ internal sealed class TestDaemon : IAsyncDisposable
         var values = new Dictionary<string, IReadOnlyList<string>>
         {
             ["data-dir"] = [DataDir], ["nbd"] = ["none"], ["iscsi"] = ["none"], ["api"] = ["none"], ["store-size"] = ["80m"],
+            // Most tests are about other things than room.
+            ["provisioning"] = ["thin"],
         };
         foreach (string argument in _arguments)
         {
             string[] parts = argument.Split('=', 2);
             values[parts[0]] = [.. values.GetValueOrDefault(parts[0], []).Where(v => parts[0] is not ("nbd" or "iscsi" or "store-size") || v != "none"), parts[1]];
-            if (parts[0] is "store-size" or "nbd" or "iscsi") values[parts[0]] = parts[1].Split(' ');
+            if (parts[0] is "store-size" or "nbd" or "iscsi" or "provisioning") values[parts[0]] = parts[1].Split(' ');
         }
 
         _daemon = await Blockd.Daemon.StartAsync(SettingsReader.Read(values, DataDir, 1UL << 30), 0, _ => { }, null, _layer);

@@ -25,14 +25,13 @@ public sealed class ThickVolumeTests
     }
 
     [Fact]
-    public async Task What_does_not_fit_is_told_by_the_task()
+    public async Task What_does_not_fit_does_not_become_thick()
     {
         await using ApiServer server = await ApiServer.StartAsync();
         Assert.Equal(201, (await server.SendAsync("POST", "/v1/volumes", "{\"name\":\"large\",\"sizeBytes\":1073741824}")).Status);
-        Assert.Equal(200, (await server.SendAsync("PATCH", "/v1/volumes/large", "{\"export\":{\"thick\":true}}")).Status);
-        TaskInfo task = (await EndedAsync(server))[0];
-        Assert.Equal(("failed", "allocate", "large"), (task.State, task.Kind, task.Target));
-        Assert.Contains("too full", task.Result, StringComparison.Ordinal);
+        RawAnswer refused = await server.SendAsync("PATCH", "/v1/volumes/large", "{\"export\":{\"thick\":true}}");
+        Assert.Equal((507, "capacity-exceeded"), (refused.Status, JsonSerializer.Deserialize(refused.Body, ApiJson.Default.ApiProblem)!.Code));
+        Assert.Empty(await EndedAsync(server));
     }
 
     [Fact]

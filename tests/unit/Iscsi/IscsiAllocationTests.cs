@@ -44,7 +44,7 @@ public sealed class IscsiAllocationTests
             script.Add((Pdu(new ScsiCommandPdu(false, true, true, false, TaskAttribute.Simple, 0, 2000 + i, 16384, 0, 0), 0x28, (int)i * 8, 32, 0), 1));
         }
 
-        uint cmdSn = 1, transferTag = 1;
+        uint cmdSn = 1, transferTag = 1, statSn = machine.StatSn;
         for (int warm = 0; warm < 200; warm++) Round();
         long before = GC.GetAllocatedBytesForCurrentThread();
         for (int round = 0; round < 100; round++) Round();
@@ -57,10 +57,12 @@ public sealed class IscsiAllocationTests
         {
             foreach ((byte[] pdu, int kind) in script)
             {
+                BinaryPrimitives.WriteUInt32BigEndian(pdu.AsSpan(28), statSn); // it reads what it is sent: nobody waits for it
                 if (kind == 1) BinaryPrimitives.WriteUInt32BigEndian(pdu.AsSpan(24), cmdSn++);
                 else BinaryPrimitives.WriteUInt32BigEndian(pdu.AsSpan(20), transferTag++);
                 if (hasDigest) BinaryPrimitives.WriteUInt32LittleEndian(pdu.AsSpan(48), Crc32C.Compute(pdu.AsSpan(0, 48)));
                 connection.Deliver(pdu);
+                statSn = machine.StatSn + cmdSn - 1;
             }
 
             world.Loop.RunUntil(s_now);

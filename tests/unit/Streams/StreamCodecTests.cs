@@ -196,6 +196,15 @@ public class StreamCodecTests
             var encoder = new StreamEncoder(header, Lz4.Instance);
             BatchEncoder.Write(encoder, 0, content, output);
             output.Advance(encoder.End(output.GetSpan(128)));
+
+            // Where they are written, with nothing to spare: the same frames.
+            System.Buffers.ArrayBufferWriter<byte> apart = new(), within = new(StreamFrame.Size + content.Length);
+            BatchEncoder.Write(new StreamEncoder(header), 0, content, apart);
+            Span<byte> room = within.GetSpan(StreamFrame.Size + content.Length).Slice(StreamFrame.Size, content.Length);
+            content.CopyTo(room);
+            BatchEncoder.Write(new StreamEncoder(header), 0, room, within);
+            Assert.Equal(apart.WrittenSpan, within.WrittenSpan);
+
             var back = new byte[Units.MiB];
             ulong end = 0;
             Assert.Null(StreamBytes.Read(output.WrittenSpan, Lz4.Instance, (frame, bytes) =>

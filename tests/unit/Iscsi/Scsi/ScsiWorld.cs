@@ -16,12 +16,13 @@ internal sealed class ScsiWorld
 
     public ScsiWorld(
         Func<LogicalUnitOptions, LogicalUnitOptions>? change = null, ulong sizeBytes = 4 << 20, bool isSlow = false,
-        IReservationStore? store = null, Func<ScsiNexus, ushort, bool>? mayUse = null, ushort portBase = 0)
+        IReservationStore? store = null, Func<ScsiNexus, ushort, bool>? mayUse = null, ushort portBase = 0, bool isFar = false)
     {
         Loop = new SimLoop(7);
+        UnitLoop = isFar ? new SideLoop(Loop) : Loop;
         Device = new MemoryDevice(sizeBytes, isSlow ? Loop : null);
         var options = new LogicalUnitOptions { Uuid = Uuid };
-        Unit = new LogicalUnit(Loop, Device, change?.Invoke(options) ?? options, store, Gate);
+        Unit = new LogicalUnit(UnitLoop, Device, change?.Invoke(options) ?? options, store, Gate);
         Outside = new GatedDevice(Device, Gate);
         Target = new ScsiTarget(Loop, new ScsiTargetOptions { Name = "iqn.2024-01.test:a", PortalGroups = [1, 2], MayUse = mayUse, PortBase = portBase });
         Target.SetLun(0, Unit);
@@ -30,6 +31,9 @@ internal sealed class ScsiWorld
     }
 
     public SimLoop Loop { get; }
+
+    /// <summary>The loop of the unit: another one when it is far.</summary>
+    public ILoop UnitLoop { get; }
 
     public MemoryDevice Device { get; }
 

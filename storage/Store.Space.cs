@@ -1,0 +1,147 @@
+using BlockServer.Core;
+
+namespace BlockServer.Storage;
+
+// Who may take the last blocks and slots (S10). What replaces blocks of its own takes new ones for a moment only: it may use most of
+// the reserve, so overwriting goes on when the store is full. What grows keeps away from the reserve and from what is promised to
+// others; new extents end at the level of write protection, so that what exists can be worked with. What a volume was promised is
+// its own: nobody else's growth takes it, and its own growth is never refused while it lasts.
+public sealed partial class Store
+{
+    // More often than this a change does not wait for blocks to come back: somebody reads them without end.
+    private const int SpaceWaitsMax = 1000;
+
+    private readonly uint _blocksKept;
+    private readonly uint _slotsKept;
+    private ulong _returning;
+    private ulong _blocksPromised;
+    private ulong _slotsPromised;
+
+    /// <summary>Blocks that are free when all that is in the log is applied and durable.</summary>
+    private ulong BlocksFreeSoon => _blocks.Free + _quarantined + _returning;
+
+    /// <inheritdoc/>
+    public IoStatus Promise(uint volumeId, ulong bytes, bool isForced)
+    {
+        if (Refusal is { } refusal) return refusal;
+        if (!_volumes.TryGetValue(volumeId, out Volume? volume) || volume.IsDeleting) return IoStatus.NotFound;
+        (ulong blocks, uint slots) before = (volume.PromisedBlocks, volume.PromisedSlots);
+        volume.PromisedBlocks = (bytes + Units.BlockBytes - 1) >> Units.BlockShift;
+        volume.PromisedSlots = (uint)((bytes + Units.ExtentBytes - 1) >> Units.ExtentShift);
+        NotePromise(volume);
+        bool isTooMuch = BlocksFreeSoon < _blocksKept + _blocksPromised || _slots.FreeCount < _slotsKept + _slotsPromised;
+        if (isForced || volume.PromisedBlocks <= before.blocks || !isTooMuch) return IoStatus.Ok;
+        (volume.PromisedBlocks, volume.PromisedSlots) = before;
+        NotePromise(volume);
+        return IoStatus.NoSpace;
+    }
+
+    /// <summary>What the volume takes, or was promised, has changed.</summary>
+    private void NotePromise(Volume volume)
+    {
+        _blocksPromised -= volume.BlocksLeft;
+        _slotsPromised -= volume.SlotsLeft;
+        ulong used = volume.UsedBlocks + volume.GrowthInLog;
+        volume.BlocksLeft = volume.PromisedBlocks > used ? volume.PromisedBlocks - used : 0;
+        volume.SlotsLeft = volume.PromisedSlots > volume.Pages ? volume.PromisedSlots - volume.Pages : 0;
+        _blocksPromised += volume.BlocksLeft;
+        _slotsPromised += volume.SlotsLeft;
+    }
+
+    /// <summary>A write of whole blocks of one extent goes into the log: what it will add and give back is known from now on.</summary>
+    private void NoteGrowth(Pending record, int own)
+    {
+        Volume volume = record.Volume!;
+        record.Returning = own;
+        record.Growth = record.BlockCount - own;
+        _returning += (ulong)own;
+        volume.GrowthInLog += (ulong)record.Growth;
+        if (volume.PromisedBlocks != 0) NotePromise(volume);
+    }
+
+    /// <summary>A record is applied, or another one says it again.</summary>
+    private void EndGrowth(Pending record)
+    {
+        Volume volume = record.Volume!;
+        _returning -= (ulong)record.Returning;
+        volume.GrowthInLog -= (ulong)record.Growth;
+        record.Returning = record.Growth = 0;
+        if (volume.PromisedBlocks != 0) NotePromise(volume);
+    }
+
+    /// <summary>Nobody needs to look closer before <paramref name="blocks"/> are taken.</summary>
+    private bool IsRoomy(int blocks) => _blocks.Free >= _blocksKept + _blocksPromised + (uint)blocks;
+
+    /// <summary>The volume may take as much more as this change adds. Its pages are in RAM.</summary>
+    private bool MayGrow(Volume volume, ulong first, int count, int blocks)
+    {
+        uint growth = (uint)Math.Max(0, blocks - (blocks < count ? OwnEnds(volume, first, count, blocks) : OwnBlocks(volume, first, count)));
+        if (growth == 0) return true;
+        if (volume.BlocksLeft >= growth) return BlocksFreeSoon >= _reserve + growth;
+        bool isNew = !volume.Line.TryGetSlot(ExtentOf(first), out _) || !volume.Line.TryGetSlot(ExtentOf(first + (ulong)count - 1), out _);
+        return BlocksFreeSoon >= (isNew ? _blocksKept : _reserve) + (_blocksPromised - volume.BlocksLeft) + growth;
+    }
+
+    /// <summary>Blocks that are there for a change that may be made, at this moment.</summary>
+    private bool HasBlocks(int blocks) => _blocks.Free >= _reserve / 4 + (uint)blocks;
+
+    /// <summary>And they will be when what is under way has ended.</summary>
+    private bool WillHaveBlocks(int blocks) => BlocksFreeSoon >= _reserve / 4 + (uint)blocks && BlocksFreeSoon > _blocks.Free;
+
+    /// <summary>How many of the blocks a change would replace and give back.</summary>
+    private int OwnBlocks(Volume volume, ulong first, int count)
+    {
+        int own = 0;
+        for (int done = 0; done < count;)
+        {
+            ulong at = first + (ulong)done;
+            int here = LowBlocks(at, count - done);
+            if (volume.Line.TryGetSlot(ExtentOf(at), out uint slot) && IsOwn(volume, slot)) own += OwnBlocks(slot, IndexOf(at), here);
+            done += here;
+        }
+
+        return own;
+    }
+
+    private int OwnBlocks(uint slot, int index, int count)
+    {
+        ReadOnlySpan<byte> entries = _slots.Entries(slot);
+        ulong shared = SharedUpTo(slot);
+        int own = 0;
+        for (int i = index; i < index + count; i++)
+        {
+            BlockEntry entry = MetadataPage.Entry(entries, i);
+            if (entry.Block is not (0 or MetadataPage.UnknownBlock) && entry.Version > shared) own++;
+        }
+
+        return own;
+    }
+
+    /// <summary>Of a change that writes only the blocks at its ends.</summary>
+    private int OwnEnds(Volume volume, ulong first, int count, int blocks) =>
+        Math.Max(0, OwnBlocks(volume, first, 1) + OwnBlocks(volume, first + (ulong)count - 1, 1) - (2 - blocks));
+
+    /// <summary>There are slots for the pages that a change of the blocks begins, and the volume may take them.</summary>
+    private bool HasSlots(Volume volume, ulong first, int count, bool begins)
+    {
+        uint low = ExtentOf(first), high = ExtentOf(first + (ulong)count - 1);
+        uint pages = (uint)PagesToBegin(volume, low, high, begins);
+        if (pages == 0) return true;
+        if (volume.SlotsLeft >= pages) return _slots.FreeCount >= pages;
+        bool isNew = !volume.Line.TryGetSlot(low, out _) || !volume.Line.TryGetSlot(high, out _);
+        return _slots.FreeCount >= (isNew ? _slotsKept : 0) + (_slotsPromised - volume.SlotsLeft) + pages;
+    }
+
+    /// <summary>There are slots for heads, besides those that are promised.</summary>
+    private bool HasSlotsForHeads(uint count) => _slots.FreeCount >= count + _slotsPromised;
+
+    /// <summary>Counts the pages of each volume; at the end of recovery.</summary>
+    private void CountPages()
+    {
+        foreach (Volume volume in _volumes.Values) volume.Pages = 0;
+        for (uint slot = 0; slot < _slots.Next; slot++)
+        {
+            if (_slots[slot].Kind == MetadataKind.Extent) _volumes[_slots[slot].VolumeId].Pages++;
+        }
+    }
+}
