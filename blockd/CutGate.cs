@@ -17,9 +17,6 @@ internal enum BrokenCuts
 
     /// <summary>Only changes of the first volume are held back.</summary>
     HoldFirst = 2,
-
-    /// <summary>What was cut after the longest pause counts as one moment too.</summary>
-    IgnoreLate = 4,
 }
 
 /// <summary>Holds back the changes of volumes by their gates, which every front end passes, whatever loop they live on. Any thread
@@ -47,7 +44,7 @@ internal sealed class CutGate(Func<VolumeRecord, Func<HeldGate, bool>, Task<bool
     /// <inheritdoc/>
     public async Task<ICutHold?> HoldAsync(IReadOnlyList<VolumeRecord> members)
     {
-        var hold = new Hold(pause(), Broken.HasFlag(BrokenCuts.IgnoreLate));
+        var hold = new Hold(pause());
         IEnumerable<VolumeRecord> held = Broken.HasFlag(BrokenCuts.HoldFirst) ? members.Take(1) : members;
         Task<bool>[] taking = [.. held.Select(v => take(v, hold.TryAdd))];
         await Task.WhenAny(Task.WhenAll(taking), hold.Expired);
@@ -62,13 +59,11 @@ internal sealed class CutGate(Func<VolumeRecord, Func<HeldGate, bool>, Task<bool
     {
         private readonly Lock _lock = new();
         private readonly List<HeldGate> _held = [];
-        private readonly bool _ignoresLate;
         private Task? _released;
         private bool _isLate;
 
-        public Hold(Task expired, bool ignoresLate)
+        public Hold(Task expired)
         {
-            _ignoresLate = ignoresLate;
             Expired = expired;
             _ = EndAsync();
         }
@@ -90,7 +85,7 @@ internal sealed class CutGate(Func<VolumeRecord, Func<HeldGate, bool>, Task<bool
             Task released;
             lock (_lock) released = _released ??= LetGoAsync();
             await released;
-            lock (_lock) return !_isLate || _ignoresLate;
+            lock (_lock) return !_isLate;
         }
 
         // Whoever holds it may wait for a disk that does not answer: clients of the others go on all the same.

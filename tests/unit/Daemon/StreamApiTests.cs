@@ -318,7 +318,7 @@ public sealed class StreamApiTests
         await world.CreateAsync("other", 64 * Units.MiB);
         Assert.Null(await world.ImportAsync("back", await world.ExportAsync("vm1", 1)));
         byte[] basis = await world.ReadAsync("back");
-        await world.WriteAsync("vm1", 0, StreamWorld.Pattern(8, 4 << 20));
+        await world.WriteAsync("vm1", 0, StreamWorld.Pattern(8, 3 << 20));
         await world.CutAsync("vm1", 2);
         byte[] second = await world.ExportAsync("vm1", 2, 1);
         int room = (int)(await world.Host("other").DescribeAsync()).FreeBytes & -4096;
@@ -354,7 +354,7 @@ public sealed class StreamApiTests
     /// <summary>A volume whose stream does not fit beside it any more, until it is trimmed from the offset on.</summary>
     private static async Task<(byte[] Stream, ulong OffsetBytes)> CrowdAsync(StreamWorld world)
     {
-        await world.CreateAsync("big", 48 * Units.MiB);
+        await world.CreateAsync("big", 16 * Units.MiB); // as large as the disk
         int room = (int)(await world.Host("big").DescribeAsync()).FreeBytes & -4096;
         await world.WriteAsync("big", 0, StreamWorld.Pattern(5, room / 5 * 2));
         await world.CutAsync("big", 1);
