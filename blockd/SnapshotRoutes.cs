@@ -25,6 +25,7 @@ internal sealed class SnapshotRoutes(
     {
         ["GET snapshots"] = ListAllAsync,
         ["POST snapshots"] = CreateAsync,
+        ["POST snapshots/rollback"] = RollBackTogetherAsync,
         ["GET volumes/{name}/snapshots"] = ListAsync,
         ["GET volumes/{name}/snapshots/{snapshot}"] = ShowAsync,
         ["DELETE volumes/{name}/snapshots/{snapshot}"] = DeleteAsync,
@@ -160,6 +161,48 @@ internal sealed class SnapshotRoutes(
         await begin();
         var answer = new RollbackInfo(await describe(now, call), (await DescribeAsync(call, back.Snapshots, withUsage: false))[0]);
         await call.AnswerAsync(answer, ApiJson.Default.RollbackInfo);
+    }
+
+    private async Task RollBackTogetherAsync(ApiCall call)
+    {
+        RollbackTogether request = await call.ReadAsync(ApiJson.Default.RollbackTogether);
+        IReadOnlyList<string> names = request.Volumes;
+        call.About($"{request.Snapshot} of {string.Join(", ", names)}");
+        if (names.FirstOrDefault(v => v is not null && !call.Sees(v)) is { } unseen) throw AdminRoutes.NoVolume(unseen);
+        if (request.Group)
+        {
+            if (names is not [{ } one]) throw new ApiException(400, "invalid-volumes", "with group, name one volume of it", "volumes");
+            (names, DirectoryFault? missing) = await daemon.Directory.MembersOfGroupAsync(one, request.Snapshot);
+            if (missing is not null) throw AdminRoutes.Refusal(missing);
+            if (names.FirstOrDefault(v => !call.Sees(v)) is { } hidden) throw AdminRoutes.NoVolume(hidden);
+        }
+
+        VolumeRecord[] known = [.. names.Where(n => n is not null).Select(daemon.Directory.Find).OfType<VolumeRecord>()];
+        int sessions = known.Sum(v => daemon.Sessions.CountOf(v.Id));
+        if (sessions > 0 && !request.Force)
+            throw new ApiException(409, "volume-in-use", $"{sessions} clients are attached; detach them, or say force: then they are cut off", "force");
+        SnapshotResult back;
+        try
+        {
+            back = await daemon.Directory.RollBackTogetherAsync(request.Snapshot, names, request.SafetyName);
+        }
+        finally
+        {
+            // Whatever became of it: some may have gone back, and whoever is attached knows another content.
+            foreach (VolumeRecord now in known.Select(v => daemon.Directory.Find(v.Id)).OfType<VolumeRecord>()) daemon.OnChanged(now);
+        }
+
+        if (back.Fault is null or { Code: "rollback-unfinished" })
+        {
+            foreach (Session session in daemon.Sessions.List().Where(s => s.Volumes.Any(id => known.Any(v => v.Id == id)))) session.Cut("the volume went back to a snapshot");
+        }
+
+        Must(back);
+        await begin();
+        var volumes = new List<VolumeInfo>();
+        foreach (VolumeSnapshot kept in back.Snapshots) volumes.Add(await describe(daemon.Directory.Find(kept.Volume.Id) ?? kept.Volume, call));
+        await call.AnswerAsync(
+            new RollbackTogetherInfo(volumes, await DescribeAsync(call, back.Snapshots, withUsage: false)), ApiJson.Default.RollbackTogetherInfo);
     }
 
     private async Task DiffAsync(ApiCall call)

@@ -55,6 +55,7 @@ public sealed partial class VolumeDirectory
 
             foreach ((VolumeHead head, IVolumeHost host) in heads.Values) await AdoptAsync(head, host, notes);
             await UndoCutsAsync();
+            await CarryBacksAsync();
             await SweepMovesAloneAsync();
             await ForgetLostSnapshotsAsync(fresh);
             return notes;
@@ -96,7 +97,12 @@ public sealed partial class VolumeDirectory
     private async Task SettleAsync()
     {
         if (!_half.IsEmpty) await UndoCutsAsync();
-        if (_unsettled.Count == 0) return;
+        await RepairUnsettledAsync();
+        if (_hasBacks) await CarryBacksAsync();
+    }
+
+    private async Task RepairUnsettledAsync()
+    {
         foreach (uint id in _unsettled.Order().ToArray())
         {
             MetaEntry? entry = await meta.GetAsync(VolumeKey(id));

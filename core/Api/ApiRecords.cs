@@ -189,6 +189,8 @@ public sealed record ScrubRequest(ulong BytesPerSecond = 0);
 [JsonSerializable(typeof(CreateSnapshot))]
 [JsonSerializable(typeof(RollbackSnapshot))]
 [JsonSerializable(typeof(RollbackInfo))]
+[JsonSerializable(typeof(RollbackTogether))]
+[JsonSerializable(typeof(RollbackTogetherInfo))]
 [JsonSerializable(typeof(CloneVolume))]
 [JsonSerializable(typeof(FlattenVolume))]
 [JsonSerializable(typeof(PolicyInfo))]

@@ -8,6 +8,7 @@ namespace BlockServer.Core.Api;
 //   GET    /v1/volumes/{name}/snapshots/{snapshot}        SnapshotEntry with what it takes
 //   DELETE /v1/volumes/{name}/snapshots/{snapshot}        202 TaskInfo (409 while a clone builds on it)
 //   POST   /v1/volumes/{name}/snapshots/{snapshot}/rollback   RollbackSnapshot -> RollbackInfo
+//   POST   /v1/snapshots/rollback                         RollbackTogether -> RollbackTogetherInfo
 //   GET    /v1/volumes/{name}/diff?from=..&to=..          DiffInfo
 //   POST   /v1/volumes/{name}/clone                       CloneVolume -> 201 VolumeInfo
 //   POST   /v1/volumes/{name}/flatten                     FlattenVolume -> 202 TaskInfo
@@ -47,6 +48,18 @@ public sealed record RollbackSnapshot(string? SafetyName = null, bool Force = fa
 
 /// <summary>The volume after a rollback, and the snapshot that keeps what it was.</summary>
 public sealed record RollbackInfo(VolumeInfo Volume, SnapshotEntry Safety);
+
+/// <summary>Asks for volumes to become what their snapshots of one name are: all of them, or none.</summary>
+/// <param name="Snapshot">Name of the snapshots.</param>
+/// <param name="Volumes">Names of the volumes.</param>
+/// <param name="Group">Every volume of the group that the snapshot of the one volume that is named is part of.</param>
+/// <param name="SafetyName">Name of the group of snapshots that keeps what the volumes were; null: one is made up.</param>
+/// <param name="Force">Also while clients are attached; they are cut off.</param>
+public sealed record RollbackTogether(
+    string Snapshot, IReadOnlyList<string> Volumes, bool Group = false, string? SafetyName = null, bool Force = false);
+
+/// <summary>The volumes after a rollback, and the snapshots that keep what they were, one of each.</summary>
+public sealed record RollbackTogetherInfo(IReadOnlyList<VolumeInfo> Volumes, IReadOnlyList<SnapshotEntry> Safety);
 
 /// <summary>Asks for a volume with the content of a snapshot.</summary>
 /// <param name="Name">Name of the clone.</param>

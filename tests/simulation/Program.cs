@@ -2,6 +2,7 @@ using System.Diagnostics;
 using System.Globalization;
 using BlockServer.Core;
 using BlockServer.Tests.Simulation;
+using BlockServer.Tests.Simulation.Groups;
 using BlockServer.Tests.Simulation.Incoming;
 using BlockServer.Tests.Simulation.Sessions;
 
@@ -23,7 +24,7 @@ else if (Value("--hours") is not null) (from, to) = (new SeededRandom((ulong)Sto
 if (to < from)
 {
     Console.Error.WriteLine(
-        "usage: simulate [--sessions|--imports] --seed N | --seeds A..B | --hours H [--store log] [--broken RULE] [--lying yes|no] [--small-disk] [--appends] [--crash-states N] [--keep-going]");
+        "usage: simulate [--sessions|--imports|--groups] --seed N | --seeds A..B | --hours H [--store log] [--broken RULE] [--lying yes|no] [--small-disk] [--appends] [--crash-states N] [--keep-going]");
     return 2;
 }
 
@@ -33,6 +34,12 @@ if (args.Contains("--imports"))
 {
     BrokenIncoming rule = Value("--broken") is { } name ? BrokenIncoming.Parse(name) : default;
     return SweepProgram.Run(from, to, ImportSimulation.RunnerOf(rule, args.Contains("--trace") ? Console.WriteLine : null), args.Contains("--keep-going"), hours).Failures.Count == 0 ? 0 : 1;
+}
+
+if (args.Contains("--groups"))
+{
+    BrokenGroups rule = Value("--broken") is { } name ? BrokenGroups.Parse(name) : default;
+    return SweepProgram.Run(from, to, GroupSimulation.RunnerOf(rule), args.Contains("--keep-going"), hours).Failures.Count == 0 ? 0 : 1;
 }
 
 StoreDriver driver = Value("--store") == "log" ? new LogStoreDriver()

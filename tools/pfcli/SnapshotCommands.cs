@@ -37,12 +37,9 @@ internal static class SnapshotCommands
 
     private static string Size(ulong? bytes) => bytes is { } known ? SizeText.Format(known) : "";
 
-    private static void AddCreate(CommandSet commands)
+    private static Option<string[]> Several(string description)
     {
-        var volumes = new Option<string[]>("--volume_name", "-v")
-        {
-            Description = "Name of the volume; several are cut at one moment", HelpName = "NAME", Required = true, Arity = ArgumentArity.OneOrMore,
-        };
+        var volumes = new Option<string[]>("--volume_name", "-v") { Description = description, HelpName = "NAME", Required = true, Arity = ArgumentArity.OneOrMore };
         volumes.Validators.Add(result =>
         {
             foreach (var token in result.Tokens)
@@ -50,6 +47,12 @@ internal static class SnapshotCommands
                 if (!VolumeName.IsValid(token.Value, out string? reason)) result.AddError($"'{token.Value}': {reason}");
             }
         });
+        return volumes;
+    }
+
+    private static void AddCreate(CommandSet commands)
+    {
+        Option<string[]> volumes = Several("Name of the volume; several are cut at one moment");
         Option<string> name = Snapshot("Name of the snapshot, not in use by another one of these volumes");
         var clean = new Option<bool>("--clean") { Description = "What uses the volumes has been brought to rest (fsfreeze, a database's backup mode)" };
         commands.Add("create_snapshot", "Cuts a snapshot of one or several volumes", [volumes, name, clean], async (context, cancel) =>
@@ -101,21 +104,39 @@ internal static class SnapshotCommands
 
     private static void AddRollback(CommandSet commands)
     {
-        Option<string> volume = Inputs.Volume();
+        Option<string[]> volumes = Several("Name of the volume; several go back together, all or none");
         Option<string> name = Snapshot();
+        var group = new Option<bool>("--group") { Description = "All volumes that were cut together with this snapshot go back" };
         var safety = new Option<string?>("--safety") { Description = "Name of the snapshot that keeps what the volume is now", HelpName = "SNAPSHOT" };
         var force = new Option<bool>("--force") { Description = "Also while clients are attached; they are cut off" };
-        commands.Add("rollback_snapshot", "Makes a volume what its snapshot is, and keeps what it was as another snapshot", [volume, name, safety, force], async (context, cancel) =>
+        commands.Add("rollback_snapshot", "Makes volumes what their snapshot is, and keeps what they were as another snapshot", [volumes, name, group, safety, force], async (context, cancel) =>
         {
-            context.Confirm($"replacing the content of volume {context.Get(volume)} by that of its snapshot {context.Get(name)}");
+            string[] names = context.Get(volumes)!;
+            string snapshot = context.Get(name)!;
+            bool isGroup = context.Get(group);
+            context.Confirm(isGroup ? $"replacing the content of every volume that was cut with {string.Join(", ", names)}@{snapshot} by that of its snapshot {snapshot}"
+                : names.Length == 1 ? $"replacing the content of volume {names[0]} by that of its snapshot {snapshot}"
+                : $"replacing the content of volumes {string.Join(", ", names)} by that of their snapshots {snapshot}");
+            if (isGroup || names.Length > 1)
+            {
+                RollbackTogetherInfo all = await context.Client.ChangeAsync(
+                    HttpMethod.Post, "v1/snapshots/rollback", new RollbackTogether(snapshot, names, isGroup, context.Get(safety), context.Get(force)),
+                    ApiJson.Default.RollbackTogether, ApiJson.Default.RollbackTogetherInfo, cancel);
+                if (!context.Printer.TryJson(all, ApiJson.Default.RollbackTogetherInfo))
+                    context.Printer.Line($"Volumes {string.Join(", ", all.Volumes.Select(v => v.Name))} are what {snapshot} was; what they were is kept as {all.Safety[0].Name}.");
+                return ExitCode.Done;
+            }
+
             RollbackInfo back = await context.Client.ChangeAsync(
-                HttpMethod.Post, PathOf(context.Get(volume)!, context.Get(name)!) + "/rollback",
+                HttpMethod.Post, PathOf(names[0], snapshot) + "/rollback",
                 new RollbackSnapshot(context.Get(safety), context.Get(force)), ApiJson.Default.RollbackSnapshot, ApiJson.Default.RollbackInfo, cancel);
             if (!context.Printer.TryJson(back, ApiJson.Default.RollbackInfo))
-                context.Printer.Line($"Volume {back.Volume.Name} is what {context.Get(name)} was; what it was is kept as {back.Safety.Name}.");
+                context.Printer.Line($"Volume {back.Volume.Name} is what {snapshot} was; what it was is kept as {back.Safety.Name}.");
             return ExitCode.Done;
         },
-        "pfcli rollback_snapshot -v db -n before-upgrade --safety broken-upgrade");
+        "pfcli rollback_snapshot -v db -n before-upgrade --safety broken-upgrade",
+        "pfcli rollback_snapshot -v data -v journal -n nightly    # both, or none",
+        "pfcli rollback_snapshot -v data -n nightly --group       # and whatever was cut with it");
     }
 
     private static void AddDiff(CommandSet commands)

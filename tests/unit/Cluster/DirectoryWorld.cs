@@ -107,6 +107,9 @@ internal sealed class DirectoryWorld
     /// <summary>The gates of volumes: what happens to them, as words.</summary>
     public List<string> Gates { get; } = [];
 
+    /// <summary>A volume that has no room to go back.</summary>
+    public uint? RollbackRefused { get; set; }
+
     /// <summary>The pause is over as soon as the stores are asked.</summary>
     public bool IsSlow { get; set; }
 
@@ -210,6 +213,7 @@ internal sealed class DirectoryWorld
 
         public Task<IoStatus> RollBackAsync(Guid snapshot, SnapshotRequest safety) => Change(() =>
         {
+            if (world.RollbackRefused == safety.VolumeId) return IoStatus.NoSpace;
             SnapshotInfo target = Of(safety.VolumeId).Single(s => s.Uuid == snapshot);
             Of(safety.VolumeId).Add(InfoOf(safety));
             heads[safety.VolumeId] = heads[safety.VolumeId] with { SizeBytes = target.SizeBytes };

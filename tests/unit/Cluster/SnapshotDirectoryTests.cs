@@ -9,6 +9,8 @@ namespace BlockServer.Tests.Unit.Cluster;
 /// snapshots holds; nothing is labelled clean that was not said to be.</summary>
 public sealed class SnapshotDirectoryTests
 {
+    private const string Together = "roll back together";
+
     private static readonly Dictionary<string, Func<VolumeDirectory, Task<DirectoryFault?>>> Operations = new()
     {
         ["cut"] = async d => (await d.CutAsync("new", ["old"], new SnapshotLabel(true))).Fault,
@@ -16,6 +18,7 @@ public sealed class SnapshotDirectoryTests
         ["cut over disks"] = async d => (await d.CutAsync("new", ["old", "beside", "other"], new SnapshotLabel(true))).Fault,
         ["delete snapshot"] = async d => (await d.DeleteSnapshotAsync("old", "small", null)).Fault,
         ["roll back"] = async d => (await d.RollBackAsync("old", "small", "safe")).Fault,
+        [Together] = async d => (await d.RollBackTogetherAsync("pair", ["old", "other"], "safe")).Fault,
         ["clone snapshot"] = async d => (await d.CloneAsync("old", new CloneVolume("twin", "small"))).Fault,
         ["clone volume"] = async d => (await d.CloneAsync("old", new CloneVolume("twin"))).Fault,
         ["copy volume"] = async d => (await d.CloneAsync("old", new CloneVolume("twin", Full: true))).Fault,
@@ -38,7 +41,7 @@ public sealed class SnapshotDirectoryTests
     public async Task A_mishap_at_any_step_leaves_the_old_or_the_new(string operation, Mishap mishap)
     {
         string wanted;
-        using (VolumeDirectory directory = await StartedAsync(new DirectoryWorld()))
+        using (VolumeDirectory directory = await StartedAsync(new DirectoryWorld(), operation == Together))
         {
             Assert.Null(await Operations[operation](directory));
             wanted = await DescribeAsync(directory);
@@ -47,7 +50,7 @@ public sealed class SnapshotDirectoryTests
         for (int step = 0; ; step++)
         {
             var world = new DirectoryWorld();
-            using VolumeDirectory directory = await StartedAsync(world);
+            using VolumeDirectory directory = await StartedAsync(world, operation == Together);
             string before = await DescribeAsync(directory);
             world.Arm(step, mishap);
             DirectoryFault? fault = null;
@@ -101,6 +104,36 @@ public sealed class SnapshotDirectoryTests
         Assert.Equal("cut-too-slow", (await d.CutAsync("late", ["old", "other"], default)).Fault!.Code);
         Assert.DoesNotContain(world.Snapshots.Values.SelectMany(s => s), s => s.Name == "late");
         Assert.Empty(await world.Meta.RangeAsync("cut/"));
+    }
+
+    [Fact]
+    public async Task Volumes_that_go_back_together_are_held_and_keep_a_group_or_none_goes_back()
+    {
+        var world = new DirectoryWorld();
+        using VolumeDirectory d = await StartedAsync(world, hasPair: true);
+        string before = await DescribeAsync(d);
+        world.Gates.Clear();
+        world.RollbackRefused = d.Find("other")!.Id;
+        Assert.Equal("no-space", (await d.RollBackTogetherAsync("pair", ["old", "other"], "safe")).Fault!.Code);
+        Assert.Equal(before, await DescribeAsync(d)); // the first one came again, and has nothing of it left
+        Assert.Empty(await world.Meta.RangeAsync("back/"));
+        world.RollbackRefused = null;
+        Assert.Equal("no-such-snapshot", (await d.RollBackTogetherAsync("small", ["old", "other"], "safe")).Fault!.Code);
+        Assert.Equal("invalid-volumes", (await d.RollBackTogetherAsync("pair", ["old", "old"], "safe")).Fault!.Code);
+        Assert.Equal("snapshot-exists", (await d.RollBackTogetherAsync("pair", ["old", "other"], "small")).Fault!.Code);
+        Assert.Equal(before, await DescribeAsync(d));
+        Assert.Equal("no-group", (await d.MembersOfGroupAsync("old", "small")).Fault!.Code);
+        Assert.Equal(["old", "other"], (await d.MembersOfGroupAsync("other", "pair")).Volumes);
+        world.Gates.Clear();
+        SnapshotResult back = await d.RollBackTogetherAsync("pair", ["old", "other"], null);
+        Assert.Null(back.Fault);
+        Assert.Equal(("hold old other", "release"), (world.Gates[0], world.Gates[^1]));
+        Assert.Equal(3 * Units.MiB, d.Find("old")!.SizeBytes);
+        Assert.Single(back.Snapshots.Select(s => (s.Record!.Group, s.Info.Name)).Distinct());
+        Assert.NotNull(back.Snapshots[0].Record!.Group);
+        world.IsSlow = true;
+        back = await d.RollBackTogetherAsync("pair", ["old", "other"], "late");
+        Assert.All(back.Snapshots, s => Assert.Null(s.Record!.Group)); // changes went on in between: each by itself
     }
 
     [Fact]
@@ -320,7 +353,7 @@ public sealed class SnapshotDirectoryTests
     }
 
     /// <summary>Volume "old" of 5 MiB with a clean snapshot "small" of 3 MiB, "beside" on the same disk, "other" on another.</summary>
-    private static async Task<VolumeDirectory> StartedAsync(DirectoryWorld world)
+    private static async Task<VolumeDirectory> StartedAsync(DirectoryWorld world, bool hasPair = false)
     {
         VolumeDirectory directory = world.Begin();
         await directory.ReconcileAsync(world.Hosts());
@@ -329,6 +362,7 @@ public sealed class SnapshotDirectoryTests
         Assert.Null((await directory.CreateAsync(new CreateVolume("beside", Units.MiB, StoreId: disk))).Fault);
         Assert.Null((await directory.CreateAsync(new CreateVolume("other", Units.MiB, StoreId: world.Disks.Keys.Last()))).Fault);
         Assert.Null((await directory.CutAsync("small", ["old"], new SnapshotLabel(true))).Fault);
+        if (hasPair) Assert.Null((await directory.CutAsync("pair", ["old", "other"], default)).Fault);
         Assert.Null((await directory.ChangeAsync("old", new ChangeVolume(SizeBytes: 5 * Units.MiB))).Fault);
         return directory;
     }

@@ -84,6 +84,29 @@ public sealed class GroupCutTests
         Assert.Null((await test.Daemon.Directory.CutAsync("g", ["a", "b"], default)).Fault);
     }
 
+    [Fact]
+    public async Task Volumes_on_several_disks_go_back_together()
+    {
+        await using TestDaemon test = await TestDaemon.StartAsync("loops=2", "store-size=80m");
+        await test.Daemon.Disks.AddAsync(new AddDisk(test.PathOf("d1.blk"), "d1", 80UL << 20));
+        StoreHost[] hosts = [.. test.Daemon.Stores.All];
+        VolumeRecord[] volumes = [await test.CreateAsync("a", store: hosts[0].StoreId), await test.CreateAsync("b", store: hosts[1].StoreId)];
+        for (ulong n = 0; n < 2; n++) await WriteAsync(test, volumes[n], n + 1);
+        Assert.Null((await test.Daemon.Directory.CutAsync("g", ["a", "b"], default)).Fault);
+        for (ulong n = 0; n < 2; n++) await WriteAsync(test, volumes[n], n + 11);
+        SnapshotResult back = await test.Daemon.Directory.RollBackTogetherAsync("g", ["a", "b"], "kept");
+        Assert.Null(back.Fault);
+        Assert.NotNull(Assert.Single(back.Snapshots.Select(s => s.Record!.Group).Distinct()));
+        foreach (VolumeSnapshot kept in back.Snapshots) Assert.Equal(kept.Volume.Name == "a" ? 11UL : 12UL, await ReadAsync(test, kept));
+        Assert.Null((await test.Daemon.Directory.CutAsync("now", ["a", "b"], default)).Fault);
+        foreach (VolumeRecord volume in volumes)
+        {
+            VolumeSnapshot now = (await test.Daemon.Directory.SnapshotsAsync(volume)).Snapshots.Single(s => s.Info.Name == "now");
+            Assert.Equal(volume.Name == "a" ? 1UL : 2UL, await ReadAsync(test, now));
+            await WriteAsync(test, volume, 77); // nothing is held back any more
+        }
+    }
+
     private static Task WriteAsync(TestDaemon test, VolumeRecord record, ulong n)
     {
         StoreHost host = test.Daemon.Stores.Find(record.StoreId)!;

@@ -71,6 +71,21 @@ public sealed class SnapshotCommandTests
     }
 
     [Fact]
+    public async Task Volumes_go_back_together_when_several_are_named_or_their_group()
+    {
+        StubDaemon daemon = new StubDaemon().Answer(
+            "POST /v1/snapshots/rollback", new RollbackTogetherInfo([Vol, Vol with { Name = "v2" }], [Snap with { Name = "before" }, Snap]), ApiJson.Default.RollbackTogetherInfo);
+        Assert.Equal(1, await daemon.RunAsync("rollback_snapshot", "-v", "v1", "-v", "v2", "-n", "s1"));
+        Assert.Contains("volumes v1, v2", daemon.Error, StringComparison.Ordinal);
+        Assert.Empty(daemon.Requests);
+        Assert.Equal(0, await daemon.RunAsync("rollback_snapshot", "-v", "v1", "-v", "v2", "-n", "s1", "--yes"));
+        Assert.Equal("Volumes v1, v2 are what s1 was; what they were is kept as before.\n", daemon.Out);
+        Assert.Equal(0, await daemon.RunAsync("rollback_snapshot", "-v", "v1", "-n", "s1", "--group", "--safety", "before", "--force", "--yes"));
+        RollbackTogether request = JsonSerializer.Deserialize(daemon.Bodies[^1], ApiJson.Default.RollbackTogether)!;
+        Assert.Equal(("s1", true, "before", true, "v1"), (request.Snapshot, request.Group, request.SafetyName, request.Force, request.Volumes.Single()));
+    }
+
+    [Fact]
     public async Task Diff_goes_on_where_an_answer_ended()
     {
         StubDaemon daemon = new StubDaemon()
