@@ -55,7 +55,8 @@ public sealed class IscsiLoopsTests
     public async Task Volumes_of_several_loops_are_luns_of_one_target()
     {
         const string Disks = "iqn.2026-11.org.example:disks", Client = "iqn.2026-11.org.example:client";
-        await using TestDaemon test = await TestDaemon.StartAsync($"loops={Loops}", "iscsi=127.0.0.1:0");
+        await using ApiServer server = await ApiServer.StartAsync(null, null, $"loops={Loops}", "iscsi=127.0.0.1:0");
+        TestDaemon test = server.Test;
         List<StoreHost> hosts = [test.Daemon.Stores.All.Single()];
         while (hosts.Count < Loops)
             hosts.Add(await test.Daemon.Disks.AddAsync(new AddDisk(test.PathOf($"disk{hosts.Count}.blk"), null, 80 * Units.MiB)));
@@ -69,9 +70,10 @@ public sealed class IscsiLoopsTests
             Write(own[i], (byte)(0x10 + i));
         }
 
-        Assert.NotNull((await test.Daemon.Targets.CreateAsync(Disks, null, [], true)).Target);
-        Assert.NotNull((await test.Daemon.Targets.AllowAsync(Disks, new TargetAccess("*", null))).Target);
-        foreach (VolumeRecord volume in volumes) Assert.NotNull((await test.Daemon.Targets.AddLunAsync(Disks, volume.Id, null, false)).Target);
+        await server.DoneAsync("create_target", "-t", Disks);
+        await server.DoneAsync("allow_initiator", "-t", Disks, "-i", "*");
+        foreach (VolumeRecord volume in volumes) await server.DoneAsync("add_lun", "-t", Disks, "-v", volume.Name, "--keep-own-target");
+        Assert.Equal(Loops, volumes.Select(v => test.Daemon.Volumes.ThreadOf(v)).Distinct().Count());
         using var initiator = new RawInitiator(port, Disks, Client, isid: 7);
         Assert.Equal(0, initiator.Status);
         for (ushort i = 0; i < Loops; i++)
