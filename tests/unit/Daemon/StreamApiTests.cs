@@ -305,7 +305,7 @@ public sealed class StreamApiTests
         byte[] rest = [.. big[..StreamHeader.Size], .. big[at..]];
         Assert.Equal("no-space", await world.ImportAsync("second", rest, "keep=true&resume=true")); // still
         await world.TrimAsync("big", half, world.Volume("big").SizeBytes - half);
-        await MoreRoomAsync(world, "big");
+        await MoreRoomAsync(world, "big", (await world.ReadAsync("big"))[0]);
         at = (int)StreamCursor.TryParse(world.Volume("second").Import!.Cursor)!.PositionBytes;
         Assert.Null(await world.ImportAsync("second", [.. big[..StreamHeader.Size], .. big[at..]], "keep=true&resume=true"));
         Assert.Equal(await world.ReadAsync("big"), await world.ReadAsync("second"));
@@ -331,7 +331,7 @@ public sealed class StreamApiTests
         }
 
         await world.TrimAsync("other", 0, 64 * Units.MiB);
-        await MoreRoomAsync(world, "other");
+        await MoreRoomAsync(world, "other", 0);
         int at = (int)StreamCursor.TryParse(world.Volume("back").Import!.Cursor)!.PositionBytes;
         Assert.Null(await world.ImportAsync("back", [.. second[..StreamHeader.Size], .. second[at..]], "resume=true"));
         Assert.Equal(await world.ReadAsync("vm1"), await world.ReadAsync("back"));
@@ -339,13 +339,13 @@ public sealed class StreamApiTests
     }
 
     /// <summary>Returns when what was trimmed may be used again: a few flushes later.</summary>
-    private static async Task MoreRoomAsync(StreamWorld world, string name)
+    private static async Task MoreRoomAsync(StreamWorld world, string name, byte first)
     {
         StoreHost host = world.Host(name);
         for (int i = 0; await host.Thread.InvokeAsync(() => new ValueTask<ulong>(host.Store.GetStats().BlocksQuarantined)) > 16; i++)
         {
             Assert.True(i < 1000, "what was trimmed does not come back");
-            await world.WriteAsync(name, 0, [1]);
+            await world.WriteAsync(name, 0, [first]);
             Assert.Equal(IoStatus.Ok, await host.Thread.InvokeAsync(() => host.Store.FlushAsync()));
             await Task.Delay(10, Cancel);
         }
