@@ -78,7 +78,7 @@ internal sealed class AofRoutes(Daemon daemon, TargetRoutes targets)
         byte[] bytes = ArrayPool<byte>.Shared.Rent(Math.Max(1, length));
         try
         {
-            if (length > 0) await ReadAsync(volume, offset, bytes.AsMemory(0, length));
+            if (length > 0) await ReadAsync(volume, offset, bytes.AsMemory(0, length), call.Aborted);
             call.Say(AppendMedia.LengthHeader, info.LengthBytes.ToString(CultureInfo.InvariantCulture));
             call.Say(AppendMedia.SealedHeader, info.IsSealed ? "true" : "false");
             await call.AnswerAsync(AppendMedia.Type, bytes.AsMemory(0, length));
@@ -89,7 +89,7 @@ internal sealed class AofRoutes(Daemon daemon, TargetRoutes targets)
         }
     }
 
-    private async Task ReadAsync(VolumeRecord volume, ulong offset, Memory<byte> target)
+    private async Task ReadAsync(VolumeRecord volume, ulong offset, Memory<byte> target, CancellationToken aborted)
     {
         StoreHost host = HostOf(volume);
         IoStatus status = await host.Thread.InvokeAsync(async () =>
@@ -101,11 +101,16 @@ internal sealed class AofRoutes(Daemon daemon, TargetRoutes targets)
                 ulong at = offset + (ulong)done, start = at & ~(ulong)(Units.BlockBytes - 1);
                 int edge = (int)(at - start), length = Math.Min(target.Length - done, (int)Units.MiB);
                 int whole = (edge + length + Units.BlockBytes - 1) & ~(Units.BlockBytes - 1);
-                IoBuffer buffer = await host.Thread.Loop.Buffers.RentAsync(whole);
-                ReadResult read = await device.ReadAsync(start, buffer.Slice(0, whole));
-                buffer.Slice(edge, length).CopyTo(target[done..]);
-                buffer.Return();
-                if (read.Status != IoStatus.Ok) return read.Status;
+                int from = done;
+                IoStatus status = await ThroughDoorAsync(volume, host, (ulong)length, async () =>
+                {
+                    IoBuffer buffer = await host.Thread.Loop.Buffers.RentAsync(whole);
+                    ReadResult read = await device.ReadAsync(start, buffer.Slice(0, whole));
+                    buffer.Slice(edge, length).CopyTo(target[from..]);
+                    buffer.Return();
+                    return read.Status;
+                }, IoStatus.Unavailable, aborted);
+                if (status != IoStatus.Ok) return status;
                 done += length;
             }
 
@@ -131,7 +136,8 @@ internal sealed class AofRoutes(Daemon daemon, TargetRoutes targets)
             try
             {
                 // Not cancelled when the client goes away: the memory is lent until the answer.
-                AppendResult[] results = await host.Thread.InvokeAsync(() => AppendAllAsync(host.Appends, volume.Id, key, bytes, lengths));
+                AppendResult[] results = await host.Thread.InvokeAsync(
+                    () => ThroughDoorAsync(volume, host, (ulong)total, () => AppendAllAsync(host.Appends, volume.Id, key, bytes, lengths), [], call.Aborted));
                 await AnswerAsync(call, results, lengths);
             }
             finally
@@ -142,6 +148,24 @@ internal sealed class AofRoutes(Daemon daemon, TargetRoutes targets)
         finally
         {
             if (isLarge) s_large.Release();
+        }
+    }
+
+    /// <summary>On the loop: one operation of so many bytes, let in by the volume's door as those of the other front ends are. Who has gone
+    /// away meanwhile gets <paramref name="otherwise"/>.</summary>
+    private async ValueTask<T> ThroughDoorAsync<T>(
+        VolumeRecord volume, StoreHost host, ulong bytes, Func<ValueTask<T>> work, T otherwise, CancellationToken aborted)
+    {
+        VolumeAdmission door = daemon.Volumes.Doors.Of(volume, host.Thread, host);
+        var turn = new LoopEvent<bool>();
+        if (!door.Enter(new AdmissionWaiter(() => turn.Set(true)), bytes)) await turn.WaitAsync();
+        try
+        {
+            return aborted.IsCancellationRequested ? otherwise : await work();
+        }
+        finally
+        {
+            door.Exit(bytes);
         }
     }
 

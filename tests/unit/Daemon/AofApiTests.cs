@@ -146,6 +146,27 @@ public sealed class AofApiTests : IAsyncLifetime
     }
 
     [Fact]
+    public async Task Appends_and_reads_pass_the_door_of_their_volume()
+    {
+        using BlockdClient blockd = Connect();
+        await blockd.OpenAofAsync("limited", cancel: Cancel);
+        uint id = _server.Test.Daemon.Directory.Find("limited")!.Id;
+        RawAnswer limited = await _server.SendAsync("PATCH", "/v1/volumes/limited", "{\"qos\":{\"iops\":200}}");
+        Assert.Equal(200, limited.Status);
+        byte[] bytes = [.. Enumerable.Range(0, 100).Select(i => (byte)i)];
+        AofWriter[] writers = [.. Enumerable.Range(0, 4).Select(_ => new AofWriter(blockd, "limited"))];
+        await Task.WhenAll(Enumerable.Range(0, 60).Select(i => writers[i % 4].AppendAsync(bytes, Cancel)));
+        VolumeAdmission door = _server.Test.Daemon.Volumes.Doors.Find(id)!;
+        ulong throttled = door.Throttled;
+        Assert.True(throttled > 0, "no append waited");
+        for (int i = 0; i < 60 && door.Throttled == throttled; i++)
+            await Task.WhenAll(Enumerable.Range(0, 8).Select(_ => ReadAllAsync(blockd, "limited")));
+        Assert.True(door.Throttled > throttled, "no read waited");
+        Assert.Equal((0, 0), (door.Inside, door.Waiting));
+        Assert.Equal(Enumerable.Repeat(bytes, 60).SelectMany(b => b), await ReadAllAsync(blockd, "limited"));
+    }
+
+    [Fact]
     public async Task Joined_appends_lie_where_they_were_answered_to_lie()
     {
         using BlockdClient blockd = Connect();
