@@ -78,6 +78,7 @@ public sealed class TenantTests : IAsyncLifetime
         "POST volumes" => ("""{"name":"a.secretvolume","sizeBytes":1048576}""", """{"name":"a.missingvolume","sizeBytes":1048576}"""),
         "POST aof" => ("""{"name":"a.secretlog"}""", """{"name":"a.missinglog"}"""),
         "POST snapshots" => ("""{"name":"x","volumes":["b.own","a.secretvolume"]}""", """{"name":"x","volumes":["b.own","a.missingvolume"]}"""),
+        "POST snapshots/rollback" => ("""{"snapshot":"secretsnapshot","volumes":["b.own","a.secretvolume"]}""", """{"snapshot":"secretsnapshot","volumes":["b.own","a.missingvolume"]}"""),
         "POST policies" => ("""{"name":"b.x","volumes":["a.secretvolume"],"periodSeconds":0}""", """{"name":"b.x","volumes":["a.missingvolume"],"periodSeconds":0}"""),
         "POST targets" => ($$"""{"name":"{{Target}}"}""", $$"""{"name":"{{NoTarget}}"}"""),
         _ => throw new InvalidOperationException($"say in {nameof(BodyOf)} what {route.Key} is sent"),
