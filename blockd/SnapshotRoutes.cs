@@ -277,7 +277,7 @@ internal sealed class SnapshotRoutes(
             StoreHost? host = daemon.Stores.Find(volume.StoreId);
             if (host is null || await host.LayersAsync(volume.Id) is not { } layers)
                 throw new IOException("the volume is gone, or its disk does not serve it; where it is there, the rest follows when its disk does");
-            if (layers.Base is null) return "it shares nothing with another volume any more";
+            if (layers.Base is null && !layers.IsFlattening) return "it shares nothing with another volume any more";
             if (!layers.IsFlattening)
                 throw new IOException("a block of its base could not be copied: the disk is full, or the block cannot be read (pfcli scrub_volume); it is a clone still");
             run.Report(await host.Thread.InvokeAsync(() => new ValueTask<double>(host.Store.OwnPart(volume.Id))));

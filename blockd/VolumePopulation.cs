@@ -48,7 +48,7 @@ internal sealed class VolumePopulation(VolumeDirectory directory, IImportWorld w
                 throw new IOException("its disk does not serve it; the rest follows when it does");
             }
 
-            if (layers.Base is null) return;
+            if (layers.Base is null && !layers.IsFlattening) return;
             if (!layers.IsFlattening)
                 throw new IOException("a block could not be copied: the disk is full, or the block cannot be read (pfcli scrub_volume); mend that, then pfcli flatten_volume goes on");
             progress(await host.RunAsync(store => new ValueTask<double>(store.OwnPart(volume.Id))));

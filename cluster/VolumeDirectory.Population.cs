@@ -13,7 +13,7 @@ public sealed partial class VolumeDirectory
         if (_table.FindById(id) is not { } volume) return new DirectoryFault(IoStatus.NotFound, "no-such-volume", "the volume was deleted meanwhile");
         if (!volume.IsPopulating) return volume;
         if (await LayersAsync(volume) is not { } layers) return AwayFault();
-        if (layers.Base is not null)
+        if (layers.Base is not null || layers.IsFlattening)
         {
             IoStatus status = layers.IsFlattening ? IoStatus.Ok : await _hosts[volume.StoreId].FlattenAsync(id);
             return status == IoStatus.Ok ? volume : SnapshotFault(status);

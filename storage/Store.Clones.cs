@@ -12,7 +12,7 @@ public sealed partial class Store
             : null;
 
     /// <inheritdoc/>
-    public bool IsFlattening(uint volumeId) => _volumes.TryGetValue(volumeId, out Volume? volume) && volume.IsFlattening;
+    public bool IsFlattening(uint volumeId) => _volumes.TryGetValue(volumeId, out Volume? volume) && (volume.IsFlattening || volume.IsLettingGo);
 
     /// <inheritdoc/>
     public async ValueTask<IoStatus> CreateCloneAsync(VolumeHead head, uint volumeId, Guid snapshot)
@@ -97,7 +97,11 @@ public sealed partial class Store
         if (IsFreeing(volume))
         {
             VolumeHeadLayout head = LayoutOf(volume) with { IsFlattening = false };
-            await SayAsync(volume, status == IoStatus.Ok ? head with { Parent = null } : head);
+            volume.IsLettingGo = true;
+            status = await SayAsync(volume, status == IoStatus.Ok ? head with { Parent = null } : head);
+            // Whoever was told that nothing is shared any more may rely on it.
+            if (status == IoStatus.Ok) status = await EnsureDurable(_appliedLsn);
+            volume.IsLettingGo = status != IoStatus.Ok; // else the store has failed
         }
 
         _locks.Give(held);

@@ -36,6 +36,9 @@ internal sealed class Volume
     /// <summary>What it shares with the layer below its first one is being copied.</summary>
     public bool IsFlattening;
 
+    /// <summary>That it shares nothing any more is written down, and not durable yet.</summary>
+    public bool IsLettingGo;
+
     /// <summary>The layer that is written to.</summary>
     public Layer Top;
 

@@ -79,7 +79,7 @@ public interface ILayeredStore : IStore
     /// on nothing. Ok when that is durable, or when it builds on nothing. Errors: Conflict (it has snapshots).</summary>
     ValueTask<IoStatus> FlattenAsync(uint volumeId);
 
-    /// <summary>The volume is being flattened.</summary>
+    /// <summary>The volume is being flattened, or that it is done is not durable yet.</summary>
     bool IsFlattening(uint volumeId);
 
     /// <summary>Promises a volume that it, with all its snapshots, may take <paramref name="bytes"/> whatever others do, and the

@@ -38,7 +38,7 @@ internal sealed class SimSide(ILayeredStore store, Func<ValueTask>? pause = null
     public Task<ulong> HighestUsedByteAsync(uint volumeId) => RunAsync(s => s.HighestUsedByteAsync(volumeId));
 
     public Task<VolumeLayers?> LayersAsync(uint volumeId) => RunAsync(s => new ValueTask<VolumeLayers?>(s.OpenVolume(volumeId) is null
-        ? null : new VolumeLayers(s.Snapshots(volumeId), lies ? null : s.BaseOf(volumeId), s.IsFlattening(volumeId))));
+        ? null : new VolumeLayers(s.Snapshots(volumeId), lies ? null : s.BaseOf(volumeId), !lies && s.IsFlattening(volumeId))));
 
     public Task<IoStatus> CutAsync(IReadOnlyList<SnapshotRequest> requests) => RunAsync(s => s.CreateSnapshotsAsync(requests));
 
