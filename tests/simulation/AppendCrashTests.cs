@@ -108,7 +108,7 @@ public sealed class AppendCrashTests(ITestOutputHelper output)
 }
 
 /// <summary>One workload of appends and its crash states.</summary>
-internal sealed class AppendCrashes(BrokenRules broken, ulong seed, int statesMax, double share = 1)
+internal sealed class AppendCrashes(BrokenRules broken, ulong seed, int statesMax)
 {
     private const int SubsetsOf = 6, DrawnSubsets = 24;
     private const ulong EventsMax = 1_000_000;
@@ -149,7 +149,7 @@ internal sealed class AppendCrashes(BrokenRules broken, ulong seed, int statesMa
         _changes = _disk.ChangeCount;
         loop.StopBeforeEvent = _ =>
         {
-            if (_disk.ChangeCount != _changes && (share >= 1 || _random.NextChance(share))) JudgeNow();
+            if (_disk.ChangeCount != _changes) JudgeNow();
             _changes = _disk.ChangeCount;
             return Fault is not null;
         };
