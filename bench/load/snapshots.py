@@ -24,7 +24,7 @@ class Bench:
         self.seconds = options.seconds or 2
         self.rounds = options.rounds or 3
         # Each snapshot takes a metadata slot, and slots are 2 % of a store.
-        store = max(8 * self.size, options.snapshots << 20)
+        store = 10 * self.size + (options.snapshots << 20)
         machine.need_space(folder, store + self.size)
         self.folder = folder
         self.daemon = Daemon(folder, self.size, store, options.blockd, options.blockd_options.split(), with_api=True)
