@@ -142,13 +142,24 @@ internal sealed class SnapshotRoutes(
         }
     }
 
+    private void MustBeUnused(IEnumerable<VolumeRecord> volumes, bool isForced)
+    {
+        int sessions = volumes.Sum(v => daemon.Sessions.CountOf(v.Id));
+        if (sessions > 0 && !isForced)
+            throw new ApiException(409, "volume-in-use", $"{sessions} clients are attached; detach them, or say force: then they are cut off", "force");
+    }
+
+    /// <summary>Whoever is attached to volumes that went back knows another content, also who came in between.</summary>
+    private void CutOff(IReadOnlyList<VolumeRecord> volumes)
+    {
+        foreach (Session session in daemon.Sessions.List().Where(s => volumes.Any(v => s.Volumes.Contains(v.Id)))) session.Cut("the volume went back to a snapshot");
+    }
+
     private async Task RollBackAsync(ApiCall call)
     {
         VolumeRecord volume = AdminRoutes.VolumeOf(daemon, call);
         RollbackSnapshot request = await call.ReadAsync(ApiJson.Default.RollbackSnapshot);
-        int sessions = daemon.Sessions.CountOf(volume.Id);
-        if (sessions > 0 && !request.Force)
-            throw new ApiException(409, "volume-in-use", $"{sessions} clients are attached; detach them, or say force: then they are cut off", "force");
+        MustBeUnused([volume], request.Force);
         if (request.Revision is { } revision && revision != volume.Revision)
             throw new ApiException(412, "revision-differs", $"the volume has revision {volume.Revision} now; read it again", "revision");
         if (request.Uuid is { } uuid && (await FindAsync(call)).Info.Uuid != uuid)
@@ -156,8 +167,7 @@ internal sealed class SnapshotRoutes(
         SnapshotResult back = Must(await daemon.Directory.RollBackAsync(volume.Name, call.Parts[3], request.SafetyName));
         VolumeRecord now = daemon.Directory.Find(volume.Name) ?? volume;
         daemon.OnChanged(now);
-        // Whoever is attached knows another content, also who came in between.
-        foreach (Session session in daemon.Sessions.List().Where(s => s.Volumes.Contains(volume.Id))) session.Cut("the volume went back to a snapshot");
+        CutOff([volume]);
         await begin();
         var answer = new RollbackInfo(await describe(now, call), (await DescribeAsync(call, back.Snapshots, withUsage: false))[0]);
         await call.AnswerAsync(answer, ApiJson.Default.RollbackInfo);
@@ -178,9 +188,7 @@ internal sealed class SnapshotRoutes(
         }
 
         VolumeRecord[] known = [.. names.Where(n => n is not null).Select(daemon.Directory.Find).OfType<VolumeRecord>()];
-        int sessions = known.Sum(v => daemon.Sessions.CountOf(v.Id));
-        if (sessions > 0 && !request.Force)
-            throw new ApiException(409, "volume-in-use", $"{sessions} clients are attached; detach them, or say force: then they are cut off", "force");
+        MustBeUnused(known, request.Force);
         SnapshotResult back;
         try
         {
@@ -192,11 +200,7 @@ internal sealed class SnapshotRoutes(
             foreach (VolumeRecord now in known.Select(v => daemon.Directory.Find(v.Id)).OfType<VolumeRecord>()) daemon.OnChanged(now);
         }
 
-        if (back.Fault is null or { Code: "rollback-unfinished" })
-        {
-            foreach (Session session in daemon.Sessions.List().Where(s => s.Volumes.Any(id => known.Any(v => v.Id == id)))) session.Cut("the volume went back to a snapshot");
-        }
-
+        if (back.Fault is null or { Code: "rollback-unfinished" }) CutOff(known);
         Must(back);
         await begin();
         var volumes = new List<VolumeInfo>();

@@ -193,15 +193,7 @@ public sealed partial class VolumeDirectory
         bool isLeft = false;
         foreach (MetaEntry entry in entries)
         {
-            BackRecord? record;
-            try
-            {
-                record = JsonSerializer.Deserialize(entry.Value.Span, BackRecordJson.Default.BackRecord);
-            }
-            catch (JsonException e)
-            {
-                throw Damaged(entry, e.Message);
-            }
+            BackRecord? record = Deserialize(entry, BackRecordJson.Default.BackRecord);
 
             if (record?.Members is null || record.Members.Any(m => m is null) || record.Key != entry.Key) throw Damaged(entry, "it names no members");
             isLeft |= await CarryBackAsync(record) is { Code: "rollback-unfinished" };

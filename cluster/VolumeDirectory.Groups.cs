@@ -138,15 +138,7 @@ public sealed partial class VolumeDirectory
         _half.Clear();
         foreach (MetaEntry entry in entries)
         {
-            CutRecord? record;
-            try
-            {
-                record = JsonSerializer.Deserialize(entry.Value.Span, CutRecordJson.Default.CutRecord);
-            }
-            catch (JsonException e)
-            {
-                throw Damaged(entry, e.Message);
-            }
+            CutRecord? record = Deserialize(entry, CutRecordJson.Default.CutRecord);
 
             if (record?.Members is null || record.Members.Any(m => m is null)) throw Damaged(entry, "it names no members");
             await UndoCutAsync(entry.Key, record);

@@ -308,15 +308,7 @@ public sealed partial class VolumeDirectory
 
     private static MoveRecord DecodeMove(MetaEntry entry)
     {
-        MoveRecord? move;
-        try
-        {
-            move = JsonSerializer.Deserialize(entry.Value.Span, MoveRecordJson.Default.MoveRecord);
-        }
-        catch (JsonException e)
-        {
-            throw Damaged(entry, e.Message);
-        }
+        MoveRecord? move = Deserialize(entry, MoveRecordJson.Default.MoveRecord);
 
         if (move is not { Members.Count: > 0, Cuts: not null } || move.Members.Any(m => m is null) || MoveKey(move.Id) != entry.Key)
             throw Damaged(entry, "it names no volumes");

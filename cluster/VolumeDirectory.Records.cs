@@ -1,5 +1,6 @@
 using System.Globalization;
 using System.Text.Json;
+using System.Text.Json.Serialization.Metadata;
 using BlockServer.Core;
 
 namespace BlockServer.Cluster;
@@ -23,10 +24,16 @@ public sealed partial class VolumeDirectory
 
     private static uint NumberOf(MetaEntry entry)
     {
+        uint number = Deserialize(entry, VolumeRecordJson.Default.UInt32);
+        return number < uint.MaxValue ? number : throw Damaged(entry, "the number is the last one");
+    }
+
+    /// <summary>The value of an entry; what is no JSON of it throws <see cref="InvalidDataException"/>.</summary>
+    private static T? Deserialize<T>(MetaEntry entry, JsonTypeInfo<T> type)
+    {
         try
         {
-            uint number = JsonSerializer.Deserialize(entry.Value.Span, VolumeRecordJson.Default.UInt32);
-            return number < uint.MaxValue ? number : throw Damaged(entry, "the number is the last one");
+            return JsonSerializer.Deserialize(entry.Value.Span, type);
         }
         catch (JsonException e)
         {
@@ -44,15 +51,7 @@ public sealed partial class VolumeDirectory
     /// since a wrong state or number could delete a volume.</summary>
     private static VolumeRecord Decode(MetaEntry entry)
     {
-        VolumeRecord? record;
-        try
-        {
-            record = JsonSerializer.Deserialize(entry.Value.Span, VolumeRecordJson.Default.VolumeRecord);
-        }
-        catch (JsonException e)
-        {
-            throw Damaged(entry, e.Message);
-        }
+        VolumeRecord? record = Deserialize(entry, VolumeRecordJson.Default.VolumeRecord);
 
         if (record is null) throw Damaged(entry, "it is empty");
         if (VolumeKey(record.Id) != entry.Key) throw Damaged(entry, "it is of another volume");
