@@ -47,10 +47,11 @@ internal sealed class Imports(VolumeDirectory directory, IImportWorld world, Imp
     }
 
     /// <summary>Brings a stream in; the volume when it is whole. <paramref name="keepsPart"/>: a stream that breaks off can be
-    /// continued later, by <paramref name="goesOn"/>. <paramref name="progress"/> is told bytes of how many. Throws <see cref="ImportException"/> or <see cref="ApiException"/>.</summary>
+    /// continued later, by <paramref name="goesOn"/>. <paramref name="handed"/>: the body is the header alone, and what follows it lies
+    /// there, which stays the caller's. <paramref name="progress"/> is told bytes of how many. Throws <see cref="ImportException"/> or <see cref="ApiException"/>.</summary>
     public async Task<VolumeRecord> RunAsync(
         string name, Guid? storeId, Stream body, ICompressor? compressor, bool keepsPart, bool goesOn, bool isImage, CancellationToken cancel,
-        Action<ulong, ulong>? progress = null, bool? isThin = null)
+        Action<ulong, ulong>? progress = null, bool? isThin = null, HandedImport? handed = null)
     {
         // A new volume has no number yet.
         if (!_names.TryAdd(name, 0)) throw Busy(name);
@@ -66,7 +67,7 @@ internal sealed class Imports(VolumeDirectory directory, IImportWorld world, Imp
                     ? await BeginFullAsync(name, storeId, isThin, known, header, goesOn, isImage)
                     : await BeginIncrementAsync(name, known, header, goesOn, isImage);
                 _running.TryAdd(begun.Id, 0);
-                return await FillAsync(begun, header, body, compressor, keepsPart, progress, cancel);
+                return await FillAsync(begun, header, from => SourceOf(header, body, handed, compressor, from), keepsPart, progress, cancel);
             }
             catch (ImportException e)
             {
@@ -257,8 +258,15 @@ internal sealed class Imports(VolumeDirectory directory, IImportWorld world, Imp
         }
     }
 
+    private IImportSource SourceOf(StreamHeader header, Stream body, HandedImport? handed, ICompressor? compressor, StreamCursor from)
+    {
+        if (handed is { IsImage: true }) return new ImageSource(handed.File, header, from);
+        Stream frames = handed is null ? body : new HandedStream(handed.File, (long)from.PositionBytes);
+        return new FrameSource(frames, new StreamDecoder(header, compressor, from), limits.Patience);
+    }
+
     private async Task<VolumeRecord> FillAsync(
-        VolumeRecord volume, StreamHeader header, Stream body, ICompressor? compressor, bool keepsPart, Action<ulong, ulong>? progress, CancellationToken cancel)
+        VolumeRecord volume, StreamHeader header, Func<StreamCursor, IImportSource> open, bool keepsPart, Action<ulong, ulong>? progress, CancellationToken cancel)
     {
         IMoveSide host = HostOf(volume);
         ImportRecord import = volume.Import!;
@@ -266,13 +274,13 @@ internal sealed class Imports(VolumeDirectory directory, IImportWorld world, Imp
             ?? throw new ApiException(409, "import-unfinished", "where the import stood is not known any more; give it up and begin anew");
         try
         {
-            var job = new StreamImport(host, volume.Id, header, new StreamDecoder(header, compressor, from), limits, async cursor =>
+            var job = new StreamImport(host, volume.Id, header, open(from), limits, async cursor =>
             {
                 ImportRecord now = import with { Cursor = cursor };
                 Must(await directory.SetImportAsync(volume.Id, import, now));
                 import = now;
             }) { Progress = progress is null ? null : done => progress(done, header.SizeBytes) };
-            await job.RunAsync(body, cancel);
+            await job.RunAsync(cancel);
             if (limits.Broken.HasFlag(BrokenImports.OpenEarly)) await EndAsync(volume, import);
             await FinishAsync(volume, host, header);
             return limits.Broken.HasFlag(BrokenImports.OpenEarly) ? volume : await EndAsync(volume, import);
