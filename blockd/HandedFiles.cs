@@ -56,6 +56,9 @@ internal sealed class HandedFiles : IAsyncDisposable
         }
     }
 
+    /// <summary>Files that nobody has taken yet.</summary>
+    public int Count => _files.Count;
+
     /// <summary>The file that was handed over with this ticket, in hexadecimal, which the caller then owns; null: there is none.</summary>
     public SafeFileHandle? Take(string ticket) => _files.TryRemove(ticket, out SafeFileHandle? file) ? file : null;
 

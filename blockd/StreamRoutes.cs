@@ -1,3 +1,4 @@
+using System.IO.Pipelines;
 using BlockServer.Cluster;
 using BlockServer.Core;
 using BlockServer.Core.Api;
@@ -74,7 +75,7 @@ internal sealed class StreamRoutes
         };
         using SafeFileHandle? file = Handed(call);
         bool isImage = IsImage(call, file);
-        await call.SendAsync(file is null ? StreamMedia.Type : StreamMedia.ReportType, output => _daemon.Tasks.TrackAsync(
+        Task SendAsync(PipeWriter output) => _daemon.Tasks.TrackAsync(
             new TaskSpec("export", $"{volume.Name}@{target.Name}", volume.Id, Unit: "bytes"),
             async (run, cancel) =>
             {
@@ -83,7 +84,18 @@ internal sealed class StreamRoutes
                 else await ToFileAsync(export, new FileSink(file, isImage, compressor is not null, output), from, cancel);
                 return header.SizeBytes;
             },
-            size => $"{size} bytes have gone to the client", call.Aborted));
+            size => $"{size} bytes have gone to the client", call.Aborted);
+        await call.SendAsync(file is null ? StreamMedia.Type : StreamMedia.ReportType, file is null ? SendAsync : async output =>
+        {
+            try
+            {
+                await SendAsync(output);
+            }
+            catch (Exception e) when (e is IOException or UnauthorizedAccessException)
+            {
+                // It was said, and must arrive: a connection that is cut may lose it.
+            }
+        });
     }
 
     /// <summary>The client learns why its file cannot be written, or the snapshot not be read.</summary>

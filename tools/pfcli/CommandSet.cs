@@ -119,7 +119,7 @@ public sealed class CommandSet(RootCommand root, CliHost host, GeneralOptions ge
         string tokenFile = parsed.GetValue(general.TokenFile) ?? AccessToken.DefaultPath(host.Environment);
         string token = AccessToken.Read(tokenFile);
         // The daemon's socket for files lies beside its token.
-        string? files = server.IsLoopback && Path.GetDirectoryName(Path.GetFullPath(tokenFile)) is { } folder ? Path.Combine(folder, "files.sock") : null;
+        string? files = host.HandsFiles && server.IsLoopback && Path.GetDirectoryName(Path.GetFullPath(tokenFile)) is { } folder ? Path.Combine(folder, "files.sock") : null;
         var printer = new Printer(host, parsed.GetValue(general.Json));
         string? authority = parsed.GetValue(general.CaFile) ?? host.Environment("BLOCKD_CA_FILE");
         HttpMessageHandler Transport() =>

@@ -9,7 +9,7 @@ namespace BlockServer.Pfcli;
 /// A file that was handed over to the daemon of this machine, so that it reads or writes the file itself and nothing goes through a
 /// connection (docs/api.md). The request names <see cref="Text"/>. Disposing takes it back, if no request has taken it.
 /// </summary>
-internal sealed class HandedTicket : IDisposable
+public sealed class HandedTicket : IDisposable
 {
     private const int Bytes = 16;
     private readonly Socket _socket;
