@@ -26,7 +26,7 @@ internal static partial class ApiRouteTable
                 new("check", "boolean", "Only the header is sent, and looked at: 204 when the stream would be taken."),
                 Handed, HandedFormat],
             [s_badName, s_noVolume, (400, "bad-stream"), (400, "truncated-stream"), (400, "interrupted-stream"), s_badQuery, (404, "no-import"), (404, "no-disk"), (404, "no-file"), s_quotaBytes, s_quotaVolumes, (409, "name-taken"),
-                (409, "wrong-base"), (409, "changed-since-base"), (409, "snapshot-exists"), (409, "volume-in-use"), (409, "import-unfinished"), (409, "import-running"),
+                (409, "wrong-base"), (409, "volume-being-copied"), (409, "changed-since-base"), (409, "snapshot-exists"), (409, "volume-in-use"), (409, "import-unfinished"), (409, "import-running"),
                 (409, "other-stream"), s_image, s_meanwhile, (503, "disk-unavailable"), (507, "no-space"), s_noRoom]),
         new("GET", "volumes/{name}/import", "What comes into a volume, or why the last stream for it was refused.", 200, typeof(ImportInfo), null, [],
             [s_badName, s_noVolume, (404, "no-import"), (400, "bad-stream"), (400, "truncated-stream"), (400, "interrupted-stream"), s_noDisk, (507, "no-space")]),

@@ -239,14 +239,22 @@ internal sealed class Imports(VolumeDirectory directory, IImportWorld world, Imp
     }
 
     /// <summary>The newest snapshot is the base and nothing was written since.</summary>
-    private static async Task CheckBaseAsync(VolumeRecord volume, IMoveSide host, StreamHeader header, ImportRecord import)
+    private async Task CheckBaseAsync(VolumeRecord volume, IMoveSide host, StreamHeader header, ImportRecord import)
     {
         IReadOnlyList<SnapshotInfo> known = await SnapshotsAsync(volume, host);
         SnapshotInfo? newest = known.LastOrDefault(s => !IsOurs(s, import) && !IsOurs(s, volume.Import ?? import));
         if (newest?.Uuid != header.Base)
         {
+            if (newest is not null && known.Any(s => s.Uuid == header.Base) && CopiesOf(newest) is { Length: > 0 } copies)
+            {
+                throw new ApiException(409, "volume-being-copied",
+                    $"{string.Join(", ", copies)} is still being populated from '{volume.Name}', whose snapshot '{newest.Name}' goes when that has ended; "
+                    + "wait (pfcli list_task shows how far it is), then import again");
+            }
+
             string has = newest is null ? "it has none" : $"it is '{newest.Name}' ({newest.Uuid})";
-            throw new ApiException(409, "wrong-base", $"the stream builds on snapshot {header.Base}, which must be the newest one of '{volume.Name}': {has}");
+            throw new ApiException(409, "wrong-base", $"the stream builds on snapshot {header.Base}, which must be the newest one of '{volume.Name}': {has}"
+                + (known.Any(s => s.Uuid == header.Base) ? "; delete the newer ones first (pfcli delete_snapshot)" : ""));
         }
 
         if (header.Target is { } target && known.FirstOrDefault(s => s.Uuid == target || s.Name == header.TargetName) is { } taken)
@@ -256,6 +264,13 @@ internal sealed class Imports(VolumeDirectory directory, IImportWorld world, Imp
             throw new ApiException(409, "changed-since-base",
                 $"'{volume.Name}' has changed since its snapshot '{newest.Name}'; take that back first: pfcli rollback_snapshot -v {volume.Name} -n {newest.Name}");
         }
+    }
+
+    /// <summary>Names of the volumes that a snapshot is kept for until they are populated; none when anything else builds on it too.</summary>
+    private string[] CopiesOf(SnapshotInfo snapshot)
+    {
+        VolumeRecord?[] clones = [.. snapshot.Clones.Select(directory.Find)];
+        return clones.All(c => c is { IsPopulating: true }) ? [.. clones.Select(c => $"'{c!.Name}'")] : [];
     }
 
     private IImportSource SourceOf(StreamHeader header, Stream body, HandedImport? handed, ICompressor? compressor, StreamCursor from)
