@@ -21,7 +21,8 @@ public sealed class VolumeAdmission
     private SharedLimiter.Part? _tenant;
     private QosLimits _limits = QosLimits.None;
     private AdmissionWaiter? _first, _last;
-    private bool _isLimited, _isPumping;
+    private readonly Action _nextTurn;
+    private bool _isLimited, _isPumping, _isTurnAsked;
     private ulong _timerAt;
 
     /// <summary>A door without limits. <paramref name="disk"/> divides the disk among its volumes; null: nothing does.</summary>
@@ -29,7 +30,11 @@ public sealed class VolumeAdmission
     {
         (_loop, Share, Turn) = (loop, disk?.Add(), new LinkedListNode<VolumeAdmission>(this));
         _timer = loop.CreateTimer(Pump);
+        _nextTurn = OnNextTurn;
     }
+
+    /// <summary>Other volumes have used the disk of late: what is large should be done in pieces.</summary>
+    public bool HasNeighbours => Share?.IsContested(_loop.NowNanos) == true;
 
     /// <summary>The limits in force.</summary>
     public QosLimits Limits => _limits;
@@ -115,7 +120,17 @@ public sealed class VolumeAdmission
         Inside--;
         if (Share is null) return;
         Share.Exit(bytes, _loop.NowNanos);
-        if (_first is not null) Pump();
+        if (_first is null || _isTurnAsked) return;
+        _isTurnAsked = true;
+        _loop.Post(_nextTurn);
+    }
+
+    // Whoever waits for its part comes after what the others have ready in this turn: that is read, prepared and handed to the disk
+    // before the next request of this volume costs the loop's time.
+    private void OnNextTurn()
+    {
+        _isTurnAsked = false;
+        Pump();
     }
 
     /// <summary>The tenant's turn has come to this volume: lets one in; true when more wait for the tenant.</summary>
