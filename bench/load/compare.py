@@ -16,7 +16,7 @@ from workloads import judge
 # A run during which the hypervisor took more of the machine than this is made once more, and the better of the two is kept.
 STOLEN_CORES_MAX = 0.15
 
-FIGURES = ("iops", "mb_per_s", "p50_us", "p99_us", "cpu_us_per_io", "other_cores", "stolen_cores")
+FIGURES = ("iops", "mb_per_s", "p50_us", "p99_us", "cpu_us_per_io", "client_cores", "other_cores", "stolen_cores")
 
 
 def common_arguments(parser, peers):
@@ -156,6 +156,8 @@ class Comparison:
             server.stop()
 
     def keep(self, number, backing, transport, workload, server, figures):
+        told = figures.get("client_cpu_us_per_io")
+        figures["client_cores"] = told * figures["iops"] / 1e6 if told is not None else None
         run = {"round": number, "backing": backing, "transport": transport, "workload": workload.name, "server": server.name, **figures}
         self.runs.append(run)
         cpu = f"{figures['cpu_us_per_io']:6.1f} us CPU/IO" if figures["cpu_us_per_io"] is not None else ""
@@ -187,9 +189,11 @@ class Comparison:
                     if way:
                         beside = medians.get((backing, transport, way.line or name), {})
                         results.append(judge(way, servers.get("blockd"), beside.get(way.peer)))
-                # The one that is met, else the first that was measured.
-                result = next((r for r in results if r and r[1]), next((r for r in results if r), None))
-                verdicts.append({"target": target.text(), "ratio": result and result[0], "met": result and result[1]})
+                # The one that is met, else the first that was measured; of two that are missed both are told.
+                measured = [r for r in results if r]
+                result = next((r for r in measured if r[1]), measured[0] if measured else None)
+                verdicts.append({"target": target.text(), "ratio": result and result[0], "met": result and result[1],
+                                 "other_ratio": measured[1][0] if len(measured) > 1 and not result[1] else None})
             lines.append({"backing": backing, "transport": transport, "workload": name, "what": workload.what, "metric": workload.metric,
                           "servers": servers, "targets": verdicts})
         return lines
@@ -232,22 +236,24 @@ def show(about, notes, lines):
             print(f"\n== {line['backing']} ({note['filesystem']}{'' if note['direct'] else ', no O_DIRECT'}) over {line['transport']}")
             for server, text in note["servers"].items():
                 print(f"   {server}: {text}")
-            print(f"\n{'workload':<34}{'IOPS':>9}{'MB/s':>8}{'p50 us':>9}{'p99 us':>9}{'cpu us/io':>11}{'noise':>7}  blockd/it  cpu")
+            print(f"\n{'workload':<34}{'IOPS':>9}{'MB/s':>8}{'p50 us':>9}{'p99 us':>9}{'cpu us/io':>11}{'client':>8}{'noise':>7}  blockd/it  cpu")
         ours = line["servers"].get("blockd")
         print(line["workload"])
         for server, f in line["servers"].items():
             cpu = f"{f['cpu_us_per_io']:.1f}" if f["cpu_us_per_io"] is not None else "-"
             beside = "" if server == "blockd" else (
                 f"{ratio_text(ours, f, line['metric']):>9} {ratio_text(ours, f, 'cpu_us_per_io'):>6}")
+            client = f"{f['client_cores']:.2f}" if f["client_cores"] is not None else "-"
             print(f"    {server:<30}{f['iops']:>9.0f}{f['mb_per_s']:>8.0f}{number_text(f['p50_us'])}{number_text(f['p99_us'])}{cpu:>11}"
-                  f"{f['other_cores']:>7.2f}  {beside}".rstrip())
+                  f"{client:>8}{f['other_cores']:>7.2f}  {beside}".rstrip())
         for verdict in line["targets"]:
-            said = "not measured" if verdict["met"] is None else f"{'met' if verdict['met'] else 'MISSED'} ({verdict['ratio']:.2f}x)"
+            also = f"; {verdict['other_ratio']:.2f}x" if verdict["other_ratio"] is not None else ""
+            said = "not measured" if verdict["met"] is None else f"{'met' if verdict['met'] else 'MISSED'} ({verdict['ratio']:.2f}x{also})"
             print(f"    target {verdict['target']}: {said}")
     verdicts = [v for line in lines for v in line["targets"] if v["met"] is not None]
     rounds = [f["rounds"] for line in lines for f in line["servers"].values()]
     print(f"\n{sum(v['met'] for v in verdicts)} of {len(verdicts)} targets met; medians of {min(rounds)} to {max(rounds)} rounds. "
-          "'noise': cores that neither server nor client used; compare only within this run.")
+          "'client': cores that the clients used: one thread can use 1.00. 'noise': cores that neither server nor client used; compare only within this run.")
 
 
 def main(make, versions):
