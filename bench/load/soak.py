@@ -202,13 +202,15 @@ class Soak:
             "appends": self.append, "visitors": self.visitors, "probe": self.probe}.items()]
         began = time.monotonic()
         samples = []
-        for actor in actors:
-            actor.start()
-        while not self.ended.wait(5) and time.monotonic() - began < seconds:
-            samples.append((time.monotonic() - began, *self.node.sample()))
-        self.ended.set()
-        for actor in actors:
-            actor.join()
+        try:
+            for actor in actors:
+                actor.start()
+            while not self.ended.wait(5) and time.monotonic() - began < seconds:
+                samples.append((time.monotonic() - began, *self.node.sample()))
+        finally:
+            self.ended.set()  # also when it is told to end
+            for actor in actors:
+                actor.join()
         if self.faults:
             raise BenchError("\n".join([*self.faults, self.node.said()]))
         return samples
