@@ -43,6 +43,7 @@ internal sealed class Daemon
         {
             Delay = Task.Delay,
             IsThinByDefault = settings.IsThinByDefault,
+            Adopted = NoteAdopted,
         };
         Targets = new TargetDirectory(meta);
         ScrubRecords = new ScrubDirectory(meta);
@@ -285,6 +286,24 @@ internal sealed class Daemon
     {
         Volumes.Doors.SetTenant(tenant, Tenants.Find(tenant)?.IopsMax is { } iops ? new QosLimits(iops) : null);
         foreach (VolumeRecord volume in Directory.List().Where(v => TenantDirectory.IsOf(tenant, v.Name))) Volumes.Doors.OnChanged(volume);
+    }
+
+    private void NoteAdopted(IReadOnlyList<VolumeRecord> volumes)
+    {
+        foreach (IGrouping<Guid, VolumeRecord> there in volumes.GroupBy(v => v.StoreId))
+        {
+            ILookup<bool, VolumeRecord> byPromise = there.ToLookup(v => v.PromisedBytes != 0);
+            Events.Note(
+                EventCatalogue.VolumesAdopted, Stores.Find(there.Key)?.Name ?? there.Key.ToString(),
+                $"promised their size: {Names(byPromise[true])}; thin: {Names(byPromise[false])}");
+        }
+
+        static string Names(IEnumerable<VolumeRecord> some)
+        {
+            const int NamedMax = 20;
+            string[] names = [.. some.Select(v => v.Name)];
+            return names.Length == 0 ? "none" : string.Join(", ", names.Take(NamedMax)) + (names.Length > NamedMax ? $" and {names.Length - NamedMax} more" : "");
+        }
     }
 
     /// <summary>Begins to keep what is declared.</summary>

@@ -19,7 +19,7 @@ internal static class EventCatalogue
         StoreLow = "store-low", StoreFull = "store-full", StoreProtected = "store-write-protected", MetadataLow = "metadata-slots-low", MetadataUnavailable = "metadata-unavailable", PolicyFailed = "policy-failed",
         HookFailed = "hook-failed", VolumeFenced = "volume-not-served", SessionLost = "session-lost", ListenerFailed = "listener-failed",
         CertificateExpiring = "certificate-expiring", CertificateExpired = "certificate-expired", TaskFailed = "task-failed",
-        Started = "daemon-started";
+        VolumesAdopted = "volumes-adopted", Started = "daemon-started";
 
     /// <summary>From the mildest on.</summary>
     public static readonly IReadOnlyList<string> Severities = ["info", "warning", "error", "critical"];
@@ -69,6 +69,8 @@ internal static class EventCatalogue
             "Make a new one and restart the daemon.", "A valid certificate is in use."),
         new(TaskFailed, "error", false, "A long job failed.",
             "pfcli query_task says why; begin it again when that is mended."),
+        new(VolumesAdopted, "warning", false, "Volumes lay on the disk that the metadata did not know: the metadata database was lost, or the disk served another node. They are served under their names, without the limits, export options, policies and targets that they had.",
+            "Set those again. A volume is promised its size anew where there was room (pfcli capacity); pfcli resize_volume -v NAME -s SIZE with --thin=false promises it to one that is thin now, with --thin takes it back from one that was thin before."),
         new(Started, "info", false, "The daemon began to serve.", "None."),
     ];
 

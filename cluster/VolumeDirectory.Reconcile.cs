@@ -9,6 +9,10 @@ public sealed partial class VolumeDirectory
     // Volumes of which a change was begun and whose end is not known to be written. Under the change lock.
     private readonly HashSet<uint> _unsettled = [];
 
+    /// <summary>Told which volumes a store brought that the metadata did not know, now recorded. Inside the change lock: be quick, and
+    /// call nothing of this class that changes.</summary>
+    public Action<IReadOnlyList<VolumeRecord>>? Adopted { get; set; }
+
     /// <summary>
     /// Takes the stores into service: finishes or undoes interrupted changes of their volumes, and adopts volumes that lie
     /// on a store and are unknown to the metadata (a lost database). Answers sentences for the operator. Call it with no
@@ -53,7 +57,13 @@ public sealed partial class VolumeDirectory
                 else if (record.State is VolumeState.Ready or VolumeState.Changing or VolumeState.RollingBack) Show(record);
             }
 
-            foreach ((VolumeHead head, IVolumeHost host) in heads.Values) await AdoptAsync(head, host, notes);
+            var adopted = new List<VolumeRecord>();
+            foreach ((VolumeHead head, IVolumeHost host) in heads.Values)
+            {
+                if (await AdoptAsync(head, host, notes) is { } volume) adopted.Add(volume);
+            }
+
+            if (adopted.Count > 0) Adopted?.Invoke(adopted);
             await UndoCutsAsync();
             await CarryBacksAsync();
             await SweepMovesAloneAsync();
@@ -179,12 +189,14 @@ public sealed partial class VolumeDirectory
         return true;
     }
 
-    private async Task AdoptAsync(VolumeHead head, IVolumeHost host, List<string> notes)
+    /// <summary>Records a volume that its store alone knows; null when that is not possible. Whether it was promised its size is lost with
+    /// the metadata: it is again, as a new one would be, as long as there is room.</summary>
+    private async Task<VolumeRecord?> AdoptAsync(VolumeHead head, IVolumeHost host, List<string> notes)
     {
         if (await meta.GetAsync(VolumeKey(head.Id)) is not null)
         {
             notes.Add($"a volume '{head.Name}' on disk {host.StoreId} has the number of another volume; it is not served");
-            return;
+            return null;
         }
 
         string name = head.Name;
@@ -195,9 +207,11 @@ public sealed partial class VolumeDirectory
         if (name != head.Name && await host.UpdateAsync(head with { Name = name }) != IoStatus.Ok)
         {
             notes.Add($"volume '{head.Name}' was found on disk {host.StoreId} but could not be renamed to '{name}'");
-            return;
+            return null;
         }
 
+        if (IsReserved(null, head.IsAppendOnly) && await host.PromiseAsync(head.Id, head.SizeBytes, isForced: false) == IoStatus.Ok)
+            record = record with { IsReserved = true };
         (uint next, MetaEntry? counter) = await NextIdAsync();
         MetaResult written = await CommitAsync(
             [new(CounterKey, counter?.ModRevision ?? 0), new(NameKey(name), 0), new(VolumeKey(head.Id), 0)],
@@ -205,10 +219,10 @@ public sealed partial class VolumeDirectory
         if (written.Outcome != MetaOutcome.Committed)
         {
             notes.Add($"volume '{head.Name}' was found on disk {host.StoreId} but could not be recorded");
-            return;
+            return null;
         }
 
-        Show(record with { Revision = written.Revision });
         notes.Add($"volume '{name}' (number {head.Id}) was unknown to the metadata and has been adopted from disk {host.StoreId}");
+        return Show(record with { Revision = written.Revision });
     }
 }

@@ -135,6 +135,43 @@ public sealed class VolumeDirectoryTests
         Assert.Equal(3u, next.Id); // numbers are never used again
     }
 
+    [Theory]
+    [InlineData(false, 4096, new[] { "one", "two" })]
+    [InlineData(false, 5, new[] { "one" })] // no room for both
+    [InlineData(false, 1, new string[0])]
+    [InlineData(true, 4096, new string[0])]
+    public async Task Volumes_of_a_lost_database_are_promised_their_size_again_where_there_is_room(bool isThinByDefault, int roomMiB, string[] promised)
+    {
+        var world = new DirectoryWorld();
+        Guid store = world.Disks.Keys.First();
+        using VolumeDirectory directory = world.Begin();
+        await directory.ReconcileAsync(world.Hosts());
+        foreach (string name in new[] { "one", "two" })
+            Assert.Null((await directory.CreateAsync(new CreateVolume(name, 4 * Units.MiB, StoreId: store))).Fault);
+        Assert.Null((await directory.CreateAsync(new CreateVolume("log", Units.MiB, StoreId: store, AppendOnly: true))).Fault);
+        foreach (MetaEntry entry in await world.Meta.RangeAsync("")) await world.Meta.TransactAsync([], [new MetaChange(entry.Key, null)]);
+
+        world.PromisableBytes = (ulong)roomMiB * Units.MiB;
+        using VolumeDirectory again = world.Begin();
+        again.IsThinByDefault = isThinByDefault;
+        var adopted = new List<VolumeRecord>();
+        again.Adopted = adopted.AddRange;
+        await again.ReconcileAsync(world.Hosts());
+        Assert.Equal(["log", "one", "two"], adopted.Select(v => v.Name).Order());
+        Assert.Equal(promised, adopted.Where(v => v.PromisedBytes != 0).Select(v => v.Name).Order());
+        Assert.Equal(promised, again.List().Where(v => v.PromisedBytes != 0).Select(v => v.Name).Order());
+        Assert.Equal((ulong)promised.Length * 4 * Units.MiB, world.Promises.Values.Aggregate(0UL, (sum, b) => sum + b));
+
+        // And at the next start they are known, whatever room there is.
+        world.PromisableBytes = 0;
+        adopted.Clear();
+        using VolumeDirectory third = world.Begin();
+        third.Adopted = adopted.AddRange;
+        await third.ReconcileAsync(world.Hosts());
+        Assert.Empty(adopted);
+        Assert.Equal((ulong)promised.Length * 4 * Units.MiB, world.Promises.Values.Aggregate(0UL, (sum, b) => sum + b));
+    }
+
     [Fact]
     public async Task A_disk_that_comes_back_alone_brings_back_its_own_volumes_only()
     {

@@ -185,10 +185,12 @@ public sealed class DisksTests
     [Fact]
     public async Task The_cluster_is_kept_by_the_disks_when_the_metadata_are_lost()
     {
-        await using TestDaemon test = await TestDaemon.StartAsync();
+        await using TestDaemon test = await TestDaemon.StartAsync("provisioning=reserved");
         Guid cluster = test.Daemon.Disks.ClusterId;
         VolumeRecord volume = await test.CreateAsync("saved");
         await WriteAsync(test, volume, 0x77);
+        DirectoryResult thin = await test.Daemon.Directory.CreateAsync(new CreateVolume("wide", Units.TiB, Thin: true));
+        Assert.Null(thin.Fault);
         await test.RestartAsync();
         Assert.Equal(cluster, test.Daemon.Disks.ClusterId);
         await test.StopAsync();
@@ -196,6 +198,10 @@ public sealed class DisksTests
         await test.StartAgainAsync();
         Assert.Equal(cluster, test.Daemon.Disks.ClusterId);
         Assert.Equal(0x77, await ReadAsync(test, "saved"));
+        Assert.Equal(volume.SizeBytes, test.Daemon.Directory.Find("saved")!.PromisedBytes);
+        EventInfo told = Assert.Single(test.Daemon.Events.List(), e => e.Code == EventCatalogue.VolumesAdopted);
+        Assert.Equal(("warning", "store-0", "promised their size: saved; thin: wide"), (told.Severity, told.Subject, told.Detail));
+        Assert.Contains("--thin=false", told.Advice, StringComparison.Ordinal);
         Assert.True((await test.CreateAsync("next")).Id > volume.Id);
     }
 
