@@ -1,0 +1,80 @@
+using System.Globalization;
+using BlockServer.Cluster;
+using BlockServer.Core;
+using BlockServer.Core.Api;
+using BlockServer.Io;
+
+namespace BlockServer.Blockd;
+
+// Append streams: a call that is upgraded and stays for as long as the stream lasts. So whatever ends the call, as a token that is revoked
+// or an address that is denied, ends the stream.
+internal sealed partial class AofRoutes
+{
+    private async Task StreamAsync(ApiCall call)
+    {
+        VolumeRecord volume = VolumeOf(call);
+        StoreHost host = HostOf(volume);
+        if (!call.WantsUpgrade(AppendWire.Protocol))
+        {
+            call.Say("Upgrade", AppendWire.Protocol);
+            throw new ApiException(426, "upgrade-needed", $"send the headers Connection: Upgrade and Upgrade: {AppendWire.Protocol}, and no body");
+        }
+
+        if (volume.IsSealed) throw RefusalOf(AppendOutcome.Sealed);
+        if (!daemon.AppendStreams.TryEnter()) throw TooMany("of this node");
+        try
+        {
+            if (!call.TryBecomeStream()) throw TooMany("of this address");
+            call.Say(AppendWire.VolumeHeader, volume.Id.ToString(CultureInfo.InvariantCulture));
+            string peer = call.Peer;
+            (int fd, Stream stream) = await call.UpgradeAsync(AppendWire.Protocol);
+            (string reason, ulong appends, ulong bytes) = await ServeThereAsync(volume, host, call, fd, stream, peer);
+            daemon.Audit.Add(new AuditEntry(
+                0, TimeProvider.System.GetUtcNow(), call.Caller.Id, call.Address?.ToString() ?? "unix", "END",
+                $"/v1/volumes/{volume.Name}/append-stream",
+                string.Create(CultureInfo.InvariantCulture, $"{appends} appends, {bytes} bytes: {reason}"), 101, null));
+        }
+        finally
+        {
+            daemon.AppendStreams.Leave();
+        }
+    }
+
+    private async Task<(string Reason, ulong Appends, ulong Bytes)> ServeThereAsync(
+        VolumeRecord volume, StoreHost host, ApiCall call, int fd, Stream stream, string peer)
+    {
+        try
+        {
+            return await host.Thread.InvokeAsync(() => ServeAsync(volume, host, call, fd, stream, peer));
+        }
+        catch (ObjectDisposedException) when (fd >= 0)
+        {
+            SocketTakeover.Close(fd); // the loop has ended and has not taken it
+            throw;
+        }
+    }
+
+    /// <summary>On the loop of the volume's disk, from the first frame to the last reply.</summary>
+    private async ValueTask<(string Reason, ulong Appends, ulong Bytes)> ServeAsync(
+        VolumeRecord volume, StoreHost host, ApiCall call, int fd, Stream stream, string peer)
+    {
+        KernelLoop loop = host.Thread.Loop;
+        IConnection connection = fd >= 0 ? SocketConnection.Attach(loop, fd, peer) : new RelayConnection(loop, stream, peer, call.Abort);
+        VolumeAdmission door = daemon.Volumes.Doors.Of(volume, host.Thread, host);
+        var frames = new AppendStream(loop, connection, host.Appends, volume.Id, door, daemon.AppendLimits);
+        daemon.AppendStreams.Add(frames, host.Thread, volume.Id);
+        try
+        {
+            // Whoever stops the streams looks for them afterwards.
+            if (daemon.IsStopping) frames.RequestStop();
+            return (await frames.RunAsync(), frames.Appends, frames.Bytes);
+        }
+        finally
+        {
+            daemon.AppendStreams.Remove(frames);
+        }
+    }
+
+    private static ApiException TooMany(string whose) =>
+        new(429, "too-many-streams", $"there are as many append streams {whose} as may be; end one, or append by single calls");
+}
