@@ -542,21 +542,20 @@ internal sealed class ApiCall(HttpContext context, string[] parts, ApiCaller cal
     /// <summary>Ends the connection at once. Any thread.</summary>
     public void Abort() => context.Abort();
 
-    /// <summary>Answers 101. The socket itself when it can be had, as a descriptor that the caller owns, else -1; and the bytes that come, as a
-    /// stream, which is not to be used with a socket.</summary>
-    public async Task<(int Fd, Stream Stream)> UpgradeAsync(string protocol)
+    /// <summary>Answers 101. The connection itself when it can be had, and then the answer comes out of its other descriptor (<see cref="Io.SocketTakeover"/>), the
+    /// caller's both; else null, and the bytes that come are in the stream.</summary>
+    public async Task<((int Connection, int Runtime)? Taken, Stream Stream)> UpgradeAsync(string protocol)
     {
-        // In front of the answer: what the client sends behind it is for who has the socket then.
-        int fd = context.Request.IsHttps || context.Features.Get<IConnectionSocketFeature>() is not { } feature ? -1 : Io.SocketTakeover.Take(feature.Socket);
+        (int, int)? taken = context.Request.IsHttps || context.Features.Get<IConnectionSocketFeature>() is not { } feature
+            ? null : Io.SocketTakeover.Take(feature.Socket);
         try
         {
             context.Response.Headers.Upgrade = protocol;
-            return (fd, await context.Features.Get<Microsoft.AspNetCore.Http.Features.IHttpUpgradeFeature>()!.UpgradeAsync());
+            return (taken, await context.Features.Get<Microsoft.AspNetCore.Http.Features.IHttpUpgradeFeature>()!.UpgradeAsync());
         }
         catch
         {
-            if (fd >= 0) Io.SocketTakeover.Close(fd);
-            context.Abort(); // the runtime reads it no more
+            if (taken is { } ours) Io.SocketTakeover.Close(ours);
             throw;
         }
     }

@@ -10,6 +10,9 @@ namespace BlockServer.Blockd;
 // or an address that is denied, ends the stream.
 internal sealed partial class AofRoutes
 {
+    // Of a 101 answer: some headers of ours.
+    private const int HeadBytesMax = 2048;
+
     private async Task StreamAsync(ApiCall call)
     {
         VolumeRecord volume = VolumeOf(call);
@@ -27,8 +30,8 @@ internal sealed partial class AofRoutes
             if (!call.TryBecomeStream()) throw TooMany("of this address");
             call.Say(AppendWire.VolumeHeader, volume.Id.ToString(CultureInfo.InvariantCulture));
             string peer = call.Peer;
-            (int fd, Stream stream) = await call.UpgradeAsync(AppendWire.Protocol);
-            (string reason, ulong appends, ulong bytes) = await ServeThereAsync(volume, host, call, fd, stream, peer);
+            ((int, int)? taken, Stream stream) = await call.UpgradeAsync(AppendWire.Protocol);
+            (string reason, ulong appends, ulong bytes) = await ServeThereAsync(volume, host, call, taken, stream, peer);
             daemon.Audit.Add(new AuditEntry(
                 0, TimeProvider.System.GetUtcNow(), call.Caller.Id, call.Address?.ToString() ?? "unix", "END",
                 $"/v1/volumes/{volume.Name}/append-stream",
@@ -41,37 +44,66 @@ internal sealed partial class AofRoutes
     }
 
     private async Task<(string Reason, ulong Appends, ulong Bytes)> ServeThereAsync(
-        VolumeRecord volume, StoreHost host, ApiCall call, int fd, Stream stream, string peer)
+        VolumeRecord volume, StoreHost host, ApiCall call, (int Connection, int Runtime)? taken, Stream stream, string peer)
     {
         try
         {
-            return await host.Thread.InvokeAsync(() => ServeAsync(volume, host, call, fd, stream, peer));
+            return await host.Thread.InvokeAsync(() => ServeAsync(volume, host, call, taken, stream, peer));
         }
-        catch (ObjectDisposedException) when (fd >= 0)
+        catch (ObjectDisposedException) when (taken is not null)
         {
-            SocketTakeover.Close(fd); // the loop has ended and has not taken it
+            SocketTakeover.Close(taken.Value); // the loop has ended and has not attached them
             throw;
         }
     }
 
     /// <summary>On the loop of the volume's disk, from the first frame to the last reply.</summary>
     private async ValueTask<(string Reason, ulong Appends, ulong Bytes)> ServeAsync(
-        VolumeRecord volume, StoreHost host, ApiCall call, int fd, Stream stream, string peer)
+        VolumeRecord volume, StoreHost host, ApiCall call, (int Connection, int Runtime)? taken, Stream stream, string peer)
     {
         KernelLoop loop = host.Thread.Loop;
-        IConnection connection = fd >= 0 ? SocketConnection.Attach(loop, fd, peer) : new RelayConnection(loop, stream, peer, call.Abort);
+        IConnection connection = taken is { } ours ? SocketConnection.Attach(loop, ours.Connection, peer) : new RelayConnection(loop, stream, peer, call.Abort);
         VolumeAdmission door = daemon.Volumes.Doors.Of(volume, host.Thread, host);
         var frames = new AppendStream(loop, connection, host.Appends, volume.Id, door, daemon.AppendLimits);
+        SocketConnection? runtime = taken is null ? null : SocketConnection.Attach(loop, taken.Value.Runtime, peer);
         daemon.AppendStreams.Add(frames, host.Thread, volume.Id);
         try
         {
+            if (runtime is not null) await SayAndWatchAsync(runtime, connection, frames);
             // Whoever stops the streams looks for them afterwards.
             if (daemon.IsStopping) frames.RequestStop();
             return (await frames.RunAsync(), frames.Appends, frames.Bytes);
         }
         finally
         {
+            runtime?.Close();
             daemon.AppendStreams.Remove(frames);
+        }
+    }
+
+    /// <summary>Passes the 101 on, which the HTTP server has said to us, and cuts the stream when the server closes the connection.</summary>
+    private static async ValueTask SayAndWatchAsync(SocketConnection runtime, IConnection connection, AppendStream frames)
+    {
+        var head = new byte[HeadBytesMax];
+        int length = 0, got = 1;
+        while (got > 0 && !head.AsSpan(0, length).EndsWith("\r\n\r\n"u8) && length < head.Length)
+        {
+            got = await runtime.ReceiveAsync(head.AsMemory(length));
+            length += Math.Max(0, got);
+        }
+
+        var batch = new SendBatch(1);
+        batch.Add(head.AsMemory(0, length));
+        if (got <= 0 || await connection.SendAsync(batch) < 0) frames.Cut("the connection was closed in front of the first frame");
+        else _ = WatchAsync();
+
+        async Task WatchAsync()
+        {
+            while (await runtime.ReceiveAsync(head) > 0)
+            {
+            }
+
+            frames.Cut("the daemon cut it");
         }
     }
 
