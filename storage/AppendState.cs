@@ -152,21 +152,22 @@ internal sealed class AppendPace
     public const int OverlapBytes = 64 << 10;
 
     /// <summary>Longest wait for those who were answered together; less on a disk that is faster.</summary>
-    public const ulong GatherNanosMax = 200_000;
+    public const ulong GatherNanosMax = 500_000;
 
     private readonly ILoop _loop;
+    private readonly AppendState _state;
     private readonly LoopTimer _timer;
     private readonly LoopOperation<bool> _change = new();
     private readonly Action _onDurable;
     private readonly Queue<(ValueTaskAwaiter<IoStatus> Durable, int Appends)> _flushing = [];
     private ulong _beganNanos, _lastNanos, _answeredAt;
-    private int _answered;
+    private int _answered, _expected;
     private bool _isElapsed;
 
-    /// <summary>For a volume of a store on <paramref name="loop"/>.</summary>
-    public AppendPace(ILoop loop)
+    /// <summary>For the appends of <paramref name="state"/>, of a store on <paramref name="loop"/>.</summary>
+    public AppendPace(ILoop loop, AppendState state)
     {
-        _loop = loop;
+        (_loop, _state) = (loop, state);
         _onDurable = () =>
         {
             (ValueTaskAwaiter<IoStatus> durable, int appends) = _flushing.Dequeue();
@@ -204,19 +205,19 @@ internal sealed class AppendPace
 
     /// <summary>Waits until the next batch is to begin, and begins it.</summary>
     [AsyncMethodBuilder(typeof(LoopMethodBuilder<>))]
-    public async ValueTask<bool> WaitAsync(AppendState state, int appendsMax)
+    public async ValueTask<bool> WaitAsync(int appendsMax)
     {
-        while (IsFlushing && state.WaitingBytes < OverlapBytes && state.Waiting.Count < appendsMax) await _change.Begin();
+        while (IsFlushing && _state.WaitingBytes < OverlapBytes && _state.Waiting.Count < appendsMax) await _change.Begin();
         ulong until = _answeredAt + Math.Min(GatherNanosMax, _lastNanos / 2), now = _loop.NowNanos;
-        if (now < until && state.Waiting.Count < _answered && state.WaitingBytes < OverlapBytes)
+        if (now < until && _state.Waiting.Count < _expected && _state.WaitingBytes < OverlapBytes)
         {
             _isElapsed = false;
             _timer.Start(until - now);
-            while (!_isElapsed && state.Waiting.Count < _answered && state.WaitingBytes < OverlapBytes) await _change.Begin();
+            while (!_isElapsed && _state.Waiting.Count < _expected && _state.WaitingBytes < OverlapBytes) await _change.Begin();
             _timer.Stop();
         }
 
-        _answered = 0;
+        _answered = _expected = 0;
         _beganNanos = _loop.NowNanos;
         return true;
     }
@@ -225,6 +226,8 @@ internal sealed class AppendPace
     {
         durable.GetResult();
         _answered += appends;
+        // Those who wait already came while the others were on their way: together they are one group from now on, not two by turns.
+        _expected = _answered + _state.Waiting.Count;
         _answeredAt = _loop.NowNanos;
         _lastNanos = _answeredAt - _beganNanos;
         OnChange();

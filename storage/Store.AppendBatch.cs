@@ -21,7 +21,7 @@ public sealed partial class Store
         AppendState state = volume.Appends!;
         if (state.Pump is null)
         {
-            state.Pace = new AppendPace(_loop);
+            state.Pace = new AppendPace(_loop, state);
             state.Pump = new TurnEndHook(() => RunPump(volume));
             state.OnPumped = () => EndPump(state);
         }
@@ -65,7 +65,7 @@ public sealed partial class Store
         AppendState state = volume.Appends!;
         while (state.Waiting.Count > 0)
         {
-            await state.Pace!.WaitAsync(state, AppendsAtOnce);
+            await state.Pace!.WaitAsync(AppendsAtOnce);
             int bytes = Gather(volume);
             if (state.Batch.Count == 0) continue;
             state.BatchBytes = (ulong)bytes;
