@@ -7,6 +7,7 @@ public sealed partial class AofWriter
 {
     private long _failingSince;
     private TimeSpan _pause;
+    private (Frame? Culprit, BlockdException Why)? _refusal;
 
     /// <summary>Until nothing is left to be done; one at a time.</summary>
     private async Task RunAsync()
@@ -49,6 +50,7 @@ public sealed partial class AofWriter
             return; // nothing is left
         }
 
+        _refusal = null;
         try
         {
             await SendAgainAsync(stream);
@@ -59,7 +61,8 @@ public sealed partial class AofWriter
                 if (!stream.HasReply) Kick();
             }
 
-            // It was ended from there; what has no reply is asked for again.
+            // It was ended from there, and all that had begun is answered. What has no reply is asked for again.
+            if (_refusal is { } refusal) Fail(refusal.Culprit, refusal.Why);
             if (!IsIdle()) throw _blockd.Broken(new IOException("the append stream was ended"));
         }
         catch (Exception e) when (IsBreak(e))
@@ -117,7 +120,8 @@ public sealed partial class AofWriter
         if (reply.Code != AppendCode.Done)
         {
             AppendProblem problem = AppendProblem.Of(reply.Code);
-            Fail(frame, new BlockdException(problem.Code, problem.Status, problem.Detail));
+            _refusal ??= (frame, new BlockdException(problem.Code, problem.Status, problem.Detail));
+            lock (_lock) _stream = null; // nothing more is sent by it
             return;
         }
 

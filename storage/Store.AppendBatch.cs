@@ -18,15 +18,16 @@ public sealed partial class Store
     /// <summary>At the end of the turn: what came in it goes together.</summary>
     private void StartPump(Volume volume)
     {
-        AppendState state = volume.Appends!;
-        if (state.Pump is null)
-        {
-            state.Pace = new AppendPace(_loop, state);
-            state.Pump = new TurnEndHook(() => RunPump(volume));
-            state.OnPumped = () => EndPump(state);
-        }
+        if (volume.Appends!.Pump is null) MakePump(volume, volume.Appends);
+        _loop.CallAtTurnEnd(volume.Appends.Pump!);
+    }
 
-        _loop.CallAtTurnEnd(state.Pump);
+    // Apart: what its lambdas hold is allocated wherever they stand.
+    private void MakePump(Volume volume, AppendState state)
+    {
+        state.Pace = new AppendPace(_loop, state);
+        state.Pump = new TurnEndHook(() => RunPump(volume));
+        state.OnPumped = () => EndPump(state);
     }
 
     private void RunPump(Volume volume)
