@@ -210,8 +210,10 @@ public sealed partial class Store
         uint resets = state.Resets;
         RangeLock held = await TakeLowAsync(volume, first, low);
         RangeLock? heldHigh = low < count ? await TakeLowAsync(volume, first + (ulong)low, count - low) : null;
-        IoBuffer buffer = await _pool.RentAsync(count * Units.BlockBytes);
-        Memory<byte> whole = buffer.Slice(0, count * Units.BlockBytes);
+        // Whole blocks of one append go to the disk as they came: they are lent until the answer.
+        ReadOnlyMemory<byte> whole = edge == 0 && length % Units.BlockBytes == 0 && state.Batch.Count == 1 ? state.Batch[0].Bytes[^length..] : default;
+        IoBuffer? buffer = whole.IsEmpty ? await _pool.RentAsync(count * Units.BlockBytes) : null;
+        if (buffer is not null) whole = buffer.Slice(0, count * Units.BlockBytes);
         IoStatus status = edge == 0 || state.TailOf == at ? IoStatus.Ok : await ReadBlockAsync(volume, first, state.Tail);
         if (status == IoStatus.Ok) status = await MakeRoomAsync(volume, first, count, count, begins: true);
         if (status == IoStatus.Ok) status = Reach(volume, at, length, isBounded: false);
@@ -223,9 +225,7 @@ public sealed partial class Store
         if (status == IoStatus.Ok && !HasSlots(volume, first, count, begins: true)) status = IoStatus.NoSpace;
         if (status == IoStatus.Ok)
         {
-            state.Tail.AsSpan(0, edge).CopyTo(whole.Span);
-            Fill(state.Batch, whole.Span[edge..], at - start, length);
-            whole.Span[(edge + length)..].Clear();
+            if (buffer is not null) Fill(state, buffer.Slice(0, whole.Length).Span, edge, at - start, length);
             if (Breaks(BrokenRules.LengthBeforeData)) await SayLengthFirst(volume, start);
             Span<AppendPlace?> places = stackalloc AppendPlace?[state.Batch.Count];
             PlaceClients(volume, first, count, places);
@@ -243,17 +243,20 @@ public sealed partial class Store
             state.TailOf = end;
         }
 
-        buffer.Return();
+        buffer?.Return();
         if (heldHigh is not null) _locks.Give(heldHigh);
         _locks.Give(held);
         return status;
     }
 
-    /// <summary>Copies what the appends bring, from <paramref name="skip"/> bytes behind their begin on.</summary>
-    private static void Fill(List<AppendRequest> batch, Span<byte> target, ulong skip, int length)
+    /// <summary>Copies what the last block holds and what the appends bring, from <paramref name="skip"/> bytes behind their begin on.</summary>
+    private static void Fill(AppendState state, Span<byte> blocks, int edge, ulong skip, int length)
     {
+        state.Tail.AsSpan(0, edge).CopyTo(blocks);
+        blocks[(edge + length)..].Clear();
+        Span<byte> target = blocks[edge..];
         int done = 0;
-        foreach (AppendRequest request in batch)
+        foreach (AppendRequest request in state.Batch)
         {
             ReadOnlySpan<byte> bytes = request.Bytes.Span[(int)skip..];
             skip = 0;
