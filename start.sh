@@ -77,7 +77,7 @@ build() {
     fi
     rm -f "$log"
 }
-newest() { find core io storage cluster streams protocols blockd tools Directory.Build.props Directory.Packages.props \
+newest() { find core io storage cluster streams protocols client blockd tools Directory.Build.props Directory.Packages.props \
     \( -name bin -o -name obj \) -prune -o -type f -newer out/.built -print 2>/dev/null | head -n 1; }
 if [ ! -e out/.built ] || [ -n "$(newest)" ]; then
     say "building (the first time takes a minute) ..."

@@ -38,7 +38,7 @@ internal sealed class AdminRoutes : IAdminRoutes
         _snapshots = new SnapshotRoutes(daemon, _targets, _populations, DescribeAsync, _thick.BeginAsync);
         _streams = new StreamRoutes(daemon, DescribeAsync);
         var policies = new PolicyRoutes(daemon);
-        _watch = new WatchRoutes(daemon, new WatchSource(daemon, volumes => DescribeAsync(volumes, ApiCall.OfDaemon), () => SessionListAsync(ApiCall.OfDaemon), _snapshots, _targets, policies));
+        _watch = new WatchRoutes(daemon, new WatchSource(daemon, DescribeAsync, SessionListAsync, _snapshots, _targets, policies, _taskRoutes));
         _world = new DeclaredWorld(daemon, this, _targets, policies);
         _declared = new DeclaredReconciler(daemon.Meta, _world);
         _disks = new DiskRoutes(daemon);

@@ -39,7 +39,11 @@ internal sealed class Daemon
         _data = data;
         _meta = meta;
         _threads = threads;
-        Directory = new VolumeDirectory(meta, SystemClock.Instance, new SystemRandom()) { IsThinByDefault = settings.IsThinByDefault };
+        Directory = new VolumeDirectory(meta, SystemClock.Instance, new SystemRandom())
+        {
+            Delay = Task.Delay,
+            IsThinByDefault = settings.IsThinByDefault,
+        };
         Targets = new TargetDirectory(meta);
         ScrubRecords = new ScrubDirectory(meta);
         Tasks = new TaskRegistry(meta, SystemClock.Instance, Warn);

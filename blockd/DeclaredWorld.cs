@@ -12,7 +12,7 @@ internal sealed class DeclaredWorld(Daemon daemon, IAdminRoutes routes, TargetRo
     /// <inheritdoc/>
     public Task<CurrentState> ReadAsync() => Task.FromResult(new CurrentState(
         [.. daemon.Directory.List().Select(v => new CurrentVolume(v.Id, v.Name, v.SizeBytes, v.Export, v.Description, v.StoreId, v.Revision, v.PromisedBytes == 0))],
-        [.. targets.List().Where(t => t.Kind == "configured")], policies.List()));
+        [.. targets.List(ApiCall.OfDaemon).Where(t => t.Kind == "configured")], policies.List(ApiCall.OfDaemon)));
 
     /// <inheritdoc/>
     public async Task<string?> SendAsync(DeclaredStep step)

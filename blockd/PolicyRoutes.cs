@@ -10,7 +10,7 @@ internal sealed class PolicyRoutes(Daemon daemon)
     /// <summary>The handlers by the keys of <see cref="ApiRouteTable"/>.</summary>
     public IReadOnlyDictionary<string, Func<ApiCall, Task>> Handlers => new Dictionary<string, Func<ApiCall, Task>>(StringComparer.Ordinal)
     {
-        ["GET policies"] = c => c.AnswerAsync(new PolicyList([.. daemon.Policies.List().Where(p => c.Caller.Owns(p.Name)).Select(p => Describe(p, c))]), ApiJson.Default.PolicyList),
+        ["GET policies"] = c => c.AnswerAsync(new PolicyList(List(c)), ApiJson.Default.PolicyList),
         ["POST policies"] = CreateAsync,
         ["PATCH policies/{name}"] = ChangeAsync,
         ["DELETE policies/{name}"] = DeleteAsync,
@@ -63,8 +63,8 @@ internal sealed class PolicyRoutes(Daemon daemon)
             ?? throw AdminRoutes.NoVolume(n ?? "", "volumes")),
     ];
 
-    /// <summary>All policies, as the administrator sees them.</summary>
-    public IReadOnlyList<PolicyInfo> List() => [.. daemon.Policies.List().Select(p => Describe(p, ApiCall.OfDaemon))];
+    /// <summary>The policies that a caller sees, as he sees them.</summary>
+    public IReadOnlyList<PolicyInfo> List(ApiCall call) => [.. daemon.Policies.List().Where(p => call.Caller.Owns(p.Name)).Select(p => Describe(p, call))];
 
     private PolicyInfo Describe(PolicyRecord p, ApiCall call)
     {

@@ -174,8 +174,9 @@ internal sealed class SharedVolumes(IMetaStore meta, VolumeDirectory directory, 
                 if (meanwhile is null || meanwhile == volume)
                 {
                     var home = new HomeDevice(there.Device);
+                    VolumeAdmission door = Doors.Of(record, thread, host);
                     _volumes[record.Id] = meanwhile = new SharedVolume(
-                        record.Id, thread, host, home, new WatchedDevice(home, there.Watch), Doors.Of(record, thread, host));
+                        record.Id, thread, host, home, new WatchedDevice(new PacedDevice(home, door), there.Watch), door);
                 }
 
                 volume = meanwhile;
@@ -247,13 +248,13 @@ internal sealed class SharedVolumes(IMetaStore meta, VolumeDirectory directory, 
             StoreHost host = volume.Host;
             SnapshotInfo? info = await OnLoopOf(
                 host.Thread, volume.Thread, () => new ValueTask<SnapshotInfo?>(host.Store.Snapshots(volume.Id).FirstOrDefault(which)));
-            if (info is not null && volume.Snapshots.TryGetValue(info.Uuid, out HomeDevice? known)) return (info, known);
+            if (info is not null && volume.Snapshots.TryGetValue(info.Uuid, out HomeDevice? known)) return (info, new PacedDevice(known, volume.Door));
             (IBlockDevice Device, SpaceWatch?)? opened = info is null ? null
                 : await OpenThereAsync(volume.Thread, host, store => store.OpenSnapshot(volume.Id, info.Uuid));
             if (volume.Host != host) continue; // it moved meanwhile
             if (opened is not { } there) return null;
             if (!volume.Snapshots.TryGetValue(info!.Uuid, out known)) volume.Snapshots.Add(info.Uuid, known = new HomeDevice(there.Device));
-            return (info, known);
+            return (info, new PacedDevice(known, volume.Door));
         }
     }
 

@@ -60,11 +60,12 @@ internal sealed class SnapshotRoutes(
         }
     }
 
-    /// <summary>The snapshots of a volume as the API shows them, without what they take; none while its disk does not serve.</summary>
-    public async Task<IReadOnlyList<SnapshotEntry>> ListAsync(VolumeRecord volume)
+    /// <summary>The snapshots of a volume as the API shows them to a caller who sees it, without what they take; none while its disk
+    /// does not serve.</summary>
+    public async Task<IReadOnlyList<SnapshotEntry>> ListAsync(VolumeRecord volume, ApiCall call)
     {
         SnapshotResult known = await daemon.Directory.SnapshotsAsync(volume);
-        return known.Fault is null ? await DescribeAsync(ApiCall.OfDaemon, known.Snapshots, withUsage: false) : [];
+        return known.Fault is null ? await DescribeAsync(call, known.Snapshots, withUsage: false) : [];
     }
 
     private async Task ListAllAsync(ApiCall call)

@@ -15,7 +15,7 @@ internal sealed class TargetRoutes(Daemon daemon, ApiAccess access)
     public IReadOnlyDictionary<string, Func<ApiCall, Task>> Handlers => new Dictionary<string, Func<ApiCall, Task>>(StringComparer.Ordinal)
     {
         ["GET portals"] = PortalsAsync,
-        ["GET targets"] = c => c.AnswerAsync(new TargetList([.. daemon.Catalog.List().Where(t => access.SeesTarget(c.Caller, t.Name)).Select(t => Describe(t, c))]), ApiJson.Default.TargetList),
+        ["GET targets"] = c => c.AnswerAsync(new TargetList(List(c)), ApiJson.Default.TargetList),
         ["POST targets"] = CreateAsync,
         ["GET targets/{name}"] = c => c.AnswerAsync(Describe(View(c), c), ApiJson.Default.TargetInfo),
         ["PATCH targets/{name}"] = ChangeAsync,
@@ -147,8 +147,9 @@ internal sealed class TargetRoutes(Daemon daemon, ApiAccess access)
             409, "own-target", $"'{view.Name}' is the own target of volume '{view.Luns[0].Volume.Name}', which everybody may use; to set rules, make one with create_target and add_lun the volume");
     }
 
-    /// <summary>All targets, as the administrator sees them.</summary>
-    public IReadOnlyList<TargetInfo> List() => [.. daemon.Catalog.List().Select(v => Describe(v, ApiCall.OfDaemon))];
+    /// <summary>The targets that a caller sees, as he sees them.</summary>
+    public IReadOnlyList<TargetInfo> List(ApiCall call) =>
+        [.. daemon.Catalog.List().Where(v => access.SeesTarget(call.Caller, v.Name)).Select(v => Describe(v, call))];
 
     private TargetInfo Describe(TargetView view, ApiCall call)
     {

@@ -34,7 +34,8 @@ internal sealed class TaskRoutes(Daemon daemon)
     private string VolumeOf(TaskInfo task) =>
         task.VolumeId is { } id ? daemon.Directory.Find(id)?.Name ?? "" : task.Kind == "import" ? task.Target : "";
 
-    private bool IsSeen(ApiCall call, TaskInfo task) => !call.Caller.IsConfined || call.Sees(VolumeOf(task));
+    /// <summary>The caller sees a task: what it works on is a volume that he sees.</summary>
+    public bool IsSeen(ApiCall call, TaskInfo task) => !call.Caller.IsConfined || call.Sees(VolumeOf(task));
 
     private TaskInfo? Find(string id) => long.TryParse(id, NumberStyles.None, CultureInfo.InvariantCulture, out long number) ? daemon.Tasks.Find(number) : null;
 

@@ -235,6 +235,8 @@ public sealed partial class VolumeDirectory
         foreach (VolumeRecord volume in moved) await to.UpdateAsync(HeadOf(volume) with { Epoch = CopyEpoch });
     }
 
+    private static readonly TimeSpan s_metaRetry = TimeSpan.FromMilliseconds(100);
+
     /// <summary>As <see cref="CommitAsync"/>, and asks until it is known what became of it.</summary>
     private async Task<MetaResult> CommitForSureAsync(List<MetaCompare> compares, List<MetaChange> changes)
     {
@@ -252,7 +254,7 @@ public sealed partial class VolumeDirectory
             }
             catch (MetaException)
             {
-                await Task.Delay(TimeSpan.FromMilliseconds(100));
+                await Delay(s_metaRetry);
             }
         }
 

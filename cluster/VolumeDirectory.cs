@@ -32,6 +32,9 @@ public sealed partial class VolumeDirectory(IMetaStore meta, IWallClock clock, I
     private readonly ConcurrentDictionary<Guid, IVolumeHost> _hosts = [];
     private readonly VolumeTable _table = new();
 
+    /// <summary>Waits so long; between two questions to a metadata store that is away.</summary>
+    public required Func<TimeSpan, Task> Delay { get; init; }
+
     /// <summary>Asked before a volume is made, grows or gets another name; null: nobody is.</summary>
     public IVolumeQuota? Quota { get; set; }
 

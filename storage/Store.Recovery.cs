@@ -162,7 +162,7 @@ public sealed partial class Store
             }
 
             if (volume.Appends is not null && await AdoptLengthAsync(volume) is { } lengthFault) return lengthFault;
-            // Over a snapshot this takes slots; without any it is done again before the volume grows.
+            // Over a snapshot this takes slots; without any it is done again before the volume grows or a snapshot of it is cut.
             if (await DropBeyondAsync(volume) is not (IoStatus.Ok or IoStatus.NoSpace))
                 return "dropping what lies behind a shrunk volume failed";
             if (volume.IsFlattening) StartBackground(() => FlattenAllAsync(volume));

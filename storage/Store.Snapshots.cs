@@ -95,6 +95,12 @@ public sealed partial class Store
             volumes.Add(volume);
         }
 
+        // A snapshot has nothing behind its end: a larger clone of it would show that, and a diff take it for content.
+        foreach (Volume volume in volumes.Where(v => v.IsOverhanging))
+        {
+            if (await DropBeyondAsync(volume) is var dropped and not IoStatus.Ok) return dropped;
+        }
+
         if (!await WaitForSlotsAsync(requests.Count)) return IoStatus.NoSpace;
         await WaitForRing();
         // Most of what must be durable becomes so while changes still go on, so that they wait for little.

@@ -167,8 +167,16 @@ public sealed partial class Store
         return status == IoStatus.Ok ? await EnsureDurable(_appliedLsn) : status;
     }
 
-    /// <summary>Drops what lies behind the end of a volume.</summary>
+    /// <summary>Drops what lies behind the end of a volume, and remembers when that was not to be had. Behind the length of an
+    /// append-only one nobody reads, and appends write there: that of a crash is dropped when it is opened, or overwritten.</summary>
     private async ValueTask<IoStatus> DropBeyondAsync(Volume volume)
+    {
+        IoStatus status = await DropBehindEndAsync(volume);
+        volume.IsOverhanging = status != IoStatus.Ok && volume.Appends is null;
+        return status;
+    }
+
+    private async ValueTask<IoStatus> DropBehindEndAsync(Volume volume)
     {
         ulong end = EndOf(volume);
         ulong whole = (end + Units.ExtentBytes - 1) >> Units.ExtentShift;

@@ -33,6 +33,10 @@ internal sealed class Volume
     /// is unknown, not a hole.</summary>
     public bool IsDoubtful;
 
+    /// <summary>It shrank, and what lies behind its end could not be dropped for lack of slots: no view of it may become larger
+    /// than it, nor a snapshot be cut, before that is done.</summary>
+    public bool IsOverhanging;
+
     /// <summary>What it shares with the layer below its first one is being copied.</summary>
     public bool IsFlattening;
 

@@ -1,5 +1,5 @@
-"""A quiet volume (4k, one at a time) beside a greedy one (128k writes, 128 at a time) of one disk, with and without the equal parts
-of the disk (--disk-share), in interleaved rounds; and how exactly a limited volume is held.
+"""A quiet volume (4k, one at a time) beside a greedy one (by default 128k writes, 128 at a time) of one disk, with and without the equal parts
+of the disk (--disk-share), in interleaved rounds; controls without our daemon in the same rounds; and how exactly a limited volume is held.
 
 Run it by qos.sh.
 """
@@ -18,7 +18,9 @@ import machine
 from daemon import Daemon, run_bench, verdict
 
 QUIET = ["--bs=4k", "--iodepth=1", "--norandommap=1", "--time_based=1"]
-GREEDY = ["--rw=write", "--bs=128k", "--iodepth=128", "--time_based=1"]
+# What the greedy one does, and how many of those a half of the disk's default share (256k) holds.
+LOADS = {"write-128k": (["--rw=write", "--bs=128k", "--iodepth=128"], 1), "randread-4k": (["--rw=randread", "--bs=4k", "--iodepth=128", "--norandommap=1"], 16),
+         "read-4m": (["--rw=read", "--bs=4m", "--iodepth=16"], 1)}
 LIMIT_IOPS, LIMIT_BYTES = 2000, 50 << 20
 
 
@@ -37,6 +39,9 @@ class Pair(Daemon):
     def of(self, volume):
         return ["--ioengine=nbd", f"--uri=nbd+unix:///{volume}?socket={self.socket}", f"--size={self.volume_bytes}"]
 
+    def greedy(self, load):
+        return [*self.of("greedy"), *LOADS[load][0]]
+
     def limit(self, volume, **limits):
         with open(self.data + "/admin.token", encoding="ascii") as file:
             token = file.read().strip()
@@ -47,29 +52,91 @@ class Pair(Daemon):
             answer.read()
 
 
-def beside(pair, workload, seconds):
+class RawPair:
+    """Control: two files of the same disk, each used by a fio of its own, without any server. The greedy one has as many requests at
+    the disk at once as the equal parts leave it (one of 128k): what remains is the machine's and the disk's own."""
+
+    def __init__(self, folder, size, _options, _share):
+        self.folder, self.size = os.path.abspath(folder), size
+
+    def start_ready(self):
+        pass
+
+    def of(self, volume):
+        return ["--ioengine=io_uring", "--direct=1", f"--filename={self.folder}/{volume}", f"--size={self.size}"]
+
+    def greedy(self, load):
+        arguments, depth = LOADS[load]
+        return [*self.of("greedy"), *arguments, f"--iodepth={depth}"]
+
+    def stop(self):
+        pass
+
+
+class PeerPair(RawPair):
+    """Control: two files of the same disk, each served by a qemu-nbd of its own."""
+
+    def __init__(self, folder, size, options, share):
+        super().__init__(folder, size, options, share)
+        self.servers = {}
+
+    def start_ready(self):
+        for volume in ("quiet", "greedy"):
+            path = os.path.abspath(f"{self.folder}/{volume}")
+            with open(path, "ab") as file:
+                file.truncate(self.size)
+            self.servers[volume] = subprocess.Popen(
+                ["qemu-nbd", "--persistent", "--format=raw", "--cache=none", "--aio=io_uring", f"--socket={path}.sock", path],
+                stdin=subprocess.DEVNULL)
+            end = time.monotonic() + 10
+            while not os.path.exists(path + ".sock"):
+                if time.monotonic() > end:
+                    raise machine.BenchError("qemu-nbd does not listen")
+                time.sleep(0.02)
+
+    def of(self, volume):
+        return ["--ioengine=nbd", f"--uri=nbd+unix:///?socket={self.folder}/{volume}.sock", f"--size={self.size}"]
+
+    def greedy(self, load):
+        return [*self.of("greedy"), *LOADS[load][0]]
+
+    def stop(self):
+        for server in self.servers.values():
+            server.terminate()
+        for server in self.servers.values():
+            server.wait(30)
+
+
+# Of the greedy client, which would have processors of its own. At nice 19 a thread that wakes up may still wait for its time slice.
+PRIORITIES = {"idle": ["chrt", "--idle", "0"], "nice": ["nice", "-n", "19"], "same": []}
+CONTROLS = {"raw": RawPair, "qemu-nbd": PeerPair}
+
+
+def beside(pair, workload, seconds, priority, greedy):
     """The quiet volume's figures alone and beside the greedy one, and the greedy one's MB/s."""
     quiet = [*QUIET, f"--rw={workload}", f"--runtime={seconds}"]
     alone = fio.run(pair.of("quiet"), quiet)
     # The clients share the machine's few cores here, as they would not: the quiet one has its core when it wants it.
     load = subprocess.Popen(
-        ["nice", "-n", "19", "fio", "--name=greedy", "--output-format=json", "--thread=1", "--eta=never", *pair.of("greedy"), *GREEDY, f"--runtime={seconds + 2}"],
+        [*PRIORITIES[priority], "fio", "--name=greedy", "--output-format=json", "--thread=1", "--eta=never", *pair.greedy(greedy), "--time_based=1", f"--runtime={seconds + 1}"],
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    time.sleep(1)
+    time.sleep(0.5)
     both = fio.run(pair.of("quiet"), quiet)
     text, _ = load.communicate(timeout=60)
-    greedy = json.loads(text[text.find("{"):])["jobs"][0]["write"]["bw_bytes"] / 1e6
+    job = json.loads(text[text.find("{"):])["jobs"][0]
+    rate = (job["write"]["bw_bytes"] + job["read"]["bw_bytes"]) / 1e6
     return {"alone_p99_us": alone["p99_us"], "alone_p50_us": alone["p50_us"], "p99_us": both["p99_us"], "p50_us": both["p50_us"],
-            "ratio": both["p99_us"] / alone["p99_us"], "greedy_mb_per_s": greedy}
+            "ratio": both["p99_us"] / alone["p99_us"], "greedy_mb_per_s": rate}
 
 
 def fairness(options, folder):
     size = machine.parse_size(options.size)
-    machine.need_space(folder, 2 * (3 * size + (1 << 30)))
+    shares, controls = [s for s in options.shares.split(",") if s], [c for c in options.controls.split(",") if c]
+    machine.need_space(folder, len(shares) * (3 * size + (1 << 30)) + len(controls) * 2 * size)
     pairs = {}
-    for share in options.shares.split(","):
+    for share in shares + controls:
         os.mkdir(f"{folder}/{share}")
-        pairs[share] = Pair(f"{folder}/{share}", size, options, share)
+        pairs[share] = CONTROLS.get(share, Pair)(f"{folder}/{share}", size, options, share)
     rows = []
     try:
         for pair in pairs.values():
@@ -79,12 +146,12 @@ def fairness(options, folder):
         for _ in range(options.rounds):
             for workload in options.workloads.split(","):
                 for share, pair in pairs.items():
-                    rows.append({"share": share, "workload": workload, **beside(pair, workload, options.seconds)})
-        limits = limited(next(iter(pairs.values())), options.limit_seconds) if options.limit_seconds else {}
+                    rows.append({"share": share, "workload": workload, **beside(pair, workload, options.seconds, options.priority, options.load)})
+        limits = limited(pairs[shares[-1]], options.limit_seconds) if options.limit_seconds and shares else {}
     finally:
         for pair in pairs.values():
             pair.stop()
-    lines = [f"quiet volume (4k, QD1) beside a greedy one (128k writes, QD128), medians of {options.rounds} rounds:",
+    lines = [f"quiet volume (4k, QD1) beside a greedy one ({options.load}), medians of {options.rounds} rounds:",
              "| share | quiet | p50 alone | p99 alone | p50 beside | p99 beside | p99 ratio | greedy MB/s |", "|---|---|---|---|---|---|---|---|"]
     ratios = {}
     for share in pairs:
@@ -118,6 +185,9 @@ def main():
     parser.add_argument("--folder", default=".", help="where the stores lie; its disk is what is measured")
     parser.add_argument("--size", default="1g", help="of each volume")
     parser.add_argument("--shares", default="off,256k", help="values of --disk-share to compare")
+    parser.add_argument("--load", choices=LOADS, default="write-128k", help="of the greedy volume")
+    parser.add_argument("--controls", default="raw,qemu-nbd", help="of raw (two fio on two files) and qemu-nbd (one for each file)")
+    parser.add_argument("--priority", choices=PRIORITIES, default="idle", help="of the greedy client beside the quiet one, with which it shares the processors here")
     parser.add_argument("--workloads", default="randread,randwrite")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=int, default=3)

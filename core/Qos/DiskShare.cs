@@ -10,8 +10,11 @@ public sealed class DiskShare
     /// <summary>Bytes in flight at a disk that several volumes use, in equal parts; a volume always has one request.</summary>
     public const ulong InsideBytesMax = 256 << 10;
 
-    // However many volumes are busy: 16 small requests of each keep a disk at work, and no large one needs more.
+    // However many volumes are busy: 8 small requests of each keep a disk at work, and no large one needs more.
     private const ulong PartBytesMin = 64 << 10;
+
+    // What a request counts at least, a trim too: a disk is busy with 4 KiB for about as long as with 8 KiB and more.
+    private const ulong RequestBytesMin = 8 << 10;
 
     /// <summary>A volume that waits for its own requests, of which none ends for so long, gets one more: what is in flight may
     /// itself wait for memory that those which wait here hold.</summary>
@@ -28,6 +31,9 @@ public sealed class DiskShare
     public DiskShare(ulong bytesMax = InsideBytesMax) => _bytesMax = bytesMax;
 
     internal Part Add() => new(this);
+
+    /// <summary>More than one volume used the disk of late.</summary>
+    internal bool IsContested(ulong now) => BusyAt(now >> PeriodShift) > 1;
 
     private ulong BusyAt(ulong period)
     {
@@ -54,26 +60,30 @@ public sealed class DiskShare
 
         internal Part(DiskShare disk) => _disk = disk;
 
+        internal bool IsContested(ulong now) => _disk.IsContested(now);
+
         internal bool MayEnter(ulong bytes, ulong now)
         {
             if (_requests == 0) return true;
             ulong busy = _disk.BusyAt(now >> PeriodShift);
-            return busy <= 1 || _bytes + bytes <= Math.Max(_disk._bytesMax / busy, PartBytesMin) || now - _movedNanos >= StallNanos;
+            return busy <= 1 || _bytes + CostOf(bytes) <= Math.Max(_disk._bytesMax / busy, PartBytesMin) || now - _movedNanos >= StallNanos;
         }
 
         internal void Enter(ulong bytes, ulong now)
         {
             _requests++;
-            _bytes += bytes;
+            _bytes += CostOf(bytes);
             Move(now);
         }
 
         internal void Exit(ulong bytes, ulong now)
         {
             _requests--;
-            _bytes -= bytes;
+            _bytes -= CostOf(bytes);
             Move(now);
         }
+
+        private static ulong CostOf(ulong bytes) => Math.Max(bytes, RequestBytesMin);
 
         private void Move(ulong now)
         {

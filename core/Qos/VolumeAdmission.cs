@@ -15,13 +15,17 @@ public sealed class VolumeAdmission
     /// <summary>No timer runs more often: what is saved up meanwhile is let in together.</summary>
     internal const ulong WaitNanosMin = 1_000_000;
 
+    // A request of so much costs the loop more time (its bytes are received and checked: about 10 us) than one turn more does.
+    private const ulong LongBytes = 32 << 10;
+
     private readonly ILoop _loop;
     private readonly LoopTimer _timer;
     private RateBucket _ops, _bytes;
     private SharedLimiter.Part? _tenant;
     private QosLimits _limits = QosLimits.None;
     private AdmissionWaiter? _first, _last;
-    private bool _isLimited, _isPumping;
+    private readonly Action _nextTurn;
+    private bool _isLimited, _isPumping, _isTurnAsked;
     private ulong _timerAt;
 
     /// <summary>A door without limits. <paramref name="disk"/> divides the disk among its volumes; null: nothing does.</summary>
@@ -29,7 +33,11 @@ public sealed class VolumeAdmission
     {
         (_loop, Share, Turn) = (loop, disk?.Add(), new LinkedListNode<VolumeAdmission>(this));
         _timer = loop.CreateTimer(Pump);
+        _nextTurn = OnNextTurn;
     }
+
+    /// <summary>Other volumes have used the disk of late: what is large should be done in pieces.</summary>
+    public bool HasNeighbours => Share?.IsContested(_loop.NowNanos) == true;
 
     /// <summary>The limits in force.</summary>
     public QosLimits Limits => _limits;
@@ -115,7 +123,23 @@ public sealed class VolumeAdmission
         Inside--;
         if (Share is null) return;
         Share.Exit(bytes, _loop.NowNanos);
-        if (_first is not null) Pump();
+        if (_first is null || _isTurnAsked) return;
+        if (_first.Bytes < LongBytes)
+        {
+            Pump();
+            return;
+        }
+
+        _isTurnAsked = true;
+        _loop.Post(_nextTurn);
+    }
+
+    // Who waits for its part with a large request comes after what the others have ready in this turn: that is read, prepared and handed to the disk
+    // before the next request of this volume costs the loop's time.
+    private void OnNextTurn()
+    {
+        _isTurnAsked = false;
+        Pump();
     }
 
     /// <summary>The tenant's turn has come to this volume: lets one in; true when more wait for the tenant.</summary>

@@ -23,6 +23,9 @@ public sealed partial class NbdTransmission
     // After so much without a wait the other sessions of the loop have their turn.
     private const int BurstBytesMax = 1 << 20;
 
+    // And after so much when other volumes use the disk: what they wait for is one request of this session, not eight.
+    private const int SharedBurstBytesMax = 128 << 10;
+
     // A long turn sends its replies in lots of this many: the client works on the first ones while the rest is prepared,
     // and so the disk gets its next requests sooner. Fewer cost more system calls than they gain.
     private const int EarlyReplies = 4;
@@ -268,6 +271,8 @@ public sealed partial class NbdTransmission
             _mode, _device.SizeBytes, _export.IsReadOnly || _device.IsReadOnly, _hasContext, Units.RequestBytesMax, out _);
     }
 
+    private bool MayGoOn => _burstBytes < (_admission is { HasNeighbours: true } ? SharedBurstBytesMax : BurstBytesMax);
+
     /// <summary>Fills from what was received already, then from the connection.</summary>
     [AsyncMethodBuilder(typeof(LoopMethodBuilder<>))]
     private async ValueTask<bool> FillAsync(Memory<byte> target)
@@ -280,7 +285,7 @@ public sealed partial class NbdTransmission
             target = target[here..];
             if (target.IsEmpty) return true;
             if (_isMoreLikely && target.Length < DirectBytesMin && TryReceiveNow()) continue;
-            int count = _isMoreLikely && _burstBytes < BurstBytesMax ? _connection.ReceiveNow(target) : 0;
+            int count = _isMoreLikely && MayGoOn ? _connection.ReceiveNow(target) : 0;
             if (count > 0)
             {
                 _burstBytes += count;
@@ -337,7 +342,7 @@ public sealed partial class NbdTransmission
     /// burst lasts. So a silent client holds the small buffer only. False when nothing is there, or too little memory.</summary>
     private bool TryReceiveNow()
     {
-        if (_burstBytes >= BurstBytesMax) return false;
+        if (!MayGoOn) return false;
         if (_borrowed is null)
         {
             BufferPool pool = _loop.Buffers;

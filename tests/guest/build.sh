@@ -1,6 +1,6 @@
 #!/bin/bash
 # Makes the Linux guest that the interop tests boot: Debian's own kernel, taken out of its package (nothing is installed,
-# no bootloader is touched), and an initramfs of busybox, e2fsprogs, nbd-client, open-iscsi, multipathd with udev, and the kernel
+# no bootloader is touched), and an initramfs of busybox, e2fsprogs, nbd-client, open-iscsi, multipathd with udev, sg_xcopy, and the kernel
 # modules that they need. What would start services of this machine when installed is taken out of its package too.
 #   tests/guest/build.sh [FOLDER]      FOLDER (default out/guest) gets vmlinuz and initrd.gz; what is there and newer stays
 # Needs: apt-get, dpkg, cpio, busybox-static, e2fsprogs, nbd-client. The download is about 28 MB, once.
@@ -42,8 +42,9 @@ if ! ls "$folder"/linux-image-*.deb >/dev/null 2>&1; then
 fi
 
 # Programs that this machine need not have, and libraries of theirs that it may lack.
-packages=(open-iscsi libopeniscsiusr libisns0 libkmod2 dmsetup libdevmapper1.02.1 multipath-tools udev libaio1 liburcu8 libjson-c5)
-if ! ls "$folder"/multipath-tools_*.deb >/dev/null 2>&1; then
+packages=(open-iscsi libopeniscsiusr libisns0 libkmod2 dmsetup libdevmapper1.02.1 multipath-tools udev libaio1 liburcu8 libjson-c5
+    sg3-utils libsgutils2-1.46-2)
+if ! ls "$folder"/libsgutils2-*.deb >/dev/null 2>&1; then
     apt-cache show open-iscsi >/dev/null 2>&1 || { root=""; [ "$(id -u)" = 0 ] || root=sudo; $root apt-get update -qq; }
     (cd "$work" && apt-get download -qq -o APT::Sandbox::User=root "${packages[@]}" >&2)
     mv "$work"/*.deb "$folder/"
@@ -85,6 +86,7 @@ for program in mkfs.ext4 e2fsck nbd-client; do
     take "$at"
 done
 for program in iscsid iscsiadm dmsetup multipathd; do take "$(find "$extra/sbin" "$extra/usr/sbin" -name "$program" -type f 2>/dev/null | head -n 1)"; done
+take "$extra/usr/bin/sg_xcopy"
 take "$extra/bin/udevadm"
 take "$extra/lib/udev/scsi_id"
 ln -s udevadm "$root/sbin/systemd-udevd"

@@ -66,5 +66,50 @@ public sealed class GuestIscsiTests(ITestOutputHelper output)
         output.WriteLine($"{synced.Count} files were synced over two paths of which each was lost once");
     }
 
+    /// <summary>sg_xcopy asks either unit for the copy. Their disks are of two loops; what is not of this target is out of reach.</summary>
+    [Fact]
+    public void Sg_xcopy_copies_between_disks_of_two_loops_and_nowhere_else()
+    {
+        const string pair = "iqn.2026-11.org.example:pair";
+        const int bytes = 24 << 20;
+        Guest.Require();
+        using var blockd = new Blockd("one", "32m", "--loops", "2");
+        var pfcli = new Pfcli(blockd);
+        pfcli.Run("add_disk", Path.Combine(blockd.Directory, "second.blk"), "-n", "second", "-s", "1g");
+        foreach (string volume in new[] { "two", "demo" }) pfcli.Run("create_volume", "-v", volume, "-s", "32m", "--disk", "second");
+        pfcli.Run("create_target", "-t", pair);
+        foreach (string volume in new[] { "one", "two" }) pfcli.Run("add_lun", "-t", pair, "-v", volume, "--keep-own-target");
+        pfcli.Run("allow_initiator", "-t", pair, "-i", "iqn.2026-11.example:guest");
+        using Guest guest = Guest.BootWithNetwork();
+        guest.Run("initiator");
+        guest.Run($"login {pair} {Port(blockd.IscsiPort)} && appears /dev/sda && appears /dev/sdb");
+        guest.Run($"login {Target} {Port(blockd.IscsiPort)} && appears /dev/sdc");
+        guest.Run("mkdir -p /dev/block; ln -s ../sda /dev/block/8:0; ln -s ../sdb /dev/block/8:16; ln -s ../sdc /dev/block/8:32"); // as udev has them
+        guest.Run($"dd if=/dev/urandom of=/dev/sda bs=1M count={bytes >> 20} conv=fsync 2>/dev/null");
+        string sum = Sum(guest, "sda", bytes);
+        guest.Run($"sg_xcopy if=/dev/sda of=/dev/sdb bs=512 count={bytes / 512} --on_src");
+        Assert.Equal(sum, Sum(guest, "sdb", bytes));
+        guest.Run("dd if=/dev/zero of=/dev/sda bs=1M count=24 conv=fsync 2>/dev/null");
+        guest.Run($"sg_xcopy if=/dev/sdb of=/dev/sda bs=512 count={bytes / 512} --on_src"); // the far one is asked
+        Assert.Equal(sum, Sum(guest, "sda", bytes));
+        guest.Run($"sg_xcopy if=/dev/sdb of=/dev/sda bs=512 count={bytes / 512} --on_dst");
+        Assert.Equal(sum, Sum(guest, "sda", bytes));
+        foreach ((string from, string to) in new[] { ("sda", "sdc"), ("sdb", "sdc"), ("sdc", "sdb") })
+        {
+            (int code, string said) = guest.Try($"sg_xcopy if=/dev/{from} of=/dev/{to} bs=512 count=8 2>&1");
+            Assert.True(code != 0, said);
+            Assert.Contains("Copy aborted", said, StringComparison.Ordinal);
+        }
+
+        Assert.Equal(sum, Sum(guest, "sdb", bytes));
+        guest.Run("cmp -n 4096 /dev/sdc /dev/zero");
+        foreach (string target in new[] { pair, Target }) guest.Run($"iscsiadm -m node -T {target} --logout");
+        Assert.Equal(0, blockd.Stop());
+    }
+
+    /// <summary>Past the cache of the guest.</summary>
+    private static string Sum(Guest guest, string disk, int bytes) =>
+        guest.Run($"echo 3 >/proc/sys/vm/drop_caches; dd if=/dev/{disk} bs=1M count={bytes >> 20} 2>/dev/null | md5sum").Trim();
+
     private static string Port(int port) => port.ToString(CultureInfo.InvariantCulture);
 }

@@ -19,6 +19,9 @@ public sealed class MemoryDevice(ulong sizeBytes, SimLoop? loop = null) : IBlock
     /// <summary>What every request answers instead of doing anything; null for normal.</summary>
     public IoStatus? Fails { get; set; }
 
+    /// <summary>Every request throws.</summary>
+    public bool IsBroken { get; set; }
+
     /// <summary>While true, requests (on a loop) are started but not answered until it is false again.</summary>
     public bool IsStuck { get; set; }
 
@@ -81,8 +84,11 @@ public sealed class MemoryDevice(ulong sizeBytes, SimLoop? loop = null) : IBlock
     private ValueTask<IoStatus> WriteLater(ulong offset, ReadOnlyMemory<byte> source, WriteFlags flags) =>
         Later(() => Write(offset, source.Span, flags));
 
-    private IoStatus Fault(ulong offset, ulong length) =>
-        Fails ?? (offset > SizeBytes || length > SizeBytes - offset ? IoStatus.OutOfRange : IoStatus.Ok);
+    private IoStatus Fault(ulong offset, ulong length)
+    {
+        if (IsBroken) throw new InvalidOperationException("broken on purpose");
+        return Fails ?? (offset > SizeBytes || length > SizeBytes - offset ? IoStatus.OutOfRange : IoStatus.Ok);
+    }
 
     private ReadResult Read(ulong offset, Span<byte> target)
     {

@@ -28,6 +28,10 @@ public sealed class SnapshotModel(uint volumeId, Guid uuid, ulong sizeBytes, ulo
     /// <summary>A clone was made of it: it may be kept.</summary>
     public bool WasCloned { get; set; }
 
+    /// <summary>Blocks of it answer errors with a good excuse (<see cref="VolumeModel.Excused"/>), also when its volume has been
+    /// written to there since.</summary>
+    public bool IsExcused { get; set; }
+
     /// <summary>What its volume held when it was answered, or when the process died.</summary>
     public VolumeModel? Frozen { get; set; }
 

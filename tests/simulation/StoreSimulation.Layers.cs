@@ -41,7 +41,7 @@ public sealed partial class StoreSimulation
         {
             one.IsCutting = true;
             one.BeginRead();
-            cuts.Add(new SnapshotModel(one.Head.Id, _clients.NextGuid(), one.Head.SizeBytes, ++_now));
+            cuts.Add(new SnapshotModel(one.Head.Id, _clients.NextGuid(), one.Head.SizeBytes, ++_now) { IsExcused = one.Excused.Count > 0 });
         }
 
         _snapshots.AddRange(cuts);
@@ -110,6 +110,7 @@ public sealed partial class StoreSimulation
             ReadResult result = await device.ReadAsync((ulong)at, target);
             if (snapshot.IsDeleting || IsLeaving(snapshot)) return true; // Unavailable is fine, and so is the rest
             if (result.Status == IoStatus.Ok) continue;
+            if (result.Status == IoStatus.Corrupt && snapshot.IsExcused) return true;
             Expect(result.Status, "read of a snapshot");
             for (int block = 0; block < target.Length; block += Units.BlockBytes) unreadable.Add((ulong)(at + block) / Units.BlockBytes);
         }
@@ -139,7 +140,7 @@ public sealed partial class StoreSimulation
         bool isUsed = volume.HeadMaybe is not null || volume.IsCutting || volume.Reads > 0 || _inFlight.Exists(entry => ReferenceEquals(entry.Volume, volume));
         if (isUsed || snapshot.Content is null || MayMiss) return await JudgeOneAsync(store, snapshot);
         volume.IsBusy = true;
-        var safety = new SnapshotModel(volume.Head.Id, _clients.NextGuid(), volume.Head.SizeBytes, ++_now) { RollBackTo = snapshot };
+        var safety = new SnapshotModel(volume.Head.Id, _clients.NextGuid(), volume.Head.SizeBytes, ++_now) { RollBackTo = snapshot, IsExcused = volume.Excused.Count > 0 };
         safety.Frozen = volume.Fork(safety.SizeBytes);
         _snapshots.Add(safety);
         IoStatus status = await store.RollBackAsync(snapshot.Uuid, new SnapshotRequest(volume.Head.Id, safety.Uuid, $"s{_nextId++}", 1));
@@ -283,7 +284,8 @@ public sealed partial class StoreSimulation
             IBlockDevice device = layered.OpenSnapshot(snapshot.VolumeId, snapshot.Uuid)!;
             var content = new byte[device.SizeBytes];
             HashSet<ulong> unreadable = ReadAll(loop, device, content);
-            if (unreadable.Count > 0 && !(settle && MayMiss) && !volume.Excused.Overlaps(unreadable) && !_wasBlind)
+            bool isExcused = snapshot.IsExcused || volume.Excused.Overlaps(unreadable) || _wasBlind;
+            if (unreadable.Count > 0 && !(settle && MayMiss) && !isExcused)
             {
                 Violate(ViolationKind.Unreadable, $"snapshot {snapshot.Uuid} of volume {snapshot.VolumeId}: {unreadable.Count} blocks cannot be read though the disk is honest");
                 return;
@@ -291,6 +293,7 @@ public sealed partial class StoreSimulation
 
             JudgeSnapshot(snapshot, content, unreadable, powerWasCut, settle);
             if (!settle) continue;
+            snapshot.IsExcused |= unreadable.Count > 0 && isExcused;
             (snapshot.IsSure, snapshot.IsDeleting, snapshot.RollBackTo) = (true, false, null);
         }
     }

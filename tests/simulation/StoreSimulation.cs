@@ -298,10 +298,10 @@ public sealed partial class StoreSimulation
     {
         if (!MayMiss && store.State == StoreState.Online && _inFlight.Count == 0) JudgeSpace(store);
         if (!MayMiss && store.State == StoreState.Online && _inFlight.Count == 0 && !IsBroken) Audit(store);
-        if (store.State == StoreState.Failed)
+        if (store.State == StoreState.Failed || _disk.HasHung)
         {
-            // The last fault was drawn while waiting for the space to settle.
-            _counters[Did.FailStops]++;
+            // The last fault was drawn while waiting for the space to settle. A disk that answers nothing lets nobody close.
+            if (store.State == StoreState.Failed) _counters[Did.FailStops]++;
             Crash();
             return;
         }

@@ -56,7 +56,7 @@ public sealed class ArrowTests
         Assert.Empty(
             from project in Tree.Projects
             let room = Room(project)
-            where room is "core" or "storage" or "replication" or "streams" || IsUnder(room, "protocols")
+            where room is "core" or "storage" or "replication" or "cluster" or "streams" || IsUnder(room, "protocols")
             where !Tree.Read(project).Contains("<UsesSeams>true</UsesSeams>", StringComparison.Ordinal)
             select $"{room} does not set UsesSeams");
 
@@ -78,6 +78,22 @@ public sealed class ArrowTests
             let name = Room(project)["tests/".Length..]
             where !loop.Contains($" {name}:", StringComparison.Ordinal)
             select project);
+    }
+
+    [Fact]
+    public void StartShBuildsAgainWhenAnyRoomOfAProgramChanged()
+    {
+        string line = Tree.Read("start.sh").Split('\n').Single(l => l.StartsWith("newest() { find ", StringComparison.Ordinal));
+        string[] watched = line.Split(' ');
+        HashSet<string> rooms = [];
+        Queue<string> open = new(["blockd", "tools/pfcli", "tools/pfinspect"]);
+        while (open.TryDequeue(out string? room))
+        {
+            if (!rooms.Add(room)) continue;
+            foreach (string known in References(Tree.Projects.Single(p => Room(p) == room))) open.Enqueue(known);
+        }
+
+        Assert.DoesNotContain(rooms, r => !watched.Contains(r.Split('/')[0]));
     }
 
     private static string Room(string project) => Path.GetDirectoryName(project)!.Replace('\\', '/');

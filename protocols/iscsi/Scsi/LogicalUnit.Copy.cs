@@ -1,13 +1,13 @@
 using System.Buffers.Binary;
-using System.Runtime.CompilerServices;
 using BlockServer.Core;
 
 namespace BlockServer.Protocols.Iscsi.Scsi;
 
 /// <summary>
 /// EXTENDED COPY (LID1) and RECEIVE COPY RESULTS (SPC-4, 6.4 and 6.18 to 6.20). Source and destination are looked up
-/// among the units that the nexus may use, for every segment, and each is asked whether its reservations allow it: a copy
-/// reaches nothing that the initiator could not reach with READ and WRITE (CVE-2020-28374).
+/// among the units that the nexus may use, and each is asked, for every piece, whether the nexus uses it still and its reservations
+/// allow it: a copy reaches nothing that the initiator could not reach with READ and WRITE (CVE-2020-28374). The copy runs on the
+/// loop of the unit that was asked for it; what it does in a unit of another loop it does there (<see cref="CopyEnd"/>).
 /// </summary>
 public sealed partial class LogicalUnit
 {
@@ -26,9 +26,10 @@ public sealed partial class LogicalUnit
         if (length == 0) return ScsiResult.Good;
         if (length < CopyHeaderBytes || length > (uint)command.OutLength) return Sense.ListLength;
         ReadOnlyMemory<byte> list = command.DataOut[..(int)length];
-        if (CopyFault(list.Span, out CopyPlan plan) is { } fault) return fault;
+        if (ListFault(list.Span, out CopyPlan plan) is { } fault) return fault;
         if (_copies >= CopyLimits.ConcurrentMax) return new ScsiResult(ScsiStatus.Busy, default);
 
+        plan = plan with { Units = command.CopyUnits ?? nexus.Target.UnitsOf(nexus.Nexus) };
         var result = new CopyResult(list.Span[0]);
         int usage = (list.Span[1] >> 3) & 3;
         if (usage == 3 && list.Span[0] != 0) return Sense.InList(0);
@@ -46,7 +47,7 @@ public sealed partial class LogicalUnit
         {
             for (int i = 0; i < plan.Segments.Count && result.Failure is null && !command.IsAborted; i++)
             {
-                result.Failure = await CopySegmentAsync(command, nexus, list, plan, plan.Segments[i], result);
+                result.Failure = await CopySegmentAsync(command, plan, list, plan.Segments[i], result);
                 if (result.Failure is null && !command.IsAborted) result.SegmentsDone++;
             }
         }
@@ -61,11 +62,11 @@ public sealed partial class LogicalUnit
     }
 
     /// <summary>List ids, counts, lengths and kinds; where the segments are. Nothing is touched before all of it is right.</summary>
-    private static Sense? CopyFault(ReadOnlySpan<byte> list, out CopyPlan plan)
+    private static Sense? ListFault(ReadOnlySpan<byte> list, out CopyPlan plan)
     {
         int targets = BinaryPrimitives.ReadUInt16BigEndian(list[2..]);
         uint segments = BinaryPrimitives.ReadUInt32BigEndian(list[8..]), inline = BinaryPrimitives.ReadUInt32BigEndian(list[12..]);
-        plan = new CopyPlan(targets / CopyTargetBytes, []);
+        plan = new CopyPlan(targets / CopyTargetBytes, [], []);
         if ((ulong)targets + segments > CopyLimits.ListBytesMax) return Sense.ListLength;
         if (CopyHeaderBytes + (ulong)targets + segments + inline > (ulong)list.Length) return Sense.ListLength;
         if (inline != 0) return new Sense(SenseKey.IllegalRequest, 0x260B); // inline data length exceeded
@@ -93,81 +94,82 @@ public sealed partial class LogicalUnit
         return null;
     }
 
-    /// <summary>Null when it is copied.</summary>
-    private async ValueTask<Sense?> CopySegmentAsync(
-        ScsiCommand command, UnitNexus nexus, ReadOnlyMemory<byte> list, CopyPlan plan, int at, CopyResult result)
+    /// <summary>Null when it is copied. Opens both ends, moves piece by piece and closes them, each on the loop of its unit.</summary>
+    private async ValueTask<Sense?> CopySegmentAsync(ScsiCommand command, CopyPlan plan, ReadOnlyMemory<byte> list, int at, CopyResult result)
     {
-        if (CopyEnds(nexus, list.Span, plan, at, out CopyEnd source, out CopyEnd target, out ulong length) is { } fault) return fault;
-        if (length == 0) return null;
+        if (CopyEnds(list.Span, plan, at, out CopyEnd source, out CopyEnd target, out ulong length) is { } fault) return fault;
         if (length > CopyLimits.SegmentBytesMax) return Sense.InList(at + 8);
-        if (source.IsOutside(length) || target.IsOutside(length)) return NotReachable;
-        LogicalUnit to = target.Unit;
-        if (to._isEjected || source.Unit._isEjected || to._isSanitizing || source.Unit._isSanitizing) return NotReachable;
-        if (to.IsProtected(target.Nexus)) return to.WriteProtected(target.Nexus);
-        bool isOverlapping = source.Unit == to && source.Offset < target.Offset + length && target.Offset < source.Offset + length;
-
-        IoBuffer buffer = await RentWorkAsync(length);
-        VolumeGate.Range held = to._gate.Take(target.Offset, length, true, out ValueTask<bool> wait);
-        await wait;
+        IoBuffer? buffer = length == 0 ? null : await RentWorkAsync(length);
         try
         {
-            bool isBackward = isOverlapping && target.Offset > source.Offset;
-            for (ulong done = 0; done < length && !command.IsAborted;)
+            if (await OnLoopOf(source, u => u.OpenCopyEndAsync(source, length)) is { } noSource) return noSource;
+            try
             {
-                if (to._isSanitizing) return NotReachable;
-                int count = (int)Math.Min(length - done, WorkBytes);
-                ulong skip = isBackward ? length - done - (ulong)count : done;
-                IoStatus status = await CopyPieceAsync(source, target, skip, buffer.Slice(0, count));
-                if (status != IoStatus.Ok) return CopyFailure(status);
-                done += (ulong)count;
-                result.BytesDone += (ulong)count;
+                if (await OnLoopOf(target, u => u.OpenCopyEndAsync(target, length)) is { } noTarget) return noTarget;
+                try
+                {
+                    return buffer is null ? null : await CopyPiecesAsync(command, source, target, length, buffer, result);
+                }
+                finally
+                {
+                    await CloseAsync(target);
+                }
             }
-
-            return null;
+            finally
+            {
+                await CloseAsync(source);
+            }
         }
         finally
         {
-            to._gate.Release(held);
-            buffer.Return();
+            buffer?.Return();
         }
     }
 
-    /// <summary>Holes stay holes where the destination is thin.</summary>
-    [AsyncMethodBuilder(typeof(LoopMethodBuilder<>))]
-    private static async ValueTask<IoStatus> CopyPieceAsync(CopyEnd source, CopyEnd target, ulong skip, Memory<byte> buffer)
+    private async ValueTask<Sense?> CopyPiecesAsync(
+        ScsiCommand command, CopyEnd source, CopyEnd target, ulong length, IoBuffer buffer, CopyResult result)
     {
-        ReadResult read = await source.Unit._device.ReadAsync(source.Offset + skip, buffer);
-        if (read.Status != IoStatus.Ok) return read.Status;
-        LogicalUnit to = target.Unit;
-        bool isZero = read.HasHoles && to._options.IsThin && !buffer.Span.ContainsAnyExcept((byte)0);
-        return isZero
-            ? await to._device.WriteZeroesAsync(target.Offset + skip, (ulong)buffer.Length, to.CacheFlags)
-            : await to._device.WriteAsync(target.Offset + skip, buffer, to.CacheFlags);
+        LogicalUnit from = source.Unit, to = target.Unit;
+        ulong start = from.OffsetOf(source), end = to.OffsetOf(target);
+        bool isBackward = from == to && end > start && end < start + length; // as if through a buffer of the whole length
+        for (ulong done = 0; done < length && !command.IsAborted;)
+        {
+            int count = (int)Math.Min(length - done, WorkBytes);
+            ulong skip = isBackward ? length - done - (ulong)count : done;
+            Memory<byte> piece = buffer.Slice(0, count);
+            CopiedPiece read = await OnLoopOf(source, u => u.ReadCopyPieceAsync(source, skip, piece));
+            if (read.Fault is not null) return read.Fault;
+            if (command.IsAborted) return null;
+            CopiedPiece written = await OnLoopOf(target, u => u.WriteCopyPieceAsync(target, skip, piece, read.HasHoles));
+            if (written.Fault is not null) return written.Fault;
+            done += (ulong)count;
+            result.BytesDone += (ulong)count;
+        }
+
+        return null;
     }
 
-    private static Sense CopyFailure(IoStatus status) => status switch
-    {
-        IoStatus.NoSpace => new Sense(SenseKey.DataProtect, 0x2707),
-        IoStatus.ReadOnly => new Sense(SenseKey.DataProtect, 0x2700),
-        _ => new Sense(SenseKey.CopyAborted, 0x0D01), // third party device failure
-    };
+    private ValueTask<T> OnLoopOf<T>(CopyEnd end, Func<LogicalUnit, ValueTask<T>> work) =>
+        LoopCall.RunAsync(_loop, end.Unit._loop, () => work(end.Unit));
 
-    private static Sense? CopyEnds(
-        UnitNexus nexus, ReadOnlySpan<byte> list, CopyPlan plan, int at, out CopyEnd source, out CopyEnd target, out ulong length)
+    private async ValueTask CloseAsync(CopyEnd end) => await OnLoopOf(end, unit =>
     {
-        (source, target, length) = (default, default, 0);
+        unit.CloseCopyEnd(end);
+        return new ValueTask<bool>(true);
+    });
+
+    private static Sense? CopyEnds(ReadOnlySpan<byte> list, CopyPlan plan, int at, out CopyEnd source, out CopyEnd target, out ulong length)
+    {
+        (source, target, length) = (null!, null!, 0);
         ReadOnlySpan<byte> segment = list[at..];
         int sourceIndex = BinaryPrimitives.ReadUInt16BigEndian(segment[4..]), targetIndex = BinaryPrimitives.ReadUInt16BigEndian(segment[6..]);
         if (sourceIndex >= plan.Targets || targetIndex >= plan.Targets) return Unreachable;
-        UnitNexus? from = FindCopyUnit(nexus, list, sourceIndex), to = FindCopyUnit(nexus, list, targetIndex);
-        if (from is null || to is null || !from.Unit.MayCopy(from, false) || !to.Unit.MayCopy(to, true)) return NotReachable;
+        UnitNexus? from = FindCopyUnit(plan.Units, list, sourceIndex), to = FindCopyUnit(plan.Units, list, targetIndex);
+        if (from is null || to is null) return NotReachable;
         if (BlockBytesDiffer(list, sourceIndex, from.Unit) || BlockBytesDiffer(list, targetIndex, to.Unit))
             return Sense.InList(CopyHeaderBytes + 29);
         ulong sourceLba = BinaryPrimitives.ReadUInt64BigEndian(segment[12..]), targetLba = BinaryPrimitives.ReadUInt64BigEndian(segment[20..]);
-        source = new CopyEnd(from, 0);
-        target = new CopyEnd(to, 0);
-        if (sourceLba > from.Unit.CapacityBlocks || targetLba > to.Unit.CapacityBlocks) return NotReachable;
-        ulong sourceSkip = 0, targetSkip = 0;
+        uint sourceSkip = 0, targetSkip = 0;
         if (segment[0] == SegmentOffsets)
         {
             length = BinaryPrimitives.ReadUInt32BigEndian(segment[8..]);
@@ -180,13 +182,21 @@ public sealed partial class LogicalUnit
             length = (ulong)BinaryPrimitives.ReadUInt16BigEndian(segment[10..]) << (countsTarget ? to : from).Unit._blockShift;
         }
 
-        source = new CopyEnd(from, (sourceLba << from.Unit._blockShift) + sourceSkip);
-        target = new CopyEnd(to, (targetLba << to.Unit._blockShift) + targetSkip);
+        source = new CopyEnd(from, sourceLba, sourceSkip, isDestination: false);
+        target = new CopyEnd(to, targetLba, targetSkip, isDestination: true);
         return null;
     }
 
-    private static UnitNexus? FindCopyUnit(UnitNexus nexus, ReadOnlySpan<byte> list, int index) =>
-        ScsiTarget.FindByDesignator(nexus.Nexus, list.Slice(CopyHeaderBytes + index * CopyTargetBytes + 4, 24));
+    private static UnitNexus? FindCopyUnit(IReadOnlyList<UnitNexus> units, ReadOnlySpan<byte> list, int index)
+    {
+        ReadOnlySpan<byte> designator = list.Slice(CopyHeaderBytes + index * CopyTargetBytes + 4, 24);
+        foreach (UnitNexus unit in units)
+        {
+            if (unit.Unit.HasDesignator(designator)) return unit;
+        }
+
+        return null;
+    }
 
     /// <summary>The descriptor may say how long blocks are; it must be right then.</summary>
     private static bool BlockBytesDiffer(ReadOnlySpan<byte> list, int index, LogicalUnit unit)
@@ -253,14 +263,6 @@ public sealed partial class LogicalUnit
         return 47;
     }
 
-    /// <summary>A checked list: how many targets, and where each segment is.</summary>
-    private readonly record struct CopyPlan(int Targets, List<int> Segments);
-
-    /// <summary>One end of a segment.</summary>
-    private readonly record struct CopyEnd(UnitNexus Nexus, ulong Offset)
-    {
-        public LogicalUnit Unit => Nexus.Unit;
-
-        public bool IsOutside(ulong length) => Offset > Unit._device.SizeBytes || length > Unit._device.SizeBytes - Offset;
-    }
+    /// <summary>A checked list: how many targets, where each segment is, and the units that the nexus may use.</summary>
+    private readonly record struct CopyPlan(int Targets, List<int> Segments, IReadOnlyList<UnitNexus> Units);
 }

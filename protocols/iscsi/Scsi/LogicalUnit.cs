@@ -57,6 +57,9 @@ public sealed partial class LogicalUnit
     /// <summary>Commands that have not ended.</summary>
     public int TaskCount => _tasks.Count;
 
+    /// <summary>Buffers of its own that commands use now.</summary>
+    public int WorkLentCount => _work.LentCount;
+
     /// <summary>The loop on which it lives. Any thread.</summary>
     internal ILoop Loop => _loop;
 

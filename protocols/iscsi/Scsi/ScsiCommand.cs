@@ -148,6 +148,9 @@ public sealed class ScsiCommand
 
     /// <summary>For the target: what REPORT LUNS is to answer when the unit is of another loop.</summary>
     internal ushort[]? Luns { get; set; }
+
+    /// <summary>For the target: what EXTENDED COPY may reach when the unit is of another loop.</summary>
+    internal UnitNexus[]? CopyUnits { get; set; }
 }
 
 /// <summary>

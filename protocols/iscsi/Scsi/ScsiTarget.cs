@@ -168,7 +168,12 @@ public sealed class ScsiTarget : IScsiTarget
     {
         UnitNexus? unit = Find(command.Nexus, command.Lun);
         if (unit?.Relay is not { } relay) return unit is not null ? unit.Unit.ExecuteAsync(command, unit) : ExecuteWithoutUnitAsync(command);
-        return command.Cdb[0] == ScsiOp.ReportLuns ? ReportLunsThereAsync(command, unit) : relay.ExecuteAsync(command, unit, null);
+        return command.Cdb[0] switch
+        {
+            ScsiOp.ReportLuns => ReportLunsThereAsync(command, unit),
+            ScsiOp.ExtendedCopy => relay.ExecuteAsync(command, unit, copyUnits: UnitsOf(command.Nexus)),
+            _ => relay.ExecuteAsync(command, unit),
+        };
     }
 
     /// <inheritdoc/>
@@ -194,17 +199,11 @@ public sealed class ScsiTarget : IScsiTarget
         return await (state.Relay?.ManageAsync(state, function, tag) ?? state.Unit.ManageAsync(state, function, tag));
     }
 
-    /// <summary>The unit with that designator among those of this loop that <paramref name="nexus"/> may use, or null.</summary>
-    internal static UnitNexus? FindByDesignator(ScsiNexus nexus, ReadOnlySpan<byte> designator)
+    /// <summary>The units that <paramref name="nexus"/> may use, by LUN.</summary>
+    internal UnitNexus[] UnitsOf(ScsiNexus nexus)
     {
-        if (nexus.TargetState is UnitNexus only) return only.Unit.HasDesignator(designator) ? only : null; // of a relay
-        if (nexus.TargetState is not NexusState state) return null;
-        foreach (UnitNexus unit in state.Units.Values)
-        {
-            if (unit.Relay is null && unit.Unit.HasDesignator(designator)) return unit;
-        }
-
-        return null;
+        _loop.CheckHere();
+        return nexus.TargetState is NexusState state ? [.. state.Units.OrderBy(u => u.Key).Select(u => u.Value)] : [];
     }
 
     /// <summary>REPORT LUNS (SPC-4, 6.31) for a nexus.</summary>

@@ -43,6 +43,26 @@ internal sealed class TaskSet
     /// <summary>Takes a command in; when the task is not started, await it: true means run, false aborted.</summary>
     public ScsiTask Enter(ScsiCommand command, UnitNexus nexus)
     {
+        ScsiTask task = Add(command, nexus);
+        bool isAlone = Count == 1;
+        task.IsStarted = task.IsHead || (task.IsOrdered ? isAlone : _ordered == 0 && _heads == 0);
+        if (task.IsHead) _heads++;
+        else if (task.IsOrdered) _ordered++;
+        if (!task.IsStarted) _waiting++;
+        return task;
+    }
+
+    /// <summary>Takes in what a copy does here for a command of another task set, or of this one: it waits for nobody, since its
+    /// command has waited. The attribute is to be SIMPLE.</summary>
+    public ScsiTask Join(ScsiCommand command, UnitNexus nexus)
+    {
+        ScsiTask task = Add(command, nexus);
+        task.IsStarted = true;
+        return task;
+    }
+
+    private ScsiTask Add(ScsiCommand command, UnitNexus nexus)
+    {
         ScsiTask task = _free ?? new ScsiTask();
         _free = task.Next;
         (task.Command, task.Nexus, task.Sequence, task.SaysAborted) = (command, nexus, ++_sequence, false);
@@ -50,11 +70,7 @@ internal sealed class TaskSet
         if (_last is null) _first = task;
         else _last.Next = task;
         _last = task;
-        task.IsStarted = task.IsHead || (task.IsOrdered ? Count == 0 : _ordered == 0 && _heads == 0);
         Count++;
-        if (task.IsHead) _heads++;
-        else if (task.IsOrdered) _ordered++;
-        if (!task.IsStarted) _waiting++;
         return task;
     }
 

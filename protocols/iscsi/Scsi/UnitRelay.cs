@@ -58,9 +58,10 @@ internal sealed class UnitRelay(LogicalUnit unit, ILoop here)
     /// <summary>Changes what the unit keeps about a nexus.</summary>
     public void Change(UnitNexus nexus, Action<UnitNexus> change) => There.PostFromAnywhere(() => change(nexus));
 
-    /// <summary>As <see cref="IScsiTarget.ExecuteAsync"/>. <paramref name="luns"/>: what REPORT LUNS is to answer.</summary>
+    /// <summary>As <see cref="IScsiTarget.ExecuteAsync"/>. <paramref name="luns"/>: what REPORT LUNS is to answer;
+    /// <paramref name="copyUnits"/>: what EXTENDED COPY may reach.</summary>
     [AsyncMethodBuilder(typeof(LoopMethodBuilder<>))]
-    public async ValueTask<bool> ExecuteAsync(ScsiCommand command, UnitNexus nexus, ushort[]? luns)
+    public async ValueTask<bool> ExecuteAsync(ScsiCommand command, UnitNexus nexus, ushort[]? luns = null, UnitNexus[]? copyUnits = null)
     {
         int bytes = Math.Min(unit.InBytesOf(command, out bool isMedium), isMedium ? int.MaxValue : AnswerBytesMax);
         IoBuffer? lent = bytes == 0 ? null : here.Buffers.TryRent(bytes);
@@ -72,7 +73,7 @@ internal sealed class UnitRelay(LogicalUnit unit, ILoop here)
         }
 
         Call call = Take();
-        bool hasAnswer = await call.SendAsync(command, nexus, lent, luns);
+        bool hasAnswer = await call.SendAsync(command, nexus, lent, luns, copyUnits);
         return call.Bug is null ? hasAnswer : throw new InvalidOperationException(call.Bug.Message, call.Bug);
     }
 
@@ -203,14 +204,14 @@ internal sealed class UnitRelay(LogicalUnit unit, ILoop here)
 
         public Call? Next { get; private set; }
 
-        public ValueTask<bool> SendAsync(ScsiCommand command, UnitNexus nexus, IoBuffer? lent, ushort[]? luns)
+        public ValueTask<bool> SendAsync(ScsiCommand command, UnitNexus nexus, IoBuffer? lent, ushort[]? luns, UnitNexus[]? copyUnits)
         {
             (Command, Nexus, _lent, Bug) = (command, nexus, lent, null);
             (_twin.Nexus, _twin.Lun, _twin.Attribute, _twin.Tag) = (nexus.Nexus, command.Lun, command.Attribute, command.Tag);
             command.Cdb.AsSpan().CopyTo(_twin.Cdb);
             _twin.CdbLength = command.CdbLength;
             (_twin.OutBuffer, _twin.OutStart, _twin.OutLength) = (command.OutBuffer, command.OutStart, command.OutLength);
-            (_twin.OutOfferedBytes, _twin.Lent, _twin.Luns) = (command.OutOfferedBytes, lent, luns);
+            (_twin.OutOfferedBytes, _twin.Lent, _twin.Luns, _twin.CopyUnits) = (command.OutOfferedBytes, lent, luns, copyUnits);
             (_twin.InBuffer, _twin.InStart, _twin.InLength) = (null, 0, 0);
             (_twin.Status, _twin.SenseLength, _twin.IsAborted, _twin.IsSpared) = (ScsiStatus.Good, 0, false, false);
             ValueTask<bool> answer = Begin();
@@ -321,7 +322,8 @@ internal sealed class UnitRelay(LogicalUnit unit, ILoop here)
                 (command.InBuffer, command.InStart, command.InLength) = (_lent, _twin.InStart, _twin.InLength);
             else
                 _lent?.Return();
-            (_lent, _twin.Lent, _twin.InBuffer, _twin.OutBuffer, _twin.Luns) = (null, null, null, null, null);
+            (_lent, _twin.Lent, _twin.InBuffer, _twin.OutBuffer) = (null, null, null, null);
+            (_twin.Luns, _twin.CopyUnits) = (null, null);
             (Command, Nexus) = (null, null);
             Complete(_hasAnswer);
         }

@@ -18,7 +18,8 @@ internal sealed partial class Initiator
             int dice = _dice.NextBelow(100);
             await (dice switch
             {
-                < 34 => WriteAsync(session, unit),
+                < 29 => WriteAsync(session, unit),
+                < 34 => CopyAsync(session, unit),
                 < 40 => WriteAndAbortAsync(session, unit),
                 < 60 => ReadAsync(session, unit),
                 < 66 => ZeroAsync(session, unit),
@@ -79,7 +80,7 @@ internal sealed partial class Initiator
     /// <summary>Runs a command until it has an answer of its own; answers that nothing explains are violations.</summary>
     private async Task<TaskAnswer> AskAsync(
         SimSession session, SimUnit unit, byte[] cdb, int expectedIn = 0, byte[]? dataOut = null, Action<SimTask>? started = null,
-        bool mayMiscompare = false)
+        bool mayMiscompare = false, Func<TaskAnswer, ulong, ulong, bool>? explains = null)
     {
         TaskAttribute attribute = _dice.NextBelow(20) switch
         {
@@ -122,7 +123,7 @@ internal sealed partial class Initiator
             }
 
             bool isExplained = answer.IsGood || answer.Status == ScsiStatus.ReservationConflict || (mayMiscompare && answer.Key == 0x0E)
-                || (task!.IsSpoiled && answer is { Key: 0x0B, Code: 0x4705 });
+                || (task!.IsSpoiled && answer is { Key: 0x0B, Code: 0x4705 }) || explains?.Invoke(answer, start, end) == true;
             if (!isExplained) world.Violate(ViolationKind.WrongAnswer, $"{_name}: command {cdb[0]:X2} was answered {answer}");
             return answer;
         }
@@ -131,7 +132,7 @@ internal sealed partial class Initiator
     private void JudgeReservation(SimSession session, SimUnit unit, byte opcode, TaskAnswer answer, ulong start, ulong end)
     {
         ReservationOracle oracle = unit.Reservations;
-        bool isWrite = opcode is 0x8A or 0x8E or 0x93 or 0x42 or 0x89, isRead = opcode is 0x88;
+        bool isWrite = opcode is 0x8A or 0x8E or 0x93 or 0x42 or 0x89 or 0x83, isRead = opcode is 0x88;
         if (answer.Status == ScsiStatus.ReservationConflict)
         {
             world.Counters[SessionDid.Conflicts]++;
@@ -161,12 +162,15 @@ internal sealed partial class Initiator
         return await ChangeAsync(session, unit, cdb, data, [write], isFua || isVerified, SessionDid.Writes, started);
     }
 
-    /// <summary>A change from its command to what is known about it.</summary>
+    /// <summary>A change from its command to what is known about it. It is one of <paramref name="changed"/>; null: of the unit that is
+    /// asked.</summary>
     private async Task<TaskAnswer> ChangeAsync(
         SimSession session, SimUnit unit, byte[] cdb, byte[]? data, ModelWrite[] writes, bool isDurable, SessionDid done,
-        Action<SimTask>? started = null, bool mayMiscompare = false)
+        Action<SimTask>? started = null, bool mayMiscompare = false, SimUnit? changed = null,
+        Func<TaskAnswer, ulong, ulong, bool>? explains = null)
     {
         SimTask? task = null;
+        changed ??= unit;
         TaskAnswer answer = await AskAsync(
             session, unit, cdb, 0, data,
             t =>
@@ -174,13 +178,13 @@ internal sealed partial class Initiator
                 task = t;
                 started?.Invoke(t);
             },
-            mayMiscompare);
+            mayMiscompare, explains);
         foreach (ModelWrite write in writes)
         {
-            if (answer.IsGood) world.EndWrite(unit, write, isOk: true, isDurable);
-            else if (answer.IsRefused || task is null) world.NeverHappened(unit, write);
-            else if (answer.End == TaskEnd.Aborted) world.EndWrite(unit, write, isOk: false, isDurable: false);
-            else session.Unsettled.Add((task.Link, unit.Model, write));
+            if (answer.IsGood) world.EndWrite(changed, write, isOk: true, isDurable);
+            else if (answer.IsRefused || task is null) world.NeverHappened(changed, write);
+            else if (answer.End == TaskEnd.Aborted) world.EndWrite(changed, write, isOk: false, isDurable: false);
+            else session.Unsettled.Add((task.Link, changed.Model, write));
         }
 
         if (answer.IsGood) world.Counters[done]++;
@@ -398,7 +402,9 @@ internal sealed partial class Initiator
             }
         }
 
+        foreach (SimUnit one in units) one.OnAbort(true, world.Tick());
         TaskFunctionResponse? response = await session.ManageAsync(function, unit.LunField);
+        foreach (SimUnit one in units) one.OnAbort(response is null, world.Tick());
         foreach (SimUnit one in units)
         {
             if (isOwn) continue;

@@ -46,6 +46,12 @@ public enum SessionDid
     /// <summary>Allocation answers judged.</summary>
     MapsJudged,
 
+    /// <summary>EXTENDED COPY acknowledged.</summary>
+    Copies,
+
+    /// <summary>EXTENDED COPY between units of different loops acknowledged.</summary>
+    FarCopies,
+
     /// <summary>Synchronize cache acknowledged.</summary>
     Flushes,
 

@@ -239,9 +239,7 @@ public sealed partial class SessionSimulation : IIscsiTargets, INbdExports
         {
             var options = new LogicalUnitOptions { Uuid = unit.Model.Head.Uuid, BlockBytes = unit.BlockBytes, Durability = _durability };
             IReservationStore kept = unit.Kept.On(Loop, _options.Breakage == SessionBreakage.ReservationsForgotten);
-            unit.HasStrayAborts = false;
-            unit.AbortsUnderWay = 0;
-            unit.Causes.Clear();
+            unit.Begin();
             // In every second world the units with odd numbers are of another loop than their target.
             ILoop loop = unit.Lun % 2 == 1 && _hasFarUnits ? new SideLoop(Loop, FarNanosMax) : Loop;
             unit.Unit = new LogicalUnit(loop, DeviceOf(unit), options, kept);
@@ -354,6 +352,7 @@ public sealed partial class SessionSimulation : IIscsiTargets, INbdExports
         {
             if (!IsBroken) JudgeContent(unit, isRestart: false);
             if (unit.Unit!.TaskCount != 0) Violate(ViolationKind.Leak, $"LUN {unit.Lun} keeps {unit.Unit.TaskCount} tasks");
+            if (unit.Unit.WorkLentCount != 0) Violate(ViolationKind.Leak, $"LUN {unit.Lun} keeps {unit.Unit.WorkLentCount} buffers");
         }
 
         Task<IoStatus> closing = _store.CloseAsync().AsTask();
@@ -406,6 +405,7 @@ public sealed partial class SessionSimulation : IIscsiTargets, INbdExports
             return;
         }
 
+        content.AsSpan((int)unit.DeskSector(0) * Core.Units.SectorBytes, SimUnit.Desks * (int)SimUnit.DeskSectors * Core.Units.SectorBytes).Clear();
         Violation? fault = isRestart
             ? unit.Model.JudgeAfterRestart(content, _powerWasCut, staleAllowed: false, unreadable: null, settle: true, Tick())
             : unit.Model.EndRead(0, content, start);

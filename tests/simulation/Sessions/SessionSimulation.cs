@@ -54,6 +54,8 @@ public sealed partial class SessionSimulation
 
     internal bool IsBroken => _violations.Count > 0;
 
+    internal bool HasFarUnits => _hasFarUnits;
+
     internal bool KeepsReservations => _keepsReservations;
 
     /// <summary>Runs seeds with these options, and says how to run each again.</summary>

@@ -11,7 +11,7 @@ public sealed class SessionSimulationTests(ITestOutputHelper output)
         { SessionBreakage.AckBeforeStore, [ViolationKind.LostWrite, ViolationKind.StaleRead, ViolationKind.Leak, ViolationKind.ExecutedTwice] },
         { SessionBreakage.FlushForgotten, [ViolationKind.LostWrite] },
         { SessionBreakage.AbortAnsweredEarly, [ViolationKind.StaleRead, ViolationKind.AnswerAfterAbort, ViolationKind.WrongData] },
-        { SessionBreakage.AbortedAnswered, [ViolationKind.AnswerAfterAbort, ViolationKind.LostWrite, ViolationKind.StaleRead, ViolationKind.WrongAnswer] },
+        { SessionBreakage.AbortedAnswered, [ViolationKind.AnswerAfterAbort, ViolationKind.LostWrite, ViolationKind.StaleRead, ViolationKind.WrongAnswer, ViolationKind.WrongMap] },
         { SessionBreakage.AbortsOvertakeAnswers, [ViolationKind.AnswerAfterAbort] },
         { SessionBreakage.DataSnUnchecked, [ViolationKind.WrongAnswer] },
         { SessionBreakage.DigestsUnchecked, [ViolationKind.WrongData, ViolationKind.WrongProtocol, ViolationKind.Hang, ViolationKind.WrongAnswer] },

@@ -12,9 +12,18 @@ internal sealed class SimUnit(ushort lun, int blockBytes, VolumeModel model)
     /// <summary>Blocks of 4 KiB with tickets.</summary>
     public const int Tickets = 4;
 
+    /// <summary>Places where something lies that is to be copied.</summary>
+    public const int Desks = 8;
+
+    /// <summary>Sectors of one.</summary>
+    public const ulong DeskSectors = 16;
+
     private const ulong SectorsPerBlock = Units.BlockBytes / Units.SectorBytes;
 
     private readonly HashSet<(ulong Sector, ulong Id)> _replaced = [];
+    private readonly Queue<int> _freeDesks = new();
+    private ulong _lastAbort;
+    private int _abortsAsked;
 
     public ushort Lun { get; } = lun;
 
@@ -39,9 +48,41 @@ internal sealed class SimUnit(ushort lun, int blockBytes, VolumeModel model)
     public ulong SectorsPerLba => (ulong)BlockBytes / Units.SectorBytes;
 
     /// <summary>Sectors that everything else may change.</summary>
-    public ulong FreeSectors => Model.Sectors - Tickets * SectorsPerBlock;
+    public ulong FreeSectors => DeskSector(0);
 
-    public ulong TicketSector(int index) => FreeSectors + (ulong)index * SectorsPerBlock;
+    /// <summary>The first designator of its page 83, once somebody asked.</summary>
+    public byte[]? Designator { get; set; }
+
+    public ulong TicketSector(int index) => Model.Sectors - (ulong)(Tickets - index) * SectorsPerBlock;
+
+    /// <summary>The model knows nothing of the desks.</summary>
+    public ulong DeskSector(int index) => TicketSector(0) - (ulong)(Desks - index) * DeskSectors;
+
+    /// <summary>A desk that nobody uses, or null.</summary>
+    public int? TakeDesk() => _freeDesks.TryDequeue(out int desk) ? desk : null;
+
+    public void GiveDesk(int desk) => _freeDesks.Enqueue(desk);
+
+    /// <summary>A process began.</summary>
+    public void Begin()
+    {
+        _freeDesks.Clear();
+        for (int i = 0; i < Desks; i++) GiveDesk(i);
+        (HasStrayAborts, AbortsUnderWay, _abortsAsked) = (false, 0, 0);
+        Causes.Clear();
+    }
+
+    /// <summary>Somebody asks for the end of tasks, his own too, or has heard of it.</summary>
+    public void OnAbort(bool begins, ulong now)
+    {
+        _abortsAsked += begins ? 1 : -1;
+        _lastAbort = now;
+    }
+
+    /// <summary>The end of tasks may have been asked for since <paramref name="start"/>.</summary>
+    public bool HadAborts(ulong start) => HasStrayAborts || _abortsAsked > 0 || _lastAbort >= start;
+
+    public bool MayRefuse(ulong start, ulong end) => Reservations.MayRefuse(start, end);
 
     /// <summary>Unit attentions whose cause is under way: a session that logs in now may be told.</summary>
     public List<ushort> Causes { get; } = [];

@@ -64,7 +64,7 @@ internal sealed class DirectoryWorld
     public VolumeDirectory Begin(IWallClock? clock = null)
     {
         Promises.Clear(); // the stores are opened anew
-        return new(new WatchedMeta(this), clock ?? new Clock(), new SeededRandom(_starts++)) { CutGate = new Gate(this) };
+        return new(new WatchedMeta(this), clock ?? new Clock(), new SeededRandom(_starts++)) { Delay = Task.Delay, CutGate = new Gate(this) };
     }
 
     /// <summary>What each store may promise.</summary>

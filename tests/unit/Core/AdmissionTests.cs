@@ -206,6 +206,59 @@ public sealed class AdmissionTests
         Assert.True(busy.Done > 0);
     }
 
+    [Theory]
+    [InlineData(0)] // trims
+    [InlineData(512)]
+    [InlineData(4096)]
+    public void Small_requests_and_trims_take_room_at_a_shared_disk_too(int bytes)
+    {
+        var loop = new SimLoop(13);
+        var disk = new DiskShare();
+        var greedy = new VolumeAdmission(loop, disk);
+        var quiet = new Client(loop, new VolumeAdmission(loop, disk), 1, 4096, deviceNanos: Second / 1000);
+        RunFor(loop, Second / 10);
+        _ = new Client(loop, greedy, 128, (ulong)bytes, deviceNanos: Second / 100);
+        RunFor(loop, Second + (Second / 300)); // not when some have just ended
+        Assert.Equal((16, 112), (greedy.Inside, greedy.Waiting)); // half of 256 KiB by 8 KiB
+        quiet.IsStopped = true;
+        RunFor(loop, Second);
+        Assert.Equal((128, 0), (greedy.Inside, greedy.Waiting));
+    }
+
+    [Fact]
+    public void Who_waits_for_its_part_comes_after_what_the_others_have_ready_in_the_turn()
+    {
+        var loop = new SimLoop(14);
+        var disk = new DiskShare();
+        VolumeAdmission greedy = new(loop, disk), quiet = new(loop, disk);
+        var order = new List<string>();
+        Assert.True(quiet.Enter(new AdmissionWaiter(() => { }), 4096));
+        Assert.True(greedy.Enter(new AdmissionWaiter(() => { }), 128 << 10));
+        Assert.False(greedy.Enter(new AdmissionWaiter(() => order.Add("greedy")), 128 << 10));
+        greedy.Exit(128 << 10);
+        quiet.Exit(4096);
+        Assert.True(quiet.Enter(new AdmissionWaiter(() => { }), 4096));
+        order.Add("quiet");
+        loop.RunToQuiescence();
+        Assert.Equal(["quiet", "greedy"], order);
+        Assert.Equal((1, 0), (greedy.Inside, greedy.Waiting));
+    }
+
+    [Fact]
+    public void Two_greedy_volumes_of_small_and_large_requests_get_equal_parts_in_flight()
+    {
+        var loop = new SimLoop(15);
+        var disk = new DiskShare();
+        Client[] clients = [.. new (int Depth, ulong Bytes)[] { (64, 8192), (64, 65536) }.Select(
+            c => new Client(loop, new VolumeAdmission(loop, disk), c.Depth, c.Bytes, deviceNanos: Second / 1000))];
+        RunFor(loop, Second + (Second / 3000)); // not when some have just ended
+        Assert.Equal((16, 2), (clients[0].Door.Inside, clients[1].Door.Inside));
+        ulong[] before = [.. clients.Select(c => c.Started)];
+        RunFor(loop, Second);
+        ulong small = (clients[0].Started - before[0]) * 8192, large = (clients[1].Started - before[1]) * 65536;
+        InRange((double)small / large, 0.9, 1.1);
+    }
+
     [Fact]
     public void A_door_allocates_nothing()
     {

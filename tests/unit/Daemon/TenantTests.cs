@@ -112,7 +112,8 @@ public sealed class TenantTests : IAsyncLifetime
         string single = (await ApiAccessTests.TokenAsync(_server, "b-one", "operator", ""","volumes":["b.own"]""")).Token;
         foreach (string token in new[] { _b, viewer, single })
         {
-            foreach (ApiRoute route in ApiRouteTable.All) await TryAsync(token, route);
+            // The stream without end has its own: WatchTests.A_tenant_watches_what_it_has_and_nothing_else.
+            foreach (ApiRoute route in ApiRouteTable.All.Where(r => r.Key != "GET watch")) await TryAsync(token, route);
         }
 
         Assert.Equal(before, await AllOfAAsync());

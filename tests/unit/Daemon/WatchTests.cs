@@ -228,15 +228,151 @@ public sealed class WatchTests
         Assert.StartsWith("gap", await server.DoneAsync("watch", "--type", "volume", "--from", at.ToString(CultureInfo.InvariantCulture), "--count", "1"), StringComparison.Ordinal);
     }
 
+    [Fact]
+    public async Task A_tenant_watches_what_it_has_and_nothing_else()
+    {
+        await using ApiServer server = await ApiServer.StartAsync();
+        foreach (string tenant in new[] { "a", "b" }) Assert.Equal(201, (await server.SendAsync("POST", "/v1/tenants", $$"""{"name":"{{tenant}}"}""")).Status);
+        string token = (await ApiAccessTests.TokenAsync(server, "a-view", "viewer", ""","tenant":"a" """)).Token;
+        foreach (string volume in new[] { "a.old", "b.old", "plain" }) await server.DoneAsync("create_volume", "-v", volume, "-s", "1m");
+        await using Watch watch = await Watch.OpenAsync(server, "", token: token);
+        var told = new List<WatchEvent>();
+        await UntilAsync(e => e.Action == "synced");
+        Assert.Equal(["a.old"], told.Where(e => e.Action == "changed").Select(e => e.Name));
+
+        // The same happens to all three; of two of them not a word comes.
+        await server.DoneAsync("create_target", "-t", "iqn.2026-11.org.example:b.t");
+        foreach (string volume in new[] { "b.old", "plain", "a.old" })
+        {
+            await server.DoneAsync("create_snapshot", "-v", volume, "-n", "cut");
+            await server.DoneAsync("scrub_volume", "-v", volume);
+            string policy = volume.Replace("old", "hourly", StringComparison.Ordinal);
+            await server.DoneAsync("create_policy", "-p", policy, "-v", volume, "--period", "1h");
+            await server.DoneAsync("delete_policy", "-p", policy, "--yes");
+            await server.DoneAsync("delete_snapshot", "-v", volume, "-n", "cut", "--yes");
+            await server.DoneAsync("delete_volume", "-v", volume, "--snapshots", "--yes");
+        }
+
+        server.Test.Daemon.Events.Raise(EventCatalogue.StoreLow, "store-0", "little is left");
+        told.Clear();
+        await server.DoneAsync("create_volume", "-v", "a.last", "-s", "1m");
+        await UntilAsync(e => e is { Name: "a.last", Type: "volume" });
+        Assert.All(told, e => Assert.True(e.Name.StartsWith("a.", StringComparison.Ordinal) || e.Type == "task", e.ToString()));
+        Assert.DoesNotContain(told, e => e.Value?.GetRawText() is { } text && (text.Contains("b.", StringComparison.Ordinal) || text.Contains("plain", StringComparison.Ordinal)));
+        Assert.Contains(told, e => e is { Type: "volume", Name: "a.old", Action: "deleted" });
+        Assert.Contains(told, e => e is { Type: "volume", Name: "a.last", Action: "changed" });
+
+        async Task UntilAsync(Func<WatchEvent, bool> isLast)
+        {
+            do told.Add(await watch.NextAsync()); while (!isLast(told[^1]));
+        }
+    }
+
+    [Fact]
+    public async Task A_token_of_one_volume_is_told_when_that_is_renamed_and_deleted_and_when_it_comes_again()
+    {
+        await using ApiServer server = await ApiServer.StartAsync();
+        await server.DoneAsync("create_volume", "-v", "mine", "-s", "1m");
+        await server.DoneAsync("create_volume", "-v", "other", "-s", "1m");
+        string token = (await ApiAccessTests.TokenAsync(server, "one", "viewer", ""","volumes":["mine"]""")).Token;
+        await using (Watch watch = await Watch.OpenAsync(server, "?initial=false&types=volume,snapshot", token: token))
+        {
+            Assert.Equal("synced", (await watch.NextAsync()).Action);
+            await server.DoneAsync("rename_volume", "-v", "mine", "-n", "still-mine");
+            Assert.Equal(("changed", "still-mine"), Said(await watch.NextAsync()));
+            await server.DoneAsync("delete_volume", "-v", "other", "--yes");
+            await server.DoneAsync("create_volume", "-v", "mine", "-s", "1m"); // the name only, not the volume
+            await server.DoneAsync("create_snapshot", "-v", "still-mine", "-n", "s");
+            WatchEvent cut = await watch.NextAsync(e => e.Name != "still-mine");
+            Assert.Equal(("changed", "still-mine@s"), Said(cut));
+        }
+
+        long before = server.Test.Daemon.Watch.Revision;
+        await server.DoneAsync("delete_volume", "-v", "still-mine", "--snapshots", "--yes");
+        await using Watch again = await Watch.OpenAsync(server, $"?types=volume&from={before}", token: token);
+        WatchEvent gap = await again.NextAsync();
+        Assert.Equal(("resync", "gap"), (gap.Action, gap.Reason));
+        Assert.Equal("synced", (await again.NextAsync()).Action); // nothing is left
+    }
+
+    [Fact]
+    public async Task Who_is_confined_hears_of_a_deletion_also_when_he_came_again_at_the_last_revision()
+    {
+        await using ApiServer server = await ApiServer.StartAsync();
+        await server.DoneAsync("create_volume", "-v", "mine", "-s", "1m");
+        string token = (await ApiAccessTests.TokenAsync(server, "one", "viewer", ""","volumes":["mine"]""")).Token;
+        server.Test.Daemon.Watch.HeartbeatEvery = TimeSpan.FromMilliseconds(20);
+        await using Watch watch = await Watch.OpenAsync(server, $"?types=volume&from={server.Test.Daemon.Watch.Revision}", token: token);
+        Assert.Equal("heartbeat", (await watch.NextAsync()).Action);
+        await server.DoneAsync("delete_volume", "-v", "mine", "--yes");
+        Assert.Equal("mine", (await watch.NextAsync(e => e.Action == "deleted")).Name);
+    }
+
+    [Fact]
+    public async Task Who_is_confined_gets_no_events_and_leaves_room_for_others()
+    {
+        await using ApiServer server = await ApiServer.StartAsync(new ApiLimits { ConnectionsPerAddressMax = 100 });
+        await server.DoneAsync("create_volume", "-v", "mine", "-s", "1m");
+        var tokens = new List<string>();
+        for (int i = 0; i < 7; i++) tokens.Add((await ApiAccessTests.TokenAsync(server, $"one-{i}", "viewer", ""","volumes":["mine"]""")).Token);
+        RawAnswer events = await server.SendAsAsync(tokens[0], "GET", "/v1/watch?types=volume,event");
+        Assert.Equal((403, "whole-node", "types"), (events.Status, events.Code, events.Field));
+        var open = new List<Watch>();
+        try
+        {
+            foreach (string token in tokens.Take(6))
+            {
+                for (int i = 0; i < 4; i++)
+                {
+                    open.Add(await Watch.OpenAsync(server, "?initial=false", token: token));
+                    await open[^1].NextAsync();
+                }
+
+                RawAnswer fifth = await server.SendAsAsync(token, "GET", "/v1/watch");
+                Assert.Equal((503, "too-many-watchers"), (fifth.Status, fifth.Code));
+            }
+
+            Assert.Equal("too-many-watchers", (await server.SendAsAsync(tokens[6], "GET", "/v1/watch")).Code);
+            open.Add(await Watch.OpenAsync(server, "?initial=false")); // the operator of the node
+            Assert.Equal("synced", (await open[^1].NextAsync()).Action);
+            await open[0].DisposeAsync();
+            open.RemoveAt(0);
+            open.Add(await EventuallyAsync(() => Watch.OpenAsync(server, "?initial=false", token: tokens[0])));
+        }
+        finally
+        {
+            foreach (Watch one in open) await one.DisposeAsync();
+        }
+    }
+
+    private static (string, string) Said(WatchEvent e) => (e.Action, e.Name);
+
+    /// <summary>The daemon notices a client that has left a moment later.</summary>
+    private static async Task<Watch> EventuallyAsync(Func<Task<Watch>> open)
+    {
+        for (int attempt = 0; ; attempt++)
+        {
+            try
+            {
+                return await open();
+            }
+            catch (Xunit.Sdk.XunitException) when (attempt < 1000)
+            {
+                await Task.Delay(20, Stop);
+            }
+        }
+    }
+
     /// <summary>A client of the stream.</summary>
     private sealed class Watch(HttpClient http, StreamReader reader) : IAsyncDisposable
     {
-        public static async Task<Watch> OpenAsync(ApiServer server, string query, long? lastEventId = null)
+        public static async Task<Watch> OpenAsync(ApiServer server, string query, long? lastEventId = null, string? token = null)
         {
             var http = new HttpClient { BaseAddress = new Uri($"http://127.0.0.1:{server.Port}") };
-            http.DefaultRequestHeaders.Authorization = new AuthenticationHeaderValue("Bearer", server.Token);
+            http.DefaultRequestHeaders.Authorization = new AuthenticationHeaderValue("Bearer", token ?? server.Token);
             if (lastEventId is { } id) http.DefaultRequestHeaders.Add("Last-Event-ID", id.ToString(CultureInfo.InvariantCulture));
             HttpResponseMessage answer = await http.GetAsync("/v1/watch" + query, HttpCompletionOption.ResponseHeadersRead, Stop);
+            if (answer.Content.Headers.ContentType?.MediaType != "text/event-stream") http.Dispose();
             Assert.Equal("text/event-stream", answer.Content.Headers.ContentType?.MediaType);
             return new Watch(http, new StreamReader(await answer.Content.ReadAsStreamAsync(Stop)));
         }

@@ -91,6 +91,29 @@ public class NbdMemoryTests
         Assert.True(wire.Waits - waits >= 30);
     }
 
+    [Theory]
+    [InlineData(false, 2, 4)]
+    [InlineData(true, 8, 40)]
+    public void A_burst_leaves_the_loop_to_other_volumes_more_often_than_to_nobody(bool hasNeighbour, int waitsMin, int waitsMax)
+    {
+        var loop = new SimLoop(1);
+        var disk = new DiskShare();
+        VolumeAdmission door = new(loop, disk), other = new(loop, disk);
+        if (hasNeighbour) Assert.True(other.Enter(new AdmissionWaiter(() => { }), 4096));
+        var device = new MemoryDevice(64 << 20);
+        var wire = new QueueConnection();
+        var export = new NbdExport { Name = "x", Device = device, SizeBytes = device.SizeBytes, Admission = door };
+        var transmission = new NbdTransmission(loop, wire, new NbdNegotiated { Connection = wire, Export = export }, new NbdOptions());
+        _ = transmission.RunAsync();
+        var burst = new byte[512 * (NbdRequest.CompactSize + 4096)];
+        for (int i = 0, at = 0; i < 512; i++)
+            at += new NbdRequest(NbdCommand.Write, 0, (ulong)i, (ulong)i * 4096, 4096).WriteTo(burst.AsSpan(at), NbdReplyMode.Simple) + 4096;
+        int waits = wire.Waits;
+        wire.Deliver(burst);
+        loop.RunUntil(() => transmission.Counters.Writes == 512);
+        Assert.InRange(wire.Waits - waits, waitsMin, waitsMax);
+    }
+
     private static readonly byte[] s_greeting = U32(3);
     private static readonly byte[] s_longest = OptionBytes(NbdOption.Info, Text(new string('x', 4096)), U16(1), U16(2))[..^1];
     private static readonly byte[] s_last = [2];
