@@ -4,7 +4,6 @@ using System.Text;
 using BlockServer.Blockd;
 using BlockServer.Client;
 using BlockServer.Core;
-using BlockServer.Core.Api;
 using BlockServer.Tests.Unit.Io;
 using Xunit;
 
@@ -92,7 +91,7 @@ public sealed class AppendStreamApiTests : IAsyncLifetime
         for (int got = 0; got < reply.Length;) got += await socket.ReceiveAsync(reply.AsMemory(got), Cancel);
         Assert.Null(AppendReply.TryRead(reply, out AppendReply landed));
         Assert.Equal((AppendCode.Done, 0UL, 6UL), (landed.Code, landed.OffsetBytes, landed.LengthBytes));
-        if (how == "revoked") Assert.Equal(204, (await _server.SendAsync("DELETE", "/v1/tokens/t")).Status);
+        if (how == "revoked") Assert.Equal(204, (await _server.SendAsync("DELETE", $"/v1/tokens/{id}")).Status);
         else Assert.Equal(201, (await _server.SendAsync("POST", "/v1/denied", $$"""{"kind":"token","value":"{{id}}"}""")).Status);
         Assert.True(await EndsAsync(socket));
         await AssertSoonAsync(async () => (await _server.SendAsync("GET", "/v1/audit")).Body.Contains("1 appends, 6 bytes", StringComparison.Ordinal));
@@ -196,8 +195,10 @@ public sealed class AppendStreamApiTests : IAsyncLifetime
         byte[] large = new byte[3 << 20];
         new Random(1).NextBytes(large);
         Task<ulong>[] tasks = [writer.AppendAsync("one"u8.ToArray(), Cancel), writer.AppendAsync(large, Cancel), writer.AppendAsync("three"u8.ToArray(), Cancel)];
-        Assert.Equal([0UL, 3UL, 3UL + (3 << 20)], await Task.WhenAll(tasks));
-        Assert.Equal([.. "one"u8, .. large, .. "three"u8], await ReadAllAsync(blockd, "log"));
+        ulong[] offsets = await Task.WhenAll(tasks);
+        Assert.True(offsets is [0, 3, 3 + (3 << 20)]);
+        byte[] all = await ReadAllAsync(blockd, "log"), expected = [.. "one"u8, .. large, .. "three"u8];
+        Assert.Equal(expected, all);
     }
 
     private BlockdClient Connect() => new(new Uri($"http://127.0.0.1:{_server.Port}"), _server.Token);
