@@ -152,6 +152,9 @@ internal sealed class Daemon
     /// <summary>Streams that come into volumes.</summary>
     public Imports Imports { get; }
 
+    /// <summary>Files that programs of this machine have handed over; null when none can be.</summary>
+    public HandedFiles? HandedFiles { get; private set; }
+
     /// <summary>The node as imports and populations see it.</summary>
     public IImportWorld Around { get; }
 
@@ -257,6 +260,7 @@ internal sealed class Daemon
         if (Declared is { } declared) await declared.DisposeAsync();
         await PolicyRunner.StopAsync();
         await Tasks.StopAsync();
+        if (HandedFiles is { } handed) await handed.DisposeAsync();
         if (_nbd is not null) await _nbd.StopAcceptingAsync();
         if (_iscsi is not null) await _iscsi.StopAcceptingAsync();
         Sessions.StopAll();
@@ -385,6 +389,8 @@ internal sealed class Daemon
         await Disks.OpenAllAsync();
         foreach (string note in await Directory.ReconcileAsync(Stores.All)) Warn(note);
         await Imports.RecoverAsync();
+        HandedFiles = HandedFiles.TryOpen(_data.HandedPath, out string? noFiles);
+        if (noFiles is not null) log($"files cannot be handed over ({noFiles}); exports and imports go through the admin API");
         await Volumes.OpenReservedAsync();
         foreach (WantedVolume wanted in Settings.CreateVolumes)
         {

@@ -26,6 +26,9 @@ internal sealed class DataDirectory : IDisposable
 
     public string TokenPath => Path.Combine(DirectoryPath, "admin.token");
 
+    /// <summary>The socket where files are handed over.</summary>
+    public string HandedPath => Path.Combine(DirectoryPath, "files.sock");
+
     /// <summary>Where the audit log lies.</summary>
     public string AuditPath => Path.Combine(DirectoryPath, "audit");
 

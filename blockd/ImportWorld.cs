@@ -56,6 +56,11 @@ internal enum BrokenImports
     KeepParts = 16,
 }
 
+/// <summary>What an import reads when it was handed over.</summary>
+/// <param name="File">Owned by whoever runs the import.</param>
+/// <param name="IsImage">A disk image, else a stream of which the header is not read again.</param>
+internal sealed record HandedImport(Microsoft.Win32.SafeHandles.SafeFileHandle File, bool IsImage);
+
 /// <summary>How an import works.</summary>
 internal sealed record ImportLimits
 {

@@ -47,10 +47,11 @@ internal sealed class Imports(VolumeDirectory directory, IImportWorld world, Imp
     }
 
     /// <summary>Brings a stream in; the volume when it is whole. <paramref name="keepsPart"/>: a stream that breaks off can be
-    /// continued later, by <paramref name="goesOn"/>. <paramref name="progress"/> is told bytes of how many. Throws <see cref="ImportException"/> or <see cref="ApiException"/>.</summary>
+    /// continued later, by <paramref name="goesOn"/>. <paramref name="handed"/>: the body is the header alone, and what follows it lies
+    /// there, which stays the caller's. <paramref name="progress"/> is told bytes of how many. Throws <see cref="ImportException"/> or <see cref="ApiException"/>.</summary>
     public async Task<VolumeRecord> RunAsync(
         string name, Guid? storeId, Stream body, ICompressor? compressor, bool keepsPart, bool goesOn, bool isImage, CancellationToken cancel,
-        Action<ulong, ulong>? progress = null, bool? isThin = null)
+        Action<ulong, ulong>? progress = null, bool? isThin = null, HandedImport? handed = null)
     {
         // A new volume has no number yet.
         if (!_names.TryAdd(name, 0)) throw Busy(name);
@@ -66,7 +67,7 @@ internal sealed class Imports(VolumeDirectory directory, IImportWorld world, Imp
                     ? await BeginFullAsync(name, storeId, isThin, known, header, goesOn, isImage)
                     : await BeginIncrementAsync(name, known, header, goesOn, isImage);
                 _running.TryAdd(begun.Id, 0);
-                return await FillAsync(begun, header, body, compressor, keepsPart, progress, cancel);
+                return await FillAsync(begun, header, from => SourceOf(header, body, handed, compressor, from), keepsPart, progress, cancel);
             }
             catch (ImportException e)
             {
@@ -238,14 +239,22 @@ internal sealed class Imports(VolumeDirectory directory, IImportWorld world, Imp
     }
 
     /// <summary>The newest snapshot is the base and nothing was written since.</summary>
-    private static async Task CheckBaseAsync(VolumeRecord volume, IMoveSide host, StreamHeader header, ImportRecord import)
+    private async Task CheckBaseAsync(VolumeRecord volume, IMoveSide host, StreamHeader header, ImportRecord import)
     {
         IReadOnlyList<SnapshotInfo> known = await SnapshotsAsync(volume, host);
         SnapshotInfo? newest = known.LastOrDefault(s => !IsOurs(s, import) && !IsOurs(s, volume.Import ?? import));
         if (newest?.Uuid != header.Base)
         {
+            if (newest is not null && known.Any(s => s.Uuid == header.Base) && CopiesOf(newest) is { Length: > 0 } copies)
+            {
+                throw new ApiException(409, "volume-being-copied",
+                    $"{string.Join(", ", copies)} is still being populated from '{volume.Name}', whose snapshot '{newest.Name}' goes when that has ended; "
+                    + "wait (pfcli list_task shows how far it is), then import again");
+            }
+
             string has = newest is null ? "it has none" : $"it is '{newest.Name}' ({newest.Uuid})";
-            throw new ApiException(409, "wrong-base", $"the stream builds on snapshot {header.Base}, which must be the newest one of '{volume.Name}': {has}");
+            throw new ApiException(409, "wrong-base", $"the stream builds on snapshot {header.Base}, which must be the newest one of '{volume.Name}': {has}"
+                + (known.Any(s => s.Uuid == header.Base) ? "; delete the newer ones first (pfcli delete_snapshot)" : ""));
         }
 
         if (header.Target is { } target && known.FirstOrDefault(s => s.Uuid == target || s.Name == header.TargetName) is { } taken)
@@ -257,8 +266,22 @@ internal sealed class Imports(VolumeDirectory directory, IImportWorld world, Imp
         }
     }
 
+    /// <summary>Names of the volumes that a snapshot is kept for until they are populated; none when anything else builds on it too.</summary>
+    private string[] CopiesOf(SnapshotInfo snapshot)
+    {
+        VolumeRecord?[] clones = [.. snapshot.Clones.Select(directory.Find)];
+        return clones.All(c => c is { IsPopulating: true }) ? [.. clones.Select(c => $"'{c!.Name}'")] : [];
+    }
+
+    private IImportSource SourceOf(StreamHeader header, Stream body, HandedImport? handed, ICompressor? compressor, StreamCursor from)
+    {
+        if (handed is { IsImage: true }) return new ImageSource(handed.File, header, from);
+        Stream frames = handed is null ? body : new HandedStream(handed.File, (long)from.PositionBytes);
+        return new FrameSource(frames, new StreamDecoder(header, compressor, from), limits.Patience);
+    }
+
     private async Task<VolumeRecord> FillAsync(
-        VolumeRecord volume, StreamHeader header, Stream body, ICompressor? compressor, bool keepsPart, Action<ulong, ulong>? progress, CancellationToken cancel)
+        VolumeRecord volume, StreamHeader header, Func<StreamCursor, IImportSource> open, bool keepsPart, Action<ulong, ulong>? progress, CancellationToken cancel)
     {
         IMoveSide host = HostOf(volume);
         ImportRecord import = volume.Import!;
@@ -266,13 +289,13 @@ internal sealed class Imports(VolumeDirectory directory, IImportWorld world, Imp
             ?? throw new ApiException(409, "import-unfinished", "where the import stood is not known any more; give it up and begin anew");
         try
         {
-            var job = new StreamImport(host, volume.Id, header, new StreamDecoder(header, compressor, from), limits, async cursor =>
+            var job = new StreamImport(host, volume.Id, header, open(from), limits, async cursor =>
             {
                 ImportRecord now = import with { Cursor = cursor };
                 Must(await directory.SetImportAsync(volume.Id, import, now));
                 import = now;
             }) { Progress = progress is null ? null : done => progress(done, header.SizeBytes) };
-            await job.RunAsync(body, cancel);
+            await job.RunAsync(cancel);
             if (limits.Broken.HasFlag(BrokenImports.OpenEarly)) await EndAsync(volume, import);
             await FinishAsync(volume, host, header);
             return limits.Broken.HasFlag(BrokenImports.OpenEarly) ? volume : await EndAsync(volume, import);

@@ -1,11 +1,11 @@
-using System.IO.Pipelines;
 using System.Threading.Channels;
 using BlockServer.Core;
 using BlockServer.Streams;
 
 namespace BlockServer.Blockd;
 
-/// <summary>Sends a snapshot as a stream: the loop reads batches ahead while the thread pool packs and sends. One use.</summary>
+/// <summary>Brings a snapshot out as a stream: the loop reads batches ahead while the thread pool packs and sends, or writes them into a
+/// file. One use.</summary>
 internal sealed class StreamExport(StoreHost host, uint volumeId, StreamHeader header, ICompressor? compressor)
 {
     private const int BatchBytes = 2 << 20, Batches = 3;
@@ -16,14 +16,9 @@ internal sealed class StreamExport(StoreHost host, uint volumeId, StreamHeader h
     /// <summary>Begins at <paramref name="from"/>, or with the header when that is null; the end frame comes last. Throws
     /// <see cref="IOException"/> with a sentence when the content cannot be read: what was sent is not whole then, and says so
     /// by its missing end.</summary>
-    public async Task RunAsync(PipeWriter output, StreamCursor? from, CancellationToken cancel)
+    public async Task RunAsync(IExportSink sink, StreamCursor? from, CancellationToken cancel)
     {
-        if (from is null)
-        {
-            header.WriteTo(output.GetSpan(StreamHeader.Size));
-            output.Advance(StreamHeader.Size);
-        }
-
+        await sink.BeginAsync(header, from is null, cancel);
         var encoder = new StreamEncoder(header, compressor, from);
         using var ended = CancellationTokenSource.CreateLinkedTokenSource(cancel);
         var full = Channel.CreateBounded<StreamBatch>(Batches);
@@ -34,15 +29,13 @@ internal sealed class StreamExport(StoreHost host, uint volumeId, StreamHeader h
         {
             await foreach (StreamBatch batch in full.Reader.ReadAllAsync(ended.Token))
             {
-                BatchEncoder.Write(encoder, batch, output);
+                sink.Put(encoder, batch);
                 empty.Writer.TryWrite(batch);
                 Progress?.Invoke(encoder.Cursor.OffsetBytes);
-                FlushResult flushed = await output.FlushAsync(ended.Token);
-                if (flushed.IsCompleted || flushed.IsCanceled) throw new OperationCanceledException("the client has left");
+                await sink.FlushAsync(encoder.Cursor, ended.Token);
             }
 
-            output.Advance(encoder.End(output.GetSpan(StreamFrame.Size + StreamEncoder.TotalsBytes)));
-            await output.FlushAsync(ended.Token);
+            await sink.EndAsync(encoder, ended.Token);
         }
         finally
         {

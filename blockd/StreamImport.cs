@@ -18,53 +18,48 @@ internal sealed class ImportException(bool canGoOn, int status, string code, str
 }
 
 /// <summary>
-/// Takes the frames of a stream and writes them into a volume: the thread pool reads and checks while the loop writes. Nothing
-/// of a frame is written before the whole frame was found good. One use.
+/// Takes what a source gives and writes it into a volume: the thread pool reads and checks while the loop writes. One use.
 /// </summary>
-internal sealed class StreamImport(IMoveSide host, uint volumeId, StreamHeader header, StreamDecoder decoder, ImportLimits limits, Func<string, Task> keep)
+internal sealed class StreamImport(IMoveSide host, uint volumeId, StreamHeader header, IImportSource source, ImportLimits limits, Func<string, Task> keep)
 {
     private const int Batches = 4;
 
     private readonly Queue<(StreamBatch Batch, Task<IoStatus> Writing)> _writing = new();
     private readonly Stack<StreamBatch> _empty = new(Enumerable.Range(0, Batches).Select(_ => new StreamBatch(limits.BatchBytes)));
-    private readonly byte[] _frame = new byte[StreamFrame.Size];
-    private readonly byte[] _payload = GC.AllocateUninitializedArray<byte>(StreamHeader.DataBytesMax);
     private IBlockDevice _device = null!;
     private Task _settling = Task.CompletedTask;
 
     // A batch could not be written: what comes behind it is of no use, and no place behind it may be kept.
     private bool _hasFailed;
 
-    private string _inFrontOfEnd = "";
-
     /// <summary>Told how many bytes of the content have come, about every 2 MiB. Set before it runs.</summary>
     public Action<ulong>? Progress { get; init; }
 
     /// <summary>Reads until the stream is whole and everything of it durable. Throws <see cref="ImportException"/>; what was
     /// kept last by <c>keep</c> is durable in any case, and nothing is being written any more.</summary>
-    public async Task RunAsync(Stream body, CancellationToken cancel)
+    public async Task RunAsync(CancellationToken cancel)
     {
         _device = await host.RunAsync(store => new ValueTask<IBlockDevice?>(store.OpenVolume(volumeId))) ?? throw Gone();
         StreamBatch batch = _empty.Pop();
         batch.Clear();
-        ulong kept = decoder.Cursor.OffsetBytes;
+        ulong kept = source.OffsetBytes;
         try
         {
-            while (!decoder.IsWhole)
+            while (!source.IsWhole)
             {
                 if (!batch.HasRoom(StreamHeader.DataBytesMax))
                 {
                     batch = await WriteAsync(batch);
-                    Progress?.Invoke(decoder.Cursor.OffsetBytes);
-                    if (decoder.Cursor.OffsetBytes - kept >= limits.KeepEveryBytes)
+                    Progress?.Invoke(source.OffsetBytes);
+                    if (source.OffsetBytes - kept >= limits.KeepEveryBytes)
                     {
-                        kept = decoder.Cursor.OffsetBytes;
+                        kept = source.OffsetBytes;
                         await _settling; // one after the other, and no further ahead of the disk than that
                         _settling = SettleAsync();
                     }
                 }
 
-                await TakeFrameAsync(body, batch, cancel);
+                await source.TakeAsync(batch, cancel);
             }
 
             await FinishAsync(batch);
@@ -82,45 +77,7 @@ internal sealed class StreamImport(IMoveSide host, uint volumeId, StreamHeader h
                 await writing.ConfigureAwait(ConfigureAwaitOptions.SuppressThrowing | ConfigureAwaitOptions.ContinueOnCapturedContext);
         }
 
-        if (await ReadAsync(body, _frame.AsMemory(0, 1), cancel) > 0)
-            throw new ImportException(false, 400, "bad-stream", "bytes follow the end of the stream; nothing of it was taken");
-    }
-
-    private async Task TakeFrameAsync(Stream body, StreamBatch batch, CancellationToken cancel)
-    {
-        await FillAsync(body, _frame, cancel);
-        if (decoder.ReadFrame(_frame, out StreamFrame frame) is { } fault) throw Bad(fault);
-        bool isData = frame.Kind == StreamKind.Data, isRaw = frame.Encoding == StreamEncoding.Raw;
-        Memory<byte> content = isData ? batch.Room((int)frame.LengthBytes) : default;
-        Memory<byte> payload = isData && isRaw ? content : _payload.AsMemory(0, frame.PayloadBytes);
-        await FillAsync(body, payload, cancel);
-        if (frame.Kind == StreamKind.End) _inFrontOfEnd = decoder.Cursor.ToString();
-        if (decoder.Accept(frame, payload.Span, content.Span) is { } broken) throw Bad(broken);
-        if (frame.Kind != StreamKind.End) batch.Add(frame.Kind, frame.OffsetBytes, frame.LengthBytes);
-    }
-
-    private async Task FillAsync(Stream body, Memory<byte> target, CancellationToken cancel)
-    {
-        while (target.Length > 0)
-        {
-            int count = await ReadAsync(body, target, cancel);
-            if (count == 0) throw new ImportException(true, 400, "truncated-stream", decoder.Truncated);
-            target = target[count..];
-        }
-    }
-
-    private async Task<int> ReadAsync(Stream body, Memory<byte> target, CancellationToken cancel)
-    {
-        ValueTask<int> reading = body.ReadAsync(target, cancel);
-        if (reading.IsCompletedSuccessfully) return reading.Result;
-        try
-        {
-            return await reading.AsTask().WaitAsync(limits.Patience, cancel);
-        }
-        catch (Exception e) when (e is IOException or OperationCanceledException or TimeoutException or BadHttpRequestException)
-        {
-            throw new ImportException(true, 400, "interrupted-stream", "the connection broke before the stream was whole");
-        }
+        await source.EndAsync(cancel);
     }
 
     /// <summary>Begins to write a batch; an empty one, as soon as there is one.</summary>
@@ -153,8 +110,7 @@ internal sealed class StreamImport(IMoveSide host, uint volumeId, StreamHeader h
     /// meanwhile: whoever goes on from the place writes it again.</summary>
     private async Task SettleAsync()
     {
-        // Behind the end nothing comes with which an import could go on that was interrupted now.
-        string cursor = decoder.IsWhole ? _inFrontOfEnd : decoder.Cursor.ToString();
+        string cursor = source.Place;
         // The batches are taken back by their owner, which fails for itself when one was not written.
         Task<IoStatus>[] written = [.. _writing.Select(w => w.Writing)];
         foreach (Task<IoStatus> one in written)
@@ -162,13 +118,11 @@ internal sealed class StreamImport(IMoveSide host, uint volumeId, StreamHeader h
             if (await one is var failed and not IoStatus.Ok) throw Failed(failed);
         }
 
-        bool isSkipped = limits.Broken.HasFlag(BrokenImports.KeepEarly) || (limits.Broken.HasFlag(BrokenImports.OpenEarly) && decoder.IsWhole);
+        bool isSkipped = limits.Broken.HasFlag(BrokenImports.KeepEarly) || (limits.Broken.HasFlag(BrokenImports.OpenEarly) && source.IsWhole);
         IoStatus status = isSkipped ? IoStatus.Ok : await host.RunAsync(_ => _device.FlushAsync());
         if (status != IoStatus.Ok) throw Failed(status);
         await keep(cursor);
     }
-
-    private static ImportException Bad(string fault) => new(false, 400, "bad-stream", fault + "; nothing of the stream was taken");
 
     private static ImportException Gone() => new(false, 503, "disk-unavailable", "the volume was deleted meanwhile, or its disk does not serve it");
 

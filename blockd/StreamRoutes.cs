@@ -1,8 +1,10 @@
+using System.IO.Pipelines;
 using BlockServer.Cluster;
 using BlockServer.Core;
 using BlockServer.Core.Api;
 using BlockServer.Io;
 using BlockServer.Streams;
+using Microsoft.Win32.SafeHandles;
 
 namespace BlockServer.Blockd;
 
@@ -71,15 +73,58 @@ internal sealed class StreamRoutes
             TargetName = target.Name,
             UnixSeconds = target.UnixSeconds,
         };
-        await call.SendAsync(StreamMedia.Type, output => _daemon.Tasks.TrackAsync(
+        using SafeFileHandle? file = Handed(call);
+        bool isImage = IsImage(call, file);
+        Task SendAsync(PipeWriter output) => _daemon.Tasks.TrackAsync(
             new TaskSpec("export", $"{volume.Name}@{target.Name}", volume.Id, Unit: "bytes"),
             async (run, cancel) =>
             {
-                await new StreamExport(host, volume.Id, header, compressor) { Progress = done => run.Report(done, header.SizeBytes) }.RunAsync(output, from, cancel);
+                var export = new StreamExport(host, volume.Id, header, compressor) { Progress = done => run.Report(done, header.SizeBytes) };
+                if (file is null) await export.RunAsync(new PipeSink(output), from, cancel);
+                else await ToFileAsync(export, new FileSink(file, isImage, compressor is not null, output), from, cancel);
                 return header.SizeBytes;
             },
-            size => $"{size} bytes have gone to the client", call.Aborted));
+            size => $"{size} bytes have gone to the client", call.Aborted);
+        await call.SendAsync(file is null ? StreamMedia.Type : StreamMedia.ReportType, file is null ? SendAsync : async output =>
+        {
+            try
+            {
+                await SendAsync(output);
+            }
+            catch (Exception e) when (e is IOException or UnauthorizedAccessException)
+            {
+                // It was said, and must arrive: a connection that is cut may lose it.
+            }
+        });
     }
+
+    /// <summary>The client learns why its file cannot be written, or the snapshot not be read.</summary>
+    private static async Task ToFileAsync(StreamExport export, FileSink sink, StreamCursor? from, CancellationToken cancel)
+    {
+        try
+        {
+            await export.RunAsync(sink, from, cancel);
+        }
+        catch (Exception e) when (e is IOException or UnauthorizedAccessException)
+        {
+            await sink.FailAsync(e.Message, cancel);
+            throw;
+        }
+    }
+
+    /// <summary>The file that the call names by its ticket, or null when it names none.</summary>
+    private SafeFileHandle? Handed(ApiCall call)
+    {
+        if (call.Query("file") is not { } ticket) return null;
+        return _daemon.HandedFiles?.Take(ticket) ?? throw new ApiException(404, "no-file", "no file was handed over with this ticket, or its sender has left");
+    }
+
+    private static bool IsImage(ApiCall call, SafeFileHandle? file) => call.Query("format") switch
+    {
+        null or "stream" => false,
+        "raw" when file is not null => true,
+        _ => throw new ApiException(400, "invalid-query", "format is stream or raw, of a file that was handed over", "format"),
+    };
 
     private async Task ImportAsync(ApiCall call)
     {
@@ -90,6 +135,9 @@ internal sealed class StreamRoutes
         bool keepsPart = call.QueryFlag("keep"), goesOn = call.QueryFlag("resume"), isImage = call.QueryFlag("image");
         bool? isThin = call.Query("thin") is null ? null : call.QueryFlag("thin");
         Stream body = call.LongBody();
+        using SafeFileHandle? file = Handed(call);
+        bool isRaw = IsImage(call, file);
+        HandedImport? handed = file is null ? null : new HandedImport(file, isRaw);
         try
         {
             if (call.QueryFlag("check"))
@@ -101,7 +149,7 @@ internal sealed class StreamRoutes
 
             VolumeRecord volume = await _daemon.Tasks.TrackAsync(
                 new TaskSpec("import", name, _daemon.Directory.Find(name)?.Id, Unit: "bytes"),
-                (run, cancel) => _daemon.Imports.RunAsync(name, storeId, body, Lz4.Instance, keepsPart, goesOn, isImage, cancel, run.Report, isThin),
+                (run, cancel) => _daemon.Imports.RunAsync(name, storeId, body, Lz4.Instance, keepsPart, goesOn, isImage, cancel, run.Report, isThin, handed),
                 v => $"'{v.Name}' has {v.SizeBytes} bytes", call.Aborted);
             await call.AnswerAsync(await _describe(volume, call), ApiJson.Default.VolumeInfo, 201);
         }

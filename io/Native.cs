@@ -124,6 +124,9 @@ internal static unsafe partial class Native
     public static partial int dup3(int from, int to, int flags);
 
     [LibraryImport("libc", SetLastError = true)]
+    public static partial nint recvmsg(int fd, MessageHeader* message, int flags);
+
+    [LibraryImport("libc", SetLastError = true)]
     public static partial int epoll_create1(int flags);
 
     [LibraryImport("libc", SetLastError = true)]

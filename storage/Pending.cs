@@ -81,26 +81,59 @@ internal sealed class Pending(Stack<Pending> home) : LoopOperation<IoStatus>
     }
 }
 
+/// <summary>Memory for consecutive pages of the log, used from front to back, so that pages of one turn go to the medium by one write. Lives on
+/// one loop.</summary>
+internal sealed class LogBuffer(IoBuffer buffer)
+{
+    /// <summary>Pages that it has room for.</summary>
+    public const int PagesMax = 16;
+
+    /// <summary>Pages handed out since it was empty.</summary>
+    public int Used;
+
+    /// <summary>Pages that are still needed.</summary>
+    public int Held;
+
+    /// <summary>The memory of <paramref name="count"/> pages from <paramref name="index"/> on.</summary>
+    public Memory<byte> Pages(int index, int count) => buffer.Slice(index * Units.BlockBytes, count * Units.BlockBytes);
+}
+
 /// <summary>One page of the log being filled or written. Lives on one loop.</summary>
 internal sealed class LogPage
 {
-    public readonly IoBuffer Buffer;
-    private readonly Store _store;
-    private readonly Action _finish;
-    private ValueTaskAwaiter<IoStatus> _awaiter;
+    /// <summary>Where it lies.</summary>
+    public LogBuffer Buffer = null!;
 
-    public LogPage(Store store, IoBuffer buffer)
-    {
-        _store = store;
-        Buffer = buffer;
-        _finish = () => _store.OnLogWritten(this, _awaiter.GetResult());
-    }
+    /// <summary>Which page of <see cref="Buffer"/> it is.</summary>
+    public int Index;
 
     public ulong Number;
     public int Used;
     public int Count;
     public int Left;
     public bool IsDone;
+
+    /// <summary>The page behind it, when one write takes both.</summary>
+    public LogPage? NextInWrite;
+
+    public Span<byte> Bytes => Buffer.Pages(Index, 1).Span;
+}
+
+/// <summary>One write of consecutive pages of the log. Lives on one loop.</summary>
+internal sealed class LogWrite
+{
+    private readonly Store _store;
+    private readonly Action _finish;
+    private ValueTaskAwaiter<IoStatus> _awaiter;
+
+    public LogWrite(Store store)
+    {
+        _store = store;
+        _finish = () => _store.OnLogWritten(this, _awaiter.GetResult());
+    }
+
+    /// <summary>The first of its pages.</summary>
+    public LogPage? First;
 
     public void Start(ValueTask<IoStatus> write)
     {

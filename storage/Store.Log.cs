@@ -3,7 +3,8 @@ using BlockServer.Core;
 
 namespace BlockServer.Storage;
 
-// The log: records of one turn share a page, data and page are written in parallel, records are applied in order.
+// The log: records of one turn share a page, pages of one turn share a write, data and pages are written in parallel, records are
+// applied in order.
 public sealed partial class Store
 {
     private readonly TurnEndHook _closeHook;
@@ -14,12 +15,19 @@ public sealed partial class Store
     // request that holds the last of its pool's memory waits for the log. A page in flight carries at least one record, so
     // they are at most as many as the requests in flight, and never more than the ring has.
     private readonly BufferPool _logBuffers = new(long.MaxValue);
+    private readonly Stack<LogBuffer> _logBufferPool = new();
+    private readonly Stack<LogWrite> _logWritePool = new();
     private readonly Stack<DataWrite> _dataPool = new();
     private readonly Queue<(ulong FirstLsn, ulong Durable, ulong Tail)> _claims = new();
     private readonly Queue<FlushWait> _ringWaiters = new();
     private readonly Action _wakeRing;
     private bool _isWakingRing;
     private LogPage? _open;
+    private LogBuffer? _logBuffer;
+
+    // Pages that are full, one behind the other in the ring and in their buffer, and not being written yet.
+    private LogPage? _fullFirst, _fullLast;
+    private int _fullCount;
     private Pending? _head, _last;
     private ulong _nextPage;
     private uint _previousCrc;
@@ -69,7 +77,7 @@ public sealed partial class Store
         record.Page = page;
         record.Lsn = page.Number * Units.BlockBytes + (ulong)page.Used;
         LinkToSlot(record);
-        Span<byte> target = page.Buffer.Data.Span.Slice(page.Used, length);
+        Span<byte> target = page.Bytes.Slice(page.Used, length);
         page.Used += length;
         page.Count++;
         page.Left++;
@@ -96,7 +104,18 @@ public sealed partial class Store
     {
         // S5: a ring page is overwritten only when all of it lies below the claimed tail.
         Check.That(_nextPage < _geometry.RingPages || PageEnd(_nextPage - _geometry.RingPages) <= _claimedTail);
-        if (!_pagePool.TryPop(out LogPage? page)) page = new LogPage(this, _logBuffers.TryRent(Units.BlockBytes)!);
+        if (_logBuffer is null || _logBuffer.Used == LogBuffer.PagesMax)
+        {
+            WriteFullPages();
+            if (!_logBufferPool.TryPop(out _logBuffer)) _logBuffer = new LogBuffer(_logBuffers.TryRent(LogBuffer.PagesMax * Units.BlockBytes)!);
+        }
+
+        if (_nextPage % _geometry.RingPages == 0) WriteFullPages(); // it lies at the ring's beginning, they at its end
+        if (!_pagePool.TryPop(out LogPage? page)) page = new LogPage();
+        page.Buffer = _logBuffer;
+        page.Index = _logBuffer.Used++;
+        _logBuffer.Held++;
+        page.NextInWrite = null;
         page.Number = _nextPage++;
         page.Used = RedoPageHeader.Size;
         page.Count = page.Left = 0;
@@ -104,11 +123,18 @@ public sealed partial class Store
         return page;
     }
 
+    /// <summary>At the end of a turn: what the turn has put into the log goes to the medium.</summary>
+    private void WriteLog()
+    {
+        CloseLogPage();
+        WriteFullPages();
+    }
+
     private void CloseLogPage()
     {
         if (_open is not { } page) return;
         _open = null;
-        Span<byte> bytes = page.Buffer.Data.Span[..Units.BlockBytes];
+        Span<byte> bytes = page.Bytes;
         bytes[page.Used..].Clear();
         var header = new RedoPageHeader
         {
@@ -127,21 +153,54 @@ public sealed partial class Store
         ulong address = _geometry.PageOffset(page.Number);
         _previousCrc = Seal.Put(bytes, address, _fold);
         _claims.Enqueue((header.FirstLsn, header.DurableLsn, header.TailLsn));
-        page.Start(_log.WriteAsync(address, page.Buffer.Slice(0, Units.BlockBytes)));
+        if (_fullLast is null) _fullFirst = page;
+        else _fullLast.NextInWrite = page;
+        _fullLast = page;
+        _fullCount++;
         if (RingOccupancy >= 0.3) KickCheckpoint();
     }
 
-    internal void OnLogWritten(LogPage page, IoStatus status)
+    private void WriteFullPages()
     {
-        page.IsDone = true;
+        if (_fullFirst is not { } first) return;
+        if (!_logWritePool.TryPop(out LogWrite? write)) write = new LogWrite(this);
+        write.First = first;
+        int count = _fullCount;
+        _fullFirst = _fullLast = null;
+        _fullCount = 0;
+        write.Start(_log.WriteAsync(_geometry.PageOffset(first.Number), first.Buffer.Pages(first.Index, count)));
+    }
+
+    internal void OnLogWritten(LogWrite write, IoStatus status)
+    {
+        LogPage? page = write.First!;
+        write.First = null;
+        _logWritePool.Push(write);
         if (status != IoStatus.Ok)
         {
             _ioErrors++;
             Fail($"writing log page {page.Number} failed: {status}");
         }
 
-        if (page.Left == 0 && State == StoreState.Online) _pagePool.Push(page); // only a broken rule gets here
+        while (page is not null)
+        {
+            LogPage? next = page.NextInWrite;
+            page.IsDone = true;
+            if (page.Left == 0 && State == StoreState.Online) Release(page); // only a broken rule gets here
+            page = next;
+        }
+
         Advance();
+    }
+
+    /// <summary>Nothing of the page is needed any more.</summary>
+    private void Release(LogPage page)
+    {
+        LogBuffer buffer = page.Buffer;
+        _pagePool.Push(page);
+        if (--buffer.Held > 0) return;
+        buffer.Used = 0;
+        if (buffer != _logBuffer) _logBufferPool.Push(buffer);
     }
 
     private void StartData(Pending record, ulong offset, ReadOnlyMemory<byte> source)
@@ -232,7 +291,7 @@ public sealed partial class Store
         Pending? origin = record.Origin;
         if (origin is not null || record.IsSilent) record.Retire();
         if (!isMoved && !record.IsSilent) (origin ?? record).Complete(IoStatus.Ok);
-        if (isLast && page.IsDone) _pagePool.Push(page);
+        if (isLast && page.IsDone) Release(page);
     }
 
     private bool Breaks(BrokenRules rule) => (_options.BrokenRules & rule) != 0;

@@ -42,7 +42,7 @@ public sealed partial class Store : ILayeredStore, IAppendStore
         _blocks = new BlockAllocator(_geometry.DataStart, _geometry.DataBlocks) { PrefersReturned = options.ReusesSoon };
         StoreCapacity capacity = StoreCapacity.Of(_geometry, options.ProtectPercent);
         (_reserve, _blocksKept, _slotsKept) = (capacity.ReserveBlocks, capacity.KeptBlocks, capacity.KeptSlots);
-        _closeHook = new TurnEndHook(CloseLogPage);
+        _closeHook = new TurnEndHook(WriteLog);
         _flushHook = new TurnEndHook(StartFlush);
         _frameHook = new TurnEndHook(WakeFrameWaiters);
         _flushTimer = loop.CreateTimer(StartTidy);

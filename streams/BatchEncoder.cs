@@ -34,8 +34,37 @@ public static class BatchEncoder
         }
     }
 
+    /// <summary>Content that begins on a block and was put into <see cref="StreamBatch.Room"/> becomes pieces of the batch, the same as
+    /// <see cref="Write(StreamEncoder, ulong, ReadOnlySpan{byte}, IBufferWriter{byte})"/> makes frames of it without compression;
+    /// <paramref name="encoder"/> goes behind them.</summary>
+    public static void Take(StreamEncoder encoder, ulong offsetBytes, StreamBatch batch, int lengthBytes)
+    {
+        Span<byte> header = stackalloc byte[StreamFrame.Size];
+        while (lengthBytes > 0)
+        {
+            ReadOnlySpan<byte> content = batch.Room(lengthBytes).Span;
+            (int data, int zeros) = Split(content);
+            if (data > 0)
+            {
+                encoder.Head(offsetBytes, content[..data], header);
+                batch.Add(StreamKind.Data, offsetBytes, (ulong)data);
+            }
+
+            if (zeros > 0)
+            {
+                encoder.Empty(StreamKind.Zero, offsetBytes + (ulong)data, (ulong)zeros, header);
+                batch.Add(StreamKind.Zero, offsetBytes + (ulong)data, (ulong)zeros);
+                // The zeros lie in the room as well, in front of the data that follows.
+                if (zeros < lengthBytes - data) batch.Leave(zeros);
+            }
+
+            offsetBytes += (ulong)(data + zeros);
+            lengthBytes -= data + zeros;
+        }
+    }
+
     /// <summary>How much data comes first, and how many zeros behind it.</summary>
-    private static (int Data, int Zeros) Split(ReadOnlySpan<byte> content)
+    public static (int Data, int Zeros) Split(ReadOnlySpan<byte> content)
     {
         int zeroStart = 0;
         for (int at = 0; at < content.Length;)

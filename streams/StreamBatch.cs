@@ -15,7 +15,7 @@ public readonly record struct StreamPiece(StreamKind Kind, ulong OffsetBytes, ul
 /// </summary>
 public sealed class StreamBatch
 {
-    /// <summary>Most stretches of a batch.</summary>
+    /// <summary>So many stretches are enough for a batch; those of one megabyte of an image may be on top.</summary>
     public const int PiecesMax = 512;
 
     private readonly byte[] _slab;
@@ -59,9 +59,16 @@ public sealed class StreamBatch
     public void Add(StreamKind kind, ulong offsetBytes, ulong lengthBytes)
     {
         bool hasData = kind == StreamKind.Data;
-        Check.That(HasRoom(hasData ? lengthBytes : 0));
+        Check.That((hasData ? lengthBytes : 0) <= (ulong)(CapacityBytes - UsedBytes));
         _pieces.Add(new StreamPiece(kind, offsetBytes, lengthBytes, hasData ? UsedBytes : 0));
         if (hasData) UsedBytes += ((int)lengthBytes + Units.BlockBytes - 1) & -Units.BlockBytes;
+    }
+
+    /// <summary>Leaves out bytes of the room, whole blocks: the next piece's data lies behind them.</summary>
+    public void Leave(int bytes)
+    {
+        Check.That(bytes % Units.BlockBytes == 0 && bytes <= CapacityBytes - UsedBytes);
+        UsedBytes += bytes;
     }
 
     /// <summary>The data of a piece.</summary>

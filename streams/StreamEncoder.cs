@@ -4,7 +4,7 @@ namespace BlockServer.Streams;
 
 /// <summary>
 /// Writes a stream: <see cref="StreamHeader.WriteTo"/>, then <see cref="Data"/> and <see cref="Empty"/> in the order of the
-/// content, then <see cref="End"/>. Pure: bytes go where the caller says. Not thread-safe.
+/// content, then <see cref="End(Span{byte})"/>. Pure: bytes go where the caller says. Not thread-safe.
 /// </summary>
 public sealed class StreamEncoder
 {
@@ -46,6 +46,35 @@ public sealed class StreamEncoder
                 PayloadCrc = Crc32C.Compute(room[..payload]),
             },
             target);
+    }
+
+    /// <summary>As <see cref="Data"/> without packing, for content that stays where it lies: writes the frame's header alone, behind
+    /// which <paramref name="content"/> belongs.</summary>
+    public void Head(ulong offsetBytes, ReadOnlySpan<byte> content, Span<byte> header) => Put(
+        new StreamFrame
+        {
+            Kind = StreamKind.Data,
+            Sequence = Cursor.Sequence,
+            OffsetBytes = offsetBytes,
+            LengthBytes = (ulong)content.Length,
+            PayloadBytes = content.Length,
+            PayloadCrc = Crc32C.Compute(content),
+        },
+        header);
+
+    /// <summary>Goes behind a data frame of which nobody will see the checksum: what follows fits to no stream but one that passes it as
+    /// well.</summary>
+    public void Pass(ulong offsetBytes, ulong lengthBytes)
+    {
+        Span<byte> header = stackalloc byte[StreamFrame.Size];
+        Put(new StreamFrame { Kind = StreamKind.Data, Sequence = Cursor.Sequence, OffsetBytes = offsetBytes, LengthBytes = lengthBytes, PayloadBytes = (int)lengthBytes }, header);
+    }
+
+    /// <summary>Goes behind the end frame, which nobody asks for the bytes of.</summary>
+    public void End()
+    {
+        Span<byte> end = stackalloc byte[StreamFrame.Size + TotalsBytes];
+        End(end);
     }
 
     /// <summary>Writes a frame of zeros or a hole; how many bytes.</summary>

@@ -13,6 +13,9 @@ public static class StreamMedia
 {
     /// <summary>As in Content-Type.</summary>
     public const string Type = "application/vnd.blockd.stream";
+
+    /// <summary>What comes back of an export into a file that was handed over: the stream's header, then lines that say how far it is.</summary>
+    public const string ReportType = "application/vnd.blockd.stream-report";
 }
 
 /// <summary>What pfcli says of an export.</summary>

@@ -1,9 +1,4 @@
 using System.Globalization;
-using System.Net;
-using System.Net.Http.Headers;
-using System.Net.Sockets;
-using System.Security.Cryptography;
-using System.Text;
 using System.Text.Json;
 using BlockServer.Tests.Running;
 using Xunit;
@@ -19,7 +14,7 @@ public sealed class SnapshotKillTests(ITestOutputHelper output)
     private const int Blocks = 2048;
 
     // "w" is rolled back: nobody writes it but this test, each time as a whole.
-    private const int SideBytes = 2 << 20;
+    private const int SideBytes = LayerApi.SideBytes;
 
     private static readonly string[] Kinds = ["snapshot", "delete", "clone", "flatten", "rollback", "group"];
 
@@ -42,7 +37,7 @@ public sealed class SnapshotKillTests(ITestOutputHelper output)
         {
             string[] volumes = cycle == 0 ? [$"v:{(long)Blocks * Verifier.BlockSize}", $"w:{SideBytes}"] : [];
             using DaemonProcess daemon = DaemonProcess.Start(folder.Path, cycle % 2 == 0 ? "io_uring" : "aio", "flush", "512m", volumes);
-            using HttpClient api = ApiOf(folder, daemon);
+            using HttpClient api = LayerApi.Open(folder, daemon);
             verifier.Verify(daemon);
             Judge(daemon, ref side, ref sideMaybe);
             await TidyAsync(api);
@@ -52,32 +47,32 @@ public sealed class SnapshotKillTests(ITestOutputHelper output)
             string name = $"s{cycle}", clone = $"c{cycle}", below = $"v@b{cycle}";
             Task load = verifier.Load(daemon, random.Next());
             await verifier.MakeProgress(load, 200);
-            await MustAsync(api, "POST", "v1/snapshots", $"{{\"name\":\"b{cycle}\",\"volumes\":[\"v\"]}}");
+            await LayerApi.MustAsync(api, "POST", "v1/snapshots", $"{{\"name\":\"b{cycle}\",\"volumes\":[\"v\"]}}");
             _views[below] = null;
             if (kind == "flatten")
             {
-                await MustAsync(api, "POST", "v1/volumes/v/clone", $"{{\"name\":\"{clone}\",\"snapshot\":\"b{cycle}\"}}");
-                _views[clone] = _views[below] = DigestOf(daemon, below)!;
+                await LayerApi.MustAsync(api, "POST", "v1/volumes/v/clone", $"{{\"name\":\"{clone}\",\"snapshot\":\"b{cycle}\"}}");
+                _views[clone] = _views[below] = LayerApi.DigestOf(daemon, below)!;
             }
 
             string? target = null;
             if (kind == "rollback")
             {
-                await MustAsync(api, "POST", "v1/snapshots", $"{{\"name\":\"r{cycle}\",\"volumes\":[\"w\"]}}");
-                target = _views[$"w@r{cycle}"] = DigestOf(daemon, "w")!;
-                Fill(daemon, (byte)(cycle + 1));
-                side = DigestOf(daemon, "w");
+                await LayerApi.MustAsync(api, "POST", "v1/snapshots", $"{{\"name\":\"r{cycle}\",\"volumes\":[\"w\"]}}");
+                target = _views[$"w@r{cycle}"] = LayerApi.DigestOf(daemon, "w")!;
+                LayerApi.Fill(daemon, "w", (byte)(cycle + 1));
+                side = LayerApi.DigestOf(daemon, "w");
             }
 
             await verifier.MakeProgress(load, 200);
             Task<bool> operation = kind switch
             {
-                "snapshot" => SendAsync(api, "POST", "v1/snapshots", $"{{\"name\":\"{name}\",\"volumes\":[\"v\"]}}"),
-                "delete" => SendAsync(api, "DELETE", $"v1/volumes/v/snapshots/b{cycle}", null),
-                "clone" => SendAsync(api, "POST", "v1/volumes/v/clone", $"{{\"name\":\"{clone}\",\"snapshot\":\"b{cycle}\"}}"),
-                "flatten" => SendAsync(api, "POST", $"v1/volumes/{clone}/flatten", "{}"),
-                "rollback" => SendAsync(api, "POST", $"v1/volumes/w/snapshots/r{cycle}/rollback", $"{{\"safetyName\":\"k{cycle}\"}}"),
-                _ => SendAsync(api, "POST", "v1/snapshots", $"{{\"name\":\"{name}\",\"volumes\":[\"v\",\"w\"]}}"),
+                "snapshot" => LayerApi.SendAsync(api, "POST", "v1/snapshots", $"{{\"name\":\"{name}\",\"volumes\":[\"v\"]}}"),
+                "delete" => LayerApi.SendAsync(api, "DELETE", $"v1/volumes/v/snapshots/b{cycle}", null),
+                "clone" => LayerApi.SendAsync(api, "POST", "v1/volumes/v/clone", $"{{\"name\":\"{clone}\",\"snapshot\":\"b{cycle}\"}}"),
+                "flatten" => LayerApi.SendAsync(api, "POST", $"v1/volumes/{clone}/flatten", "{}"),
+                "rollback" => LayerApi.SendAsync(api, "POST", $"v1/volumes/w/snapshots/r{cycle}/rollback", $"{{\"safetyName\":\"k{cycle}\"}}"),
+                _ => LayerApi.SendAsync(api, "POST", "v1/snapshots", $"{{\"name\":\"{name}\",\"volumes\":[\"v\",\"w\"]}}"),
             };
             // Often before it is answered, and often while the background goes on with it.
             if (random.Next(2) == 0) await Task.WhenAny(operation, Task.Delay(random.Next(20)));
@@ -118,7 +113,7 @@ public sealed class SnapshotKillTests(ITestOutputHelper output)
         using DaemonProcess last = DaemonProcess.Start(folder.Path, "auto", "flush", "512m");
         verifier.Verify(last);
         Judge(last, ref side, ref sideMaybe);
-        using HttpClient lastApi = ApiOf(folder, last);
+        using HttpClient lastApi = LayerApi.Open(folder, last);
         await TidyAsync(lastApi);
         Judge(last, ref side, ref sideMaybe);
         output.WriteLine($"{cycles} kills, answered before: {string.Join(", ", answered.Select(a => $"{a.Key} {a.Value}"))}; {_views.Count} views");
@@ -136,7 +131,7 @@ public sealed class SnapshotKillTests(ITestOutputHelper output)
         var there = new Dictionary<string, bool>(StringComparer.Ordinal);
         foreach ((string export, string? digest) in _views.ToArray())
         {
-            string? now = DigestOf(daemon, export);
+            string? now = LayerApi.DigestOf(daemon, export);
             Assert.True(now is not null || _doubtful.Contains(export), $"{export} is gone");
             if (now is not null && digest is not null) Assert.True(now == digest, $"{export} shows something else than before");
             there[export] = now is not null;
@@ -146,7 +141,7 @@ public sealed class SnapshotKillTests(ITestOutputHelper output)
 
         foreach (string export in _doubtful.Where(e => e.StartsWith("w@s", StringComparison.Ordinal)))
             Assert.True(there[export] == there["v" + export[1..]], $"half of the group of {export} is there");
-        string? sideNow = DigestOf(daemon, "w");
+        string? sideNow = LayerApi.DigestOf(daemon, "w");
         bool isRolledBack = _doubtful.FirstOrDefault(e => e.StartsWith("w@k", StringComparison.Ordinal)) is { } safety && there[safety];
         string? wanted = isRolledBack ? sideMaybe : side;
         Assert.True(wanted is null || sideNow == wanted, "w is neither what it was nor what its snapshot is");
@@ -159,94 +154,16 @@ public sealed class SnapshotKillTests(ITestOutputHelper output)
     {
         foreach (string clone in _views.Keys.Where(e => !e.Contains('@', StringComparison.Ordinal)).ToArray())
         {
-            using JsonDocument info = JsonDocument.Parse(await MustAsync(api, "GET", $"v1/volumes/{clone}", null));
-            await MustAsync(api, "DELETE", $"v1/volumes/{clone}?id={info.RootElement.GetProperty("id").GetUInt32()}", null);
+            using JsonDocument info = JsonDocument.Parse(await LayerApi.MustAsync(api, "GET", $"v1/volumes/{clone}", null));
+            await LayerApi.MustAsync(api, "DELETE", $"v1/volumes/{clone}?id={info.RootElement.GetProperty("id").GetUInt32()}", null);
             _views.Remove(clone);
         }
 
         foreach (string export in _views.Keys.Order(StringComparer.Ordinal).ToArray()[..(_views.Count / 2)])
         {
             string[] parts = export.Split('@');
-            await MustAsync(api, "DELETE", $"v1/volumes/{parts[0]}/snapshots/{parts[1]}", null);
+            await LayerApi.MustAsync(api, "DELETE", $"v1/volumes/{parts[0]}/snapshots/{parts[1]}", null);
             _views.Remove(export);
         }
-    }
-
-    private static HttpClient ApiOf(ScratchFolder folder, DaemonProcess daemon)
-    {
-        var api = new HttpClient { BaseAddress = new Uri($"http://127.0.0.1:{daemon.ApiPort}/"), Timeout = TimeSpan.FromSeconds(60) };
-        string token = File.ReadAllText(Path.Combine(folder.Path, "data", "admin.token")).Trim();
-        api.DefaultRequestHeaders.Authorization = new AuthenticationHeaderValue("Bearer", token);
-        return api;
-    }
-
-    /// <summary>True when it was answered that it is done; false when the daemon died before the answer.</summary>
-    private static async Task<bool> SendAsync(HttpClient api, string method, string path, string? body)
-    {
-        try
-        {
-            await MustAsync(api, method, path, body);
-            return true;
-        }
-        catch (Exception e) when (e is HttpRequestException or IOException)
-        {
-            return false;
-        }
-    }
-
-    private static async Task<string> MustAsync(HttpClient api, string method, string path, string? body)
-    {
-        using var request = new HttpRequestMessage(new HttpMethod(method), path);
-        if (body is not null) request.Content = new StringContent(body, Encoding.UTF8, "application/json");
-        using HttpResponseMessage answer = await api.SendAsync(request);
-        string text = await answer.Content.ReadAsStringAsync();
-        Assert.True(answer.IsSuccessStatusCode, $"{method} {path}: {(int)answer.StatusCode} {text}");
-        return text;
-    }
-
-    /// <summary>The digest of all that an export shows, or null when there is none.</summary>
-    private static string? DigestOf(DaemonProcess daemon, string export)
-    {
-        NbdClient client;
-        try
-        {
-            client = new NbdClient(Connected(daemon), export);
-        }
-        catch (InvalidDataException)
-        {
-            return null;
-        }
-
-        using (client)
-        using (IncrementalHash hash = IncrementalHash.CreateHash(HashAlgorithmName.SHA256))
-        {
-            for (long at = 0; at < client.Size; at += 1 << 20)
-            {
-                int length = (int)Math.Min(1 << 20, client.Size - at);
-                Assert.True(client.TryReadRange(at, length, out byte[] data, out uint error), $"{export} at {at}: error {error}");
-                hash.AppendData(data);
-            }
-
-            return Convert.ToHexString(hash.GetHashAndReset());
-        }
-    }
-
-    private static void Fill(DaemonProcess daemon, byte value)
-    {
-        using var client = new NbdClient(Connected(daemon), "w");
-        var data = new byte[1 << 20];
-        data.AsSpan().Fill(value);
-        for (int at = 0; at < SideBytes; at += data.Length)
-        {
-            client.Send(DiskCommand.Write, false, false, 1, at, data.Length, data);
-            Assert.Equal(0u, client.Receive().Error);
-        }
-    }
-
-    private static Socket Connected(DaemonProcess daemon)
-    {
-        var socket = new Socket(AddressFamily.InterNetwork, SocketType.Stream, ProtocolType.Tcp) { NoDelay = true };
-        socket.Connect(IPAddress.Loopback, daemon.Port);
-        return socket;
     }
 }

@@ -121,6 +121,43 @@ public sealed class LayerRulesTests
         else Assert.NotNull(refusal);
     }
 
+    /// <summary>First writes after a cut that come together put more into the log than a page holds: what a turn fills goes to the medium by
+    /// few writes, none across the ring's end, and all of it is there when the store is opened anew.</summary>
+    [Fact]
+    public void Log_pages_of_one_turn_share_a_write()
+    {
+        const int Extents = 20;
+        Open(BrokenRules.None);
+        Assert.Equal(IoStatus.Ok, _loop.Run(_store!.CreateVolumeAsync(HeadOf(1) with { SizeBytes = Extents * Units.MiB })));
+        int shared = 0;
+        for (int round = 1; round <= 15; round++)
+        {
+            _loop.Run(_store.FlushAsync());
+            int before = _disk.Pending.Count;
+            IBlockDevice device = _store.OpenVolume(1)!;
+            byte[][] contents = [.. Enumerable.Range(0, Extents).Select(i => { var data = new byte[Units.BlockBytes]; data[0] = (byte)round; data[1] = (byte)i; return data; })];
+            Task<IoStatus>[] writes = [.. contents.Select((data, i) => device.WriteAsync((ulong)i << Units.ExtentShift, data, WriteFlags.None).AsTask())];
+            Assert.True(_loop.RunUntil(() => writes.All(w => w.IsCompleted)));
+            Assert.All(writes, w => Assert.Equal(IoStatus.Ok, w.Result));
+            foreach (PendingWrite write in _disk.Pending.Skip(before).Where(w => w.Pages.Count > 1 && w.Pages[0].AsSpan(4, 4).SequenceEqual("RDPG"u8)))
+            {
+                shared = Math.Max(shared, write.Pages.Count);
+                Assert.All(write.Pages, page => Assert.True(page.AsSpan(4, 4).SequenceEqual("RDPG"u8), "a write that leaves the ring"));
+            }
+
+            Cut(1, round);
+            if (round > 1) Assert.Equal(IoStatus.Ok, Delete(1, round - 1)); // there are not slots for all
+        }
+
+        Assert.InRange(shared, 8, 16);
+        _loop.Run(_store.FlushAsync());
+        _disk.CutPower();
+        _loop = new SimLoop(2);
+        _disk.Attach(_loop);
+        Open(BrokenRules.None);
+        for (int i = 0; i < Extents; i++) Assert.Equal(15UL + ((ulong)i << 8), Read(1, (ulong)i * Units.BlocksPerExtent));
+    }
+
     private static VolumeHead HeadOf(uint volume) => new(volume, new Guid((int)volume, 1, 1, new byte[8]), $"v{volume}", 2 * Units.MiB, 1);
 
     private static Guid Id(int n) => new(n, 2, 2, new byte[8]);

@@ -171,7 +171,7 @@ public sealed class AdminClient : IDisposable
             };
         if (number is 401) text += "; give the --token-file of this daemon";
         if (problem is { Code.Length: > 0 }) text += $" [{problem.Code}]";
-        return new CliException(text, ExitCode.Failed, number);
+        return new CliException(text, ExitCode.Failed, number) { Code = problem?.Code ?? "" };
     }
 
     private CliException NotOurs(Exception? inner) => new(

@@ -14,6 +14,9 @@ public sealed class CliException : Exception
     /// <summary>What the process exits with.</summary>
     public int Exit { get; }
 
+    /// <summary>The stable word of the refusal, or empty.</summary>
+    public string Code { get; init; } = "";
+
     /// <summary>The HTTP status of the refusal, or 0 when no answer came.</summary>
     public int Status { get; }
 }

@@ -48,6 +48,9 @@ public sealed class CliHost
         ConnectCallback = (_, _) => new ValueTask<Stream>(LocalStream.Connect(path)),
     };
 
+    /// <summary>Files are handed over to a daemon of this machine; else all goes through the admin API.</summary>
+    public bool HandsFiles { get; init; } = true;
+
     /// <summary>Waits between two looks at the daemon.</summary>
     public required Func<TimeSpan, CancellationToken, Task> Delay { get; init; }
 

@@ -39,8 +39,11 @@ public sealed class GeneralOptions
 }
 
 /// <summary>What a running command works with.</summary>
-public sealed class CommandContext(CliHost host, ParseResult parsed, AdminClient client, BlockdClient blockd, Printer printer, bool yes)
+public sealed class CommandContext(CliHost host, ParseResult parsed, AdminClient client, BlockdClient blockd, Printer printer, bool yes, string? filesSocket)
 {
+    /// <summary>Where the daemon of this machine takes files that are handed over; null: it is not of this machine.</summary>
+    public string? FilesSocket => filesSocket;
+
     /// <summary>The world around.</summary>
     public CliHost Host => host;
 
@@ -113,14 +116,17 @@ public sealed class CommandSet(RootCommand root, CliHost host, GeneralOptions ge
         string given = parsed.GetValue(general.Server)!;
         string? socket = given.StartsWith(UnixPrefix, StringComparison.Ordinal) ? given[UnixPrefix.Length..] : null;
         Uri server = socket is null ? ServerOf(given) : new Uri("http://localhost/");
-        string token = AccessToken.Read(parsed.GetValue(general.TokenFile) ?? AccessToken.DefaultPath(host.Environment));
+        string tokenFile = parsed.GetValue(general.TokenFile) ?? AccessToken.DefaultPath(host.Environment);
+        string token = AccessToken.Read(tokenFile);
+        // The daemon's socket for files lies beside its token.
+        string? files = host.HandsFiles && server.IsLoopback && Path.GetDirectoryName(Path.GetFullPath(tokenFile)) is { } folder ? Path.Combine(folder, "files.sock") : null;
         var printer = new Printer(host, parsed.GetValue(general.Json));
         string? authority = parsed.GetValue(general.CaFile) ?? host.Environment("BLOCKD_CA_FILE");
         HttpMessageHandler Transport() =>
             socket is null ? Authority.Trust(host.Transport(), string.IsNullOrEmpty(authority) ? null : authority) : host.UnixTransport(socket);
         using var client = new AdminClient(server, token, Transport(), given);
         using var blockd = new BlockdClient(server, token, Transport());
-        return await run(new CommandContext(host, parsed, client, blockd, printer, parsed.GetValue(general.Yes)), cancel);
+        return await run(new CommandContext(host, parsed, client, blockd, printer, parsed.GetValue(general.Yes), files), cancel);
     }
 
     private const string UnixPrefix = "unix:";

@@ -46,8 +46,7 @@ internal static class ExportImageCommand
                 ulong received;
                 try
                 {
-                    using Stream source = await context.Client.OpenAsync(path, cancel);
-                    received = await target.TakeAsync(source, $"export {volume}@{wanted}", context.Printer.Json, cancel);
+                    received = await FetchAsync(context, target, path, isRaw, $"export {volume}@{wanted}", cancel);
                 }
                 catch (CliException) when (target.Header is null)
                 {
@@ -76,6 +75,27 @@ internal static class ExportImageCommand
         var option = new Option<string>(name) { Description = $"{description} (default: {standard})", HelpName = string.Join('|', words), DefaultValueFactory = _ => standard };
         option.AcceptOnlyFromAmong(words);
         return option;
+    }
+
+    /// <summary>The daemon of this machine writes the file itself; what it sends is written here otherwise.</summary>
+    private static async Task<ulong> FetchAsync(CommandContext context, ExportTarget target, string path, bool isRaw, string what, CancellationToken cancel)
+    {
+        using HandedTicket? ticket = target.File is { } file && context.FilesSocket is { } socket ? HandedTicket.TryHand(socket, file) : null;
+        if (ticket is not null)
+        {
+            try
+            {
+                using Stream report = await context.Client.OpenAsync($"{path}&file={ticket.Text}&format={(isRaw ? "raw" : "stream")}", cancel);
+                return await target.FollowAsync(report, what, context.Printer.Json, cancel);
+            }
+            catch (CliException e) when (e.Code == "no-file")
+            {
+                // Another daemon's socket lies beside the token.
+            }
+        }
+
+        using Stream source = await context.Client.OpenAsync(path, cancel);
+        return await target.TakeAsync(source, what, context.Printer.Json, cancel);
     }
 
     private static async Task<string> CutAsync(CommandContext context, string volume, CancellationToken cancel)

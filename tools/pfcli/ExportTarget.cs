@@ -128,6 +128,59 @@ internal sealed class ExportTarget : IDisposable
         return input.Cursor.PositionBytes - before;
     }
 
+    /// <summary>The file, to be handed over to the daemon; null for a pipe.</summary>
+    public SafeFileHandle? File => _file;
+
+    /// <summary>Takes what the daemon says while it writes the file that was handed over: where it stands, to the end. How many bytes
+    /// of a stream came. Throws <see cref="IOException"/> when it breaks off.</summary>
+    public async Task<ulong> FollowAsync(Stream report, string what, bool isQuiet, CancellationToken cancel)
+    {
+        ulong before = Cursor?.PositionBytes ?? 0;
+        var bytes = new byte[StreamHeader.Size];
+        await report.ReadExactlyAsync(bytes, cancel);
+        if (StreamHeader.TryRead(bytes, out StreamHeader? header) is { } fault) throw new CliException(fault);
+        Header ??= header!;
+        if (IsRaw && Cursor is null) RandomAccess.SetLength(_file!, (long)Header.SizeBytes);
+        var progress = new TransferProgress(_host, what, Header.SizeBytes, Cursor?.OffsetBytes ?? 0, isQuiet);
+        using var lines = new StreamReader(report, System.Text.Encoding.UTF8, false, 4096, leaveOpen: true);
+        ulong kept = Cursor?.OffsetBytes ?? 0;
+        try
+        {
+            while (await lines.ReadLineAsync(cancel) is { } line)
+            {
+                (string word, string rest) = line.IndexOf(' ', StringComparison.Ordinal) is > 0 and int at ? (line[..at], line[(at + 1)..]) : (line, "");
+                if (word == "fault") throw new IOException(rest);
+                if (word is not ("at" or "end")) continue; // of a later release
+                Cursor = StreamCursor.TryParse(rest) ?? throw new CliException("this daemon's cursors are of another release");
+                progress.Show(Cursor.OffsetBytes);
+                if (word == "end") return Whole(before);
+                if (!IsRaw || Cursor.OffsetBytes - kept < KeepEveryBytes) continue;
+                kept = Cursor.OffsetBytes;
+                KeepPlace(Cursor);
+            }
+
+            throw new IOException("the daemon ended it");
+        }
+        catch (Exception e) when (e is not CliException)
+        {
+            // Before the first word it stands where it began.
+            if (IsRaw) KeepPlace(Cursor ?? StreamCursor.AtStart(Header));
+            throw;
+        }
+        finally
+        {
+            progress.End();
+        }
+    }
+
+    private ulong Whole(ulong before)
+    {
+        IsWhole = true;
+        DataBytes = Cursor!.DataBytes;
+        if (IsRaw) System.IO.File.Delete(CursorFile);
+        return Cursor.PositionBytes - before;
+    }
+
     /// <summary>Takes a new file away in which there is nothing.</summary>
     public void Remove()
     {

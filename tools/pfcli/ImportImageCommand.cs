@@ -51,32 +51,9 @@ internal static class ImportImageCommand
                 if (context.Get(isImage)) query += "&image=true";
                 if (context.IsGiven(thin)) query += context.Get(thin) ? "&thin=true" : "&thin=false";
                 string path = Inputs.PathOf(volume) + "/stream";
-                // A refusal by the header alone comes before everything is sent.
-                await TryAsync(() => context.Client.SendAsync(
-                    path + query + "&check=true", StreamMedia.Type, source.SendHeaderAsync, ApiJson.Default.VolumeInfo, cancel));
-                var progress = new TransferProgress(context.Host, $"import {volume}", source.Header.SizeBytes, from?.OffsetBytes ?? 0, context.Printer.Json);
-                VolumeInfo? made;
-                try
-                {
-                    made = await TryAsync(() => context.Client.SendAsync(
-                        path + query, StreamMedia.Type, (target, stop) => source.SendAsync(target, progress.Show, stop), ApiJson.Default.VolumeInfo, cancel));
-                }
-                catch (CliException e) when (e.InnerException is HttpRequestException or IOException)
-                {
-                    if (source.Fault is { } fault)
-                    {
-                        await GiveUpAsync(context, volume, cancel);
-                        throw new CliException(fault, inner: e);
-                    }
-
-                    throw await WhyAsync(context, volume, e, cancel);
-                }
-                finally
-                {
-                    progress.End();
-                }
-
-                return VolumeCommands.Show(context, made!);
+                VolumeInfo made = await HandAsync(context, source, path + query, volume, from, cancel)
+                    ?? await SendAsync(context, source, path + query, volume, from, cancel);
+                return VolumeCommands.Show(context, made);
             },
             "pfcli import_image -v vm1 -i vm1-monday.stream",
             "pfcli import_image -v vm1 -i vm1-tuesday.stream",
@@ -85,6 +62,89 @@ internal static class ImportImageCommand
             "pfcli import_image -v vm3 -i https://images.example/debian-12.qcow2 --sha256 0f3a...",
             "pfcli import_image -v debian-12 -i debian-12.qcow2 --image",
             "ssh backup 'cat vm1-monday.stream' | pfcli import_image -v vm1 -i -");
+    }
+
+    /// <summary>The daemon of this machine reads the file itself; null: it cannot, and nothing was changed.</summary>
+    private static async Task<VolumeInfo?> HandAsync(
+        CommandContext context, ImportSource source, string path, string volume, StreamCursor? from, CancellationToken cancel)
+    {
+        using HandedTicket? ticket = source.File is { } file && context.FilesSocket is { } socket ? HandedTicket.TryHand(socket, file) : null;
+        if (ticket is null) return null;
+        var progress = new TransferProgress(context.Host, $"import {volume}", source.Header.SizeBytes, from?.OffsetBytes ?? 0, context.Printer.Json);
+        using var ended = CancellationTokenSource.CreateLinkedTokenSource(cancel);
+        Task watching = Task.CompletedTask;
+        try
+        {
+            Task<VolumeInfo?> taking = TryAsync(() => context.Client.SendAsync(
+                $"{path}&file={ticket.Text}&format={(source.IsRaw ? "raw" : "stream")}", StreamMedia.Type, source.SendHeaderAsync, ApiJson.Default.VolumeInfo, cancel));
+            if (!context.Printer.Json) watching = WatchAsync(context, volume, progress, ended.Token);
+            return await taking;
+        }
+        catch (CliException e) when (e.Code == "no-file")
+        {
+            return null; // another daemon's socket lies beside the token
+        }
+        catch (CliException e) when (e.InnerException is IOException)
+        {
+            throw await WhyAsync(context, volume, e, cancel);
+        }
+        finally
+        {
+            await ended.CancelAsync();
+            await watching;
+            progress.End();
+        }
+    }
+
+    /// <summary>Shows how far the daemon is, until it is told to end.</summary>
+    private static async Task WatchAsync(CommandContext context, string volume, TransferProgress progress, CancellationToken ended)
+    {
+        try
+        {
+            while (true)
+            {
+                await context.Host.Delay(TimeSpan.FromSeconds(1), ended);
+                try
+                {
+                    progress.Show((await context.Client.GetAsync(Inputs.PathOf(volume) + "/import", ApiJson.Default.ImportInfo, ended)).OffsetBytes);
+                }
+                catch (CliException)
+                {
+                    // Not begun yet, or over: that is said elsewhere.
+                }
+            }
+        }
+        catch (OperationCanceledException)
+        {
+            // It is over.
+        }
+    }
+
+    private static async Task<VolumeInfo> SendAsync(
+        CommandContext context, ImportSource source, string path, string volume, StreamCursor? from, CancellationToken cancel)
+    {
+        // A refusal by the header alone comes before everything is sent.
+        await TryAsync(() => context.Client.SendAsync(path + "&check=true", StreamMedia.Type, source.SendHeaderAsync, ApiJson.Default.VolumeInfo, cancel));
+        var progress = new TransferProgress(context.Host, $"import {volume}", source.Header.SizeBytes, from?.OffsetBytes ?? 0, context.Printer.Json);
+        try
+        {
+            return (await TryAsync(() => context.Client.SendAsync(
+                path, StreamMedia.Type, (target, stop) => source.SendAsync(target, progress.Show, stop), ApiJson.Default.VolumeInfo, cancel)))!;
+        }
+        catch (CliException e) when (e.InnerException is HttpRequestException or IOException)
+        {
+            if (source.Fault is { } fault)
+            {
+                await GiveUpAsync(context, volume, cancel);
+                throw new CliException(fault, inner: e);
+            }
+
+            throw await WhyAsync(context, volume, e, cancel);
+        }
+        finally
+        {
+            progress.End();
+        }
     }
 
     private static async Task<VolumeInfo?> TryAsync(Func<Task<VolumeInfo?>> send)

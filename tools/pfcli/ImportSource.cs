@@ -26,6 +26,12 @@ internal sealed class ImportSource : IDisposable
         IsFile = isFile;
     }
 
+    /// <summary>What the daemon of this machine can read by itself, or null.</summary>
+    public SafeFileHandle? File => IsFile ? ((FileStream)_source).SafeFileHandle : null;
+
+    /// <summary>A disk image, not a stream. Set by <see cref="BeginAsync"/>.</summary>
+    public bool IsRaw => _isRaw;
+
     /// <summary>It can be read again.</summary>
     public bool IsFile { get; }
 
@@ -205,8 +211,8 @@ internal sealed class ImportSource : IDisposable
     /// whole frames begin.</summary>
     private async Task EncodeAsync(ulong end, ArrayBufferWriter<byte> target, CancellationToken cancel)
     {
-        ulong hole = IsFile && _at % StreamHeader.DataBytesMax == 0
-            ? SparseFile.HoleAt(((FileStream)_source).SafeFileHandle, _at, (ulong)_source.Length, Header.SizeBytes) : 0;
+        ulong hole = IsFile && RawImage.MayBeHole(_at)
+            ? RawImage.HoleBytes(_at, (ulong)_source.Length, Header.SizeBytes, SparseFile.NextData(((FileStream)_source).SafeFileHandle, _at)) : 0;
         if (hole > 0)
         {
             target.Advance(_encoder!.Empty(StreamKind.Hole, _at, hole, target.GetSpan(StreamFrame.Size)));
@@ -215,7 +221,7 @@ internal sealed class ImportSource : IDisposable
             return;
         }
 
-        int wanted = (int)Math.Min(StreamHeader.DataBytesMax - _at % StreamHeader.DataBytesMax, end - _at);
+        int wanted = RawImage.PieceBytes(_at, end);
         // It is read to where a frame of all of it has it, so that nothing is copied. With zeros in it frames are moved to the front:
         // a frame more is 64 bytes more, and comes only where zeros leave out many times as much.
         Memory<byte> content = target.GetMemory(StreamFrame.Size + wanted).Slice(StreamFrame.Size, wanted);
@@ -233,15 +239,13 @@ internal static class SparseFile
 {
     private const int SeekData = 3;
 
-    /// <summary>How many bytes from <paramref name="at"/> on, in whole blocks, were never written; behind
-    /// <paramref name="length"/> nothing was, up to <paramref name="end"/>. 0 when it is not known.</summary>
-    public static ulong HoleAt(SafeFileHandle file, ulong at, ulong length, ulong end)
+    /// <summary>Where it has data from <paramref name="at"/> on: there, when that is not known; null: nowhere.</summary>
+    public static ulong? NextData(SafeFileHandle file, ulong at)
     {
-        if (at >= length) return end - at;
         long data = lseek(file, (long)at, SeekData);
         const int NoMoreData = 6; // ENXIO
-        if (data < 0) return System.Runtime.InteropServices.Marshal.GetLastPInvokeError() == NoMoreData ? end - at : 0;
-        return (ulong)data <= at ? 0 : ((ulong)data & ~(ulong)(Units.BlockBytes - 1)) is var next && next > at ? next - at : 0;
+        if (data >= 0) return (ulong)data;
+        return System.Runtime.InteropServices.Marshal.GetLastPInvokeError() == NoMoreData ? null : at;
     }
 
     [System.Runtime.InteropServices.DllImport("libc", SetLastError = true)]

@@ -24,6 +24,7 @@ public sealed class ImageCommandTests
             In = TextReader.Null,
             Environment = _ => null,
             Transport = () => cutAt == long.MaxValue ? CliHost.OfProcess().Transport() : new SocketsHttpHandler { ConnectCallback = (context, cancel) => CutStream.ConnectAsync(context, cutAt, cancel) },
+            HandsFiles = cutAt == long.MaxValue,
             Delay = Task.Delay,
             OpenIn = () => input!,
             OpenOut = () => output!,

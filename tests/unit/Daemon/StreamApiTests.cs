@@ -202,6 +202,44 @@ public sealed class StreamApiTests
         Assert.Equal(await world.ReadAsync("vm1"), await world.ReadAsync("back"));
     }
 
+    [Fact]
+    public async Task An_increment_onto_a_volume_that_is_being_copied_is_told_what_to_wait_for()
+    {
+        await using StreamWorld world = await StreamWorld.StartAsync();
+        await world.CreateAsync("vm1", Size);
+        await world.WriteAsync("vm1", 0, StreamWorld.Pattern(1, 9000));
+        await world.CutAsync("vm1", 1);
+        byte[] full = await world.ExportAsync("vm1", 1);
+        await world.WriteAsync("vm1", 4096, StreamWorld.Pattern(2, 9000));
+        await world.CutAsync("vm1", 2);
+        byte[] second = await world.ExportAsync("vm1", 2, 1);
+        Assert.Null(await world.ImportAsync("back", full));
+        byte[] before = await world.ReadAsync("back");
+        // Nobody goes on with it, so that it is being populated for as long as is wanted.
+        Assert.Null((await world.Daemon.Directory.CloneAsync("back", new CloneVolume("copy", Full: true))).Fault);
+        foreach (string query in new[] { "", "check=true" })
+        {
+            using HttpResponseMessage answer = await world.SendAsync(HttpMethod.Post, $"volumes/back/stream?{query}", new ByteArrayContent(second));
+            string said = await answer.Content.ReadAsStringAsync(TestContext.Current.CancellationToken);
+            Assert.Equal(HttpStatusCode.Conflict, answer.StatusCode);
+            Assert.Contains("volume-being-copied", said, StringComparison.Ordinal);
+            Assert.Contains("copy", said, StringComparison.Ordinal);
+        }
+
+        Assert.Equal(before, await world.ReadAsync("back"));
+        while (world.Volume("copy").IsPopulating)
+        {
+            Assert.Null((await world.Daemon.Directory.PopulateAsync(world.Volume("copy").Id)).Fault);
+            await Task.Delay(10, TestContext.Current.CancellationToken);
+        }
+
+        while (!await world.Daemon.Directory.SweepCopiesAsync() || (await world.SnapshotsAsync("back")).Count > 1)
+            await Task.Delay(10, TestContext.Current.CancellationToken);
+        Assert.Null(await world.ImportAsync("back", second));
+        Assert.Equal(await world.ReadAsync("vm1"), await world.ReadAsync("back"));
+        Assert.Equal(before, await world.ReadAsync("copy"));
+    }
+
     private static async Task ResumeAsync(StreamWorld world, byte[] stream)
     {
         byte[] other = [.. stream];

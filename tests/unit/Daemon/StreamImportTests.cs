@@ -48,7 +48,7 @@ public sealed class StreamImportTests
         (StreamHeader header, byte[] body, byte[][] data) = Stream();
         var places = new List<ulong>();
         int atWork = 0;
-        var job = new StreamImport(world.Host("vm1"), world.Volume("vm1").Id, header, new StreamDecoder(header), new ImportLimits(), async cursor =>
+        var job = new StreamImport(world.Host("vm1"), world.Volume("vm1").Id, header, new FrameSource(new MemoryStream(body), new StreamDecoder(header), TimeSpan.FromMinutes(5)), new ImportLimits(), async cursor =>
         {
             Assert.Equal(1, Interlocked.Increment(ref atWork));
             ulong place = StreamCursor.TryParse(cursor)!.OffsetBytes;
@@ -57,7 +57,7 @@ public sealed class StreamImportTests
             await Task.Delay(50, TestContext.Current.CancellationToken);
             Interlocked.Decrement(ref atWork);
         });
-        await job.RunAsync(new MemoryStream(body), TestContext.Current.CancellationToken);
+        await job.RunAsync(TestContext.Current.CancellationToken);
         Assert.Equal(0, atWork);
         // The hole comes when the batch is full already.
         Assert.Equal([Part + 2 * Units.MiB, 2 * Part + 2 * Units.MiB, 3 * Part + 2 * Units.MiB, Size], places);
@@ -70,14 +70,14 @@ public sealed class StreamImportTests
         await world.CreateAsync("vm1", Size);
         (StreamHeader header, byte[] body, _) = Stream();
         int kept = 0;
-        var job = new StreamImport(world.Host("vm1"), world.Volume("vm1").Id, header, new StreamDecoder(header), new ImportLimits(), async _ =>
+        var job = new StreamImport(world.Host("vm1"), world.Volume("vm1").Id, header, new FrameSource(new MemoryStream(body), new StreamDecoder(header), TimeSpan.FromMinutes(5)), new ImportLimits(), async _ =>
         {
             kept++;
             await Task.Yield();
             throw new ImportException(false, 503, "test", "not kept");
         });
         ImportException fault = await Assert.ThrowsAsync<ImportException>(
-            () => job.RunAsync(new MemoryStream(body), TestContext.Current.CancellationToken));
+            () => job.RunAsync(TestContext.Current.CancellationToken));
         Assert.Equal("test", fault.Code);
         Assert.Equal(1, kept);
     }
