@@ -81,7 +81,7 @@ internal sealed class AdminApi : IAsyncDisposable
         Daemon? daemon = null)
     {
         ApiLimits limits = wanted ?? new ApiLimits();
-        var perAddress = new AddressLimit(limits.ConnectionsPerAddressMax, daemon?.Denied);
+        var perAddress = new AddressLimit(limits.ConnectionsPerAddressMax, daemon?.Denied, limits.StreamsPerAddressMax);
         if (daemon is not null) daemon.CutDeniedApi = perAddress.CutDenied;
         // No arguments and an empty root: the daemon's settings are the only ones.
         WebApplicationBuilder builder = WebApplication.CreateEmptyBuilder(new WebApplicationOptions { Args = [] });
@@ -145,6 +145,7 @@ internal sealed class AdminApi : IAsyncDisposable
     /// <inheritdoc/>
     public async ValueTask DisposeAsync()
     {
+        _daemon?.AppendStreams.StopAll(); // the server would wait for them
         using var patience = new CancellationTokenSource(TimeSpan.FromSeconds(2));
         await _app.StopAsync(patience.Token);
         await _app.DisposeAsync();
@@ -305,6 +306,7 @@ internal sealed class AdminApi : IAsyncDisposable
             return;
         }
 
+        if (HttpMethods.IsPost(request.Method) && parts is ["", "v1", "volumes", _, "append-stream"]) return; // an upgrade has no body: the server sees to it
         if (request.ContentLength > _limits.BodyBytesMax) throw new ApiException(413, "body-too-large", "a body has at most 1 MiB");
         bool hasBody = request.ContentLength is > 0 || request.Headers.TransferEncoding.Count > 0;
         bool needsBody = !HttpMethods.IsDelete(request.Method);
@@ -359,6 +361,9 @@ internal sealed class ApiCall(HttpContext context, string[] parts, ApiCaller cal
 
     /// <summary>The address that he calls from; null for a unix socket.</summary>
     public System.Net.IPAddress? Address => context.Connection.RemoteIpAddress;
+
+    /// <summary>The other end of the connection, for logs.</summary>
+    public string Peer => Address is { } from ? new System.Net.IPEndPoint(from, context.Connection.RemotePort).ToString() : "unix";
 
     /// <summary>What the body names, for the audit log; never a secret.</summary>
     public string? Subject { get; private set; }
@@ -523,6 +528,35 @@ internal sealed class ApiCall(HttpContext context, string[] parts, ApiCaller cal
         {
             if (e is not OperationCanceledException) await Console.Error.WriteLineAsync($"api {context.Request.Path}: {e.Message}");
             context.Abort();
+        }
+    }
+
+    /// <summary>The call wants to go on with another protocol, in the header Upgrade.</summary>
+    public bool WantsUpgrade(string protocol) =>
+        context.Features.Get<Microsoft.AspNetCore.Http.Features.IHttpUpgradeFeature>()?.IsUpgradableRequest == true
+        && string.Equals(context.Request.Headers.Upgrade, protocol, StringComparison.OrdinalIgnoreCase);
+
+    /// <summary>The connection does not count as one of the API any more, but as a stream; false when its address has as many as it may.</summary>
+    public bool TryBecomeStream() => context.Features.Get<AddressSeat>()?.TryBecomeStream() != false;
+
+    /// <summary>Ends the connection at once. Any thread.</summary>
+    public void Abort() => context.Abort();
+
+    /// <summary>Answers 101. The connection itself when it can be had, and then the answer comes out of its other descriptor (<see cref="Io.SocketTakeover"/>), the
+    /// caller's both; else null, and the bytes that come are in the stream.</summary>
+    public async Task<((int Connection, int Runtime)? Taken, Stream Stream)> UpgradeAsync(string protocol)
+    {
+        (int, int)? taken = context.Request.IsHttps || context.Features.Get<IConnectionSocketFeature>() is not { } feature
+            ? null : Io.SocketTakeover.Take(feature.Socket);
+        try
+        {
+            context.Response.Headers.Upgrade = protocol;
+            return (taken, await context.Features.Get<Microsoft.AspNetCore.Http.Features.IHttpUpgradeFeature>()!.UpgradeAsync());
+        }
+        catch
+        {
+            if (taken is { } ours) Io.SocketTakeover.Close(ours);
+            throw;
         }
     }
 

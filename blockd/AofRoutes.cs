@@ -8,7 +8,7 @@ namespace BlockServer.Blockd;
 
 /// <summary>The admin API's append-only volumes. Bytes go to the loop of the volume's disk and come from there; a large append
 /// waits for its turn, so that their memory is bounded.</summary>
-internal sealed class AofRoutes(Daemon daemon, TargetRoutes targets)
+internal sealed partial class AofRoutes(Daemon daemon, TargetRoutes targets)
 {
     private const int ReadBytesMax = 4 << 20, ReadBytesDefault = 1 << 20, WaitSecondsMax = 30;
 
@@ -24,6 +24,7 @@ internal sealed class AofRoutes(Daemon daemon, TargetRoutes targets)
         ["GET volumes/{name}/aof"] = ShowAsync,
         ["GET volumes/{name}/data"] = ReadAsync,
         ["POST volumes/{name}/append"] = AppendAsync,
+        ["POST volumes/{name}/append-stream"] = StreamAsync,
         ["POST volumes/{name}/rename"] = RenameAsync,
         ["POST volumes/{name}/seal"] = SealAsync,
     };
@@ -202,19 +203,11 @@ internal sealed class AofRoutes(Daemon daemon, TargetRoutes targets)
         await call.AnswerAsync(new AppendAnswerInfo(landed, refused?.Code, refused?.Message), ApiJson.Default.AppendAnswerInfo);
     }
 
-    private static ApiException RefusalOf(AppendOutcome outcome) => outcome switch
+    private static ApiException RefusalOf(AppendOutcome outcome)
     {
-        AppendOutcome.Sealed => new(409, "volume-is-sealed", "the volume is sealed and takes nothing more"),
-        AppendOutcome.Full => new(507, "volume-full", "the bytes do not fit under the volume's maximum size; raise it with pfcli resize_volume"),
-        AppendOutcome.StaleSequence => new(409, "sequence-too-old", "only the last 16 appends of a client are remembered: whether this one landed cannot be told; read the volume", "sequence"),
-        AppendOutcome.UnknownClient => new(409, "client-unknown", "this client was forgotten, or its appends were undone by a rollback: read the volume, and go on with a new client identity, from sequence 1", "client"),
-        AppendOutcome.Differs => new(409, "append-differs", "another append of a different length has landed under this number", "sequence"),
-        AppendOutcome.NoSpace => new(507, "no-space", "the disk is full; delete something, or add a disk"),
-        AppendOutcome.Damaged => new(503, "unreadable", "the last block of the volume cannot be read; pfcli scrub_volume says more"),
-        AppendOutcome.NotFound => new(404, "no-such-volume", "the volume was deleted meanwhile"),
-        AppendOutcome.Invalid => new(400, "invalid-query", "an append has 1 byte to 32 MiB", "lengths"),
-        _ => NoDisk(),
-    };
+        AppendProblem problem = AppendProblem.Of((AppendCode)outcome);
+        return new ApiException(problem.Status, problem.Code, problem.Detail, problem.Field);
+    }
 
     private static AppendKey KeyOf(ApiCall call)
     {

@@ -30,14 +30,17 @@ internal sealed record ApiLimits
 
     /// <summary>Connections of one address; unix sockets are limited by their file's mode.</summary>
     public int ConnectionsPerAddressMax { get; init; } = 16;
+
+    /// <summary>Append streams of one address; they do not count as connections.</summary>
+    public int StreamsPerAddressMax { get; init; } = 64;
 }
 
 /// <summary>Counts connections by address and drops those beyond the limit, and of denied addresses. Thread-safe.</summary>
-internal sealed class AddressLimit(int perAddressMax, Denied? denied = null)
+internal sealed class AddressLimit(int perAddressMax, Denied? denied = null, int streamsPerAddressMax = int.MaxValue)
 {
     private readonly Lock _lock = new();
     private readonly ConcurrentDictionary<ConnectionContext, IPAddress> _connections = [];
-    private readonly Dictionary<IPAddress, int> _open = [];
+    private readonly Dictionary<IPAddress, int> _open = [], _streams = [];
 
     /// <summary>The middleware of one listener.</summary>
     public ConnectionDelegate Guard(ConnectionDelegate next) => async connection =>
@@ -56,6 +59,8 @@ internal sealed class AddressLimit(int perAddressMax, Denied? denied = null)
         }
 
         _connections[connection] = address;
+        var seat = new AddressSeat(this, address);
+        connection.Features.Set(seat);
         try
         {
             if (denied?.IsAddress(address) == true) connection.Abort();
@@ -64,7 +69,7 @@ internal sealed class AddressLimit(int perAddressMax, Denied? denied = null)
         finally
         {
             _connections.TryRemove(connection, out _);
-            Leave(address);
+            Leave(seat.IsStream ? _streams : _open, address);
         }
     };
 
@@ -93,13 +98,37 @@ internal sealed class AddressLimit(int perAddressMax, Denied? denied = null)
         }
     }
 
-    private void Leave(IPAddress address)
+    /// <summary>A connection counts as a stream from now on; false when the address has as many as it may.</summary>
+    internal bool TryMoveToStreams(IPAddress address)
     {
         lock (_lock)
         {
-            if (--_open[address] == 0) _open.Remove(address);
+            int streams = _streams.GetValueOrDefault(address);
+            if (streams >= streamsPerAddressMax) return false;
+            _streams[address] = streams + 1;
+        }
+
+        Leave(_open, address);
+        return true;
+    }
+
+    private void Leave(Dictionary<IPAddress, int> counts, IPAddress address)
+    {
+        lock (_lock)
+        {
+            if (--counts[address] == 0) counts.Remove(address);
         }
     }
+}
+
+/// <summary>As what a connection counts for its address. One request at a time uses it.</summary>
+internal sealed class AddressSeat(AddressLimit limit, IPAddress address)
+{
+    /// <summary>It counts as a stream.</summary>
+    public bool IsStream { get; private set; }
+
+    /// <summary>It counts as a stream from now on; false when there are too many of its address.</summary>
+    public bool TryBecomeStream() => IsStream || (IsStream = limit.TryMoveToStreams(address));
 }
 
 /// <summary>

@@ -167,6 +167,12 @@ internal sealed class Daemon
 
     public Sessions Sessions { get; }
 
+    /// <summary>The append streams that are open.</summary>
+    public AppendStreams AppendStreams { get; } = new();
+
+    /// <summary>What each of them may take; tests shorten the times.</summary>
+    public AppendStreamLimits AppendLimits { get; set; } = new();
+
     /// <summary>It is ending: what is under way goes on at the next start.</summary>
     public bool IsStopping { get; private set; }
 

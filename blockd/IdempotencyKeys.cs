@@ -25,7 +25,7 @@ internal sealed class IdempotencyKeys
     {
         string? given = context.Request.Headers[Header];
         // A token is shown once: its answer is not kept, and its name is a key by itself.
-        if (given is null || call.Method is "GET" or "HEAD" || call.Parts[0] == "tokens" || call.Parts[^1] is "stream" or "append")
+        if (given is null || call.Method is "GET" or "HEAD" || call.Parts[0] == "tokens" || call.Parts[^1] is "stream" or "append" or "append-stream")
         {
             await handle();
             return;

@@ -1,7 +1,5 @@
 using System.Diagnostics;
-using System.Threading.Channels;
 using BlockServer.Core;
-using BlockServer.Core.Api;
 
 namespace BlockServer.Client;
 
@@ -27,21 +25,27 @@ public sealed record AofWriterOptions
 }
 
 /// <summary>
-/// Appends to one append-only volume, exactly once each: every append has a number, and when a connection breaks or the daemon is
-/// restarted it is sent again with the same number, which the store recognises. Appends that are asked for while others are on their way go
-/// together, at most 16 (joined: 256) and 1 MiB a request, and lie in the order in which they were asked for. Thread-safe. After an append failed the writer
-/// takes no other one, since what became of it is not known to those behind it.
+/// Appends to one append-only volume, exactly once each: every append has a number, and when the stream breaks or the daemon is restarted
+/// what has no reply is sent again with the same number, which the store recognises. It keeps one append stream open (docs/api.md) and does not
+/// wait for one append to be durable before it sends the next: at most 16 are on their way, and they lie in the order in which they were asked
+/// for. Thread-safe. After an append failed the writer takes no other one, since what became of it is not known to those behind it.
 /// </summary>
-public sealed class AofWriter : IAsyncDisposable
+public sealed partial class AofWriter : IAsyncDisposable
 {
-    // Together so many bytes at most; a single one may have more.
+    // Together so many bytes at most in one frame that is joined; a single append may have more.
     private const int BytesAtOnce = 1 << 20;
 
-    // Of one request when they are joined.
+    // Of one frame when they are joined.
     private const int JoinedMax = 256;
 
-    // Appends that wait; who asks for one more waits too.
-    private const int WaitingMax = 1024;
+    // Frames that are joined: while one is on its way the next one gathers.
+    private const int JoinedWindow = 1;
+
+    // Bytes on their way; a single append may have more.
+    private const int UnderBytesMax = 4 << 20;
+
+    // Appends that are not durable yet; who asks for one more waits.
+    private const int AppendsMax = 1024;
 
     // Much less than a flush takes.
     private static readonly TimeSpan s_gather = TimeSpan.FromMicroseconds(150);
@@ -49,17 +53,26 @@ public sealed class AofWriter : IAsyncDisposable
     private readonly BlockdClient _blockd;
     private readonly string _name;
     private readonly AofWriterOptions _options;
-    private readonly Channel<Append> _waiting = Channel.CreateBounded<Append>(new BoundedChannelOptions(WaitingMax) { SingleReader = true });
+    private readonly Lock _lock = new();
+    private readonly SemaphoreSlim _room = new(AppendsMax, AppendsMax);
+    private readonly Queue<Append> _waiting = [];
+    private readonly List<Frame> _under = [];
+    private readonly TaskCompletionSource _drained = new(TaskCreationOptions.RunContinuationsAsynchronously);
     private readonly CancellationTokenSource _end = new();
-    private readonly Task _sending;
-    private Append? _kept;
-    private int _together;
+    private Task _running = Task.CompletedTask;
+    private AofStream? _stream;
+    private ulong _nextSequence;
+    private int _underBytes, _together;
+    private bool _isRunning, _isSending, _isClosed;
     private BlockdException? _failure;
 
     private sealed record Append(ReadOnlyMemory<byte> Bytes)
     {
         public TaskCompletionSource<ulong> Done { get; } = new(TaskCreationOptions.RunContinuationsAsynchronously);
     }
+
+    /// <summary>One append, or several that are joined into one, with its number.</summary>
+    private sealed record Frame(ulong Sequence, List<Append> Appends, int LengthBytes);
 
     /// <summary>Appends to the volume <paramref name="name"/> through <paramref name="blockd"/>, which stays the caller's.</summary>
     public AofWriter(BlockdClient blockd, string name, AofWriterOptions? options = null)
@@ -68,15 +81,24 @@ public sealed class AofWriter : IAsyncDisposable
         _name = name;
         _options = options ?? new AofWriterOptions();
         Client = _options.Client == Guid.Empty ? Guid.NewGuid() : _options.Client;
-        NextSequence = _options.NextSequence;
-        _sending = SendAllAsync();
+        _nextSequence = _options.NextSequence;
     }
 
     /// <summary>Identity by which the store knows the appends.</summary>
     public Guid Client { get; }
 
-    /// <summary>Number of the next append that is sent; all in front of it have landed.</summary>
-    public ulong NextSequence { get; private set; }
+    /// <summary>Number of the first append that is not known to have landed; all in front of it have.</summary>
+    public ulong NextSequence
+    {
+        get
+        {
+            lock (_lock) return _under.Count > 0 ? _under[0].Sequence : _nextSequence;
+        }
+    }
+
+    private int Window => _options.Joins ? JoinedWindow : AppendWire.ClientWindow;
+
+    private bool MaySend => _waiting.Count > 0 && _under.Count < Window && (_under.Count == 0 || _underBytes + _waiting.Peek().Bytes.Length <= UnderBytesMax);
 
     /// <summary>Appends 1 byte to 32 MiB, whole or not at all, and answers at which offset they lie, when they are durable.</summary>
     /// <param name="bytes">Borrowed until the answer.</param>
@@ -84,112 +106,141 @@ public sealed class AofWriter : IAsyncDisposable
     public async Task<ulong> AppendAsync(ReadOnlyMemory<byte> bytes, CancellationToken cancel = default)
     {
         if (bytes.Length is 0 or > Units.RequestBytesMax) throw new ArgumentOutOfRangeException(nameof(bytes), "an append has 1 byte to 32 MiB");
-        var append = new Append(bytes);
+        await _room.WaitAsync(cancel);
         try
         {
-            await _waiting.Writer.WriteAsync(append, cancel);
-        }
-        catch (ChannelClosedException)
-        {
-            throw _failure is null ? new ObjectDisposedException(nameof(AofWriter)) : Failed(_failure);
-        }
+            var append = new Append(bytes);
+            lock (_lock)
+            {
+                if (_failure is { } failure) throw Failed(failure);
+                ObjectDisposedException.ThrowIf(_isClosed, this);
+                _waiting.Enqueue(append);
+            }
 
-        return await append.Done.Task;
+            Kick();
+            return await append.Done.Task;
+        }
+        finally
+        {
+            _room.Release();
+        }
     }
 
     /// <summary>Waits until what was asked for has landed or failed.</summary>
     public async ValueTask DisposeAsync()
     {
-        _waiting.Writer.TryComplete();
-        await _sending;
+        AofStream? stream;
+        lock (_lock)
+        {
+            _isClosed = true;
+            if (IsDrained) _drained.TrySetResult();
+        }
+
+        await _drained.Task;
+        lock (_lock) stream = _stream;
+        await _end.CancelAsync();
+        if (stream is not null) await stream.DisposeAsync();
+        await _running;
         _end.Dispose();
     }
 
-    private async Task SendAllAsync()
+    private bool IsDrained => _waiting.Count == 0 && _under.Count == 0;
+
+    /// <summary>Sends what may be sent, unless somebody is at it.</summary>
+    private void Kick()
     {
-        var batch = new List<Append>();
-        while (_failure is null && await GatherAsync(batch))
+        AofStream stream;
+        lock (_lock)
         {
-            try
+            if (_isSending || _failure is not null || IsDrained) return;
+            if (_stream is null)
             {
-                await SendAsync(batch);
-            }
-            catch (BlockdException e)
-            {
-                _failure = e;
-                _waiting.Writer.TryComplete();
-                foreach (Append append in batch) append.Done.TrySetException(e);
+                if (_isRunning) return;
+                _isRunning = true;
+                _running = RunAsync();
+                return;
             }
 
-            batch.Clear();
+            if (!MaySend) return;
+            _isSending = true;
+            stream = _stream;
         }
 
-        if (_failure is not { } failure) return;
-        _kept?.Done.TrySetException(Failed(failure));
-        await foreach (Append append in _waiting.Reader.ReadAllAsync()) append.Done.TrySetException(Failed(failure));
+        _ = SendAllAsync(stream);
     }
 
-    /// <summary>Takes what waits, as much as goes together; false when there is nothing more to come.</summary>
-    private async Task<bool> GatherAsync(List<Append> batch)
+    /// <summary>Sends as long as there is something to send; whoever comes meanwhile finds it sent.</summary>
+    private async Task SendAllAsync(AofStream stream)
     {
-        if (_kept is null && !await _waiting.Reader.WaitToReadAsync()) return false;
-        // Whoever was answered together asks again together, in a moment: without this the first of them would go alone, and all
-        // others would wait for two flushes instead of one.
+        try
+        {
+            while (true)
+            {
+                if (_options.Joins) await GatherAsync();
+                lock (_lock)
+                {
+                    bool isAny = false;
+                    while (_stream == stream && MaySend)
+                    {
+                        Frame frame = NextFrame();
+                        _under.Add(frame);
+                        _underBytes += frame.LengthBytes;
+                        AddTo(stream, frame);
+                        isAny = true;
+                    }
+
+                    if (!isAny)
+                    {
+                        _isSending = false;
+                        return;
+                    }
+                }
+
+                await stream.SendAsync();
+            }
+        }
+        catch (Exception e) when (IsBreak(e))
+        {
+            lock (_lock) _isSending = false;
+            await stream.DisposeAsync(); // who reads it sees to the rest
+        }
+    }
+
+    /// <summary>Whoever was answered together asks again together, in a moment: without this the first of them would go alone, and all others
+    /// would wait for two flushes instead of one.</summary>
+    private async Task GatherAsync()
+    {
         long since = Stopwatch.GetTimestamp();
-        while (_waiting.Reader.Count < _together && Stopwatch.GetElapsedTime(since) < s_gather && !_waiting.Reader.Completion.IsCompleted) await Task.Yield();
-        int bytes = 0;
-        while (batch.Count < (_options.Joins ? JoinedMax : AppendMedia.AppendsMax) && (_kept is not null || _waiting.Reader.TryRead(out _kept)))
-        {
-            if (batch.Count > 0 && bytes + _kept.Bytes.Length > BytesAtOnce) break;
-            bytes += _kept.Bytes.Length;
-            batch.Add(_kept);
-            _kept = null;
-        }
+        while (Waiting() < _together && Stopwatch.GetElapsedTime(since) < s_gather) await Task.Yield();
 
-        _together = batch.Count;
-        return true;
+        int Waiting()
+        {
+            lock (_lock) return _isClosed || _under.Count > 0 ? int.MaxValue : _waiting.Count;
+        }
     }
 
-    /// <summary>Sends until all of it has landed; what has is taken off the list.</summary>
-    private async Task SendAsync(List<Append> batch)
+    private Frame NextFrame()
     {
-        long start = Environment.TickCount64;
-        TimeSpan pause = _options.RetryDelay;
-        while (batch.Count > 0)
+        var appends = new List<Append> { _waiting.Dequeue() };
+        int bytes = appends[0].Bytes.Length;
+        while (_options.Joins && appends.Count < JoinedMax && _waiting.TryPeek(out Append? next) && bytes + next.Bytes.Length <= BytesAtOnce)
         {
-            try
-            {
-                AppendAnswerInfo answer = await _blockd.AppendAsync(_name, Client, NextSequence, [.. batch.Select(append => append.Bytes)], _options.Joins);
-                NextSequence += (ulong)answer.Appends.Count;
-                Settle(batch, answer.Appends);
-                if (answer.Code is { } code) throw new BlockdException(code, 0, answer.Detail ?? code);
-            }
-            catch (BlockdException e) when (e.IsTransient && Environment.TickCount64 - start < _options.RetryFor.TotalMilliseconds)
-            {
-                await Task.Delay(pause, _end.Token);
-                pause = pause < TimeSpan.FromMilliseconds(500) ? 2 * pause : TimeSpan.FromSeconds(1);
-            }
+            bytes += next.Bytes.Length;
+            appends.Add(_waiting.Dequeue());
         }
+
+        _together = appends.Count;
+        return new Frame(_nextSequence++, appends, bytes);
     }
 
-    private void Settle(List<Append> batch, IReadOnlyList<AppendedInfo> landed)
+    private void AddTo(AofStream stream, Frame frame)
     {
-        if (_options.Joins && landed.Count == 1)
-        {
-            ulong offset = landed[0].OffsetBytes;
-            foreach (Append append in batch)
-            {
-                append.Done.TrySetResult(offset);
-                offset += (ulong)append.Bytes.Length;
-            }
-
-            batch.Clear();
-            return;
-        }
-
-        for (int i = 0; i < landed.Count; i++) batch[i].Done.TrySetResult(landed[i].OffsetBytes);
-        batch.RemoveRange(0, landed.Count);
+        var pieces = new ReadOnlyMemory<byte>[frame.Appends.Count];
+        for (int i = 0; i < pieces.Length; i++) pieces[i] = frame.Appends[i].Bytes;
+        stream.Add(new AppendKey(Client, frame.Sequence), pieces);
     }
+
+    private static bool IsBreak(Exception e) => e is IOException or ObjectDisposedException or InvalidOperationException or OperationCanceledException;
 
     private static BlockdException Failed(BlockdException e) => new(e.Code, e.Status, "an append in front of it failed: " + e.Message, e);
 }

@@ -4,6 +4,7 @@ using System.Net.Http.Headers;
 using System.Net.Sockets;
 using System.Text.Json;
 using System.Text.Json.Serialization.Metadata;
+using BlockServer.Core;
 using BlockServer.Core.Api;
 
 namespace BlockServer.Client;
@@ -138,6 +139,29 @@ public sealed class BlockdClient : IDisposable
         if (appends.Count > 1 && !joined) path += mark + "lengths=" + string.Join(',', appends.Select(a => a.Length));
         return await SendAsync(HttpMethod.Post, path, new PiecesContent(appends), ApiJson.Default.AppendAnswerInfo, cancel);
     }
+
+    /// <summary>Opens an append stream to a volume; it has a connection of its own.</summary>
+    internal async Task<AofStream> OpenStreamAsync(string name, CancellationToken cancel)
+    {
+        using var request = new HttpRequestMessage(HttpMethod.Post, PathOf(name) + "/append-stream");
+        request.Headers.Connection.Add("Upgrade");
+        request.Headers.Upgrade.ParseAdd(AppendWire.Protocol);
+        HttpResponseMessage answer;
+        try
+        {
+            answer = await _http.SendAsync(request, HttpCompletionOption.ResponseHeadersRead, cancel);
+            if (await AofStream.TakeAsync(answer) is { } stream) return stream;
+        }
+        catch (Exception e) when (IsBreak(e, cancel))
+        {
+            throw Away(e);
+        }
+
+        using (answer) throw answer.IsSuccessStatusCode ? NotOurs(null) : Refusal((int)answer.StatusCode, await BytesOfAsync(answer, cancel));
+    }
+
+    /// <summary>The failure of a stream that broke and that nobody can be reached by any more.</summary>
+    internal BlockdException Broken(Exception e) => Away(e);
 
     /// <inheritdoc/>
     public void Dispose() => _http.Dispose();

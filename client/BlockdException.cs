@@ -16,6 +16,7 @@ public sealed class BlockdException(string code, int status, string message, Exc
     /// <summary>The HTTP status, or 0.</summary>
     public int Status { get; } = status;
 
-    /// <summary>The same request may succeed later: the daemon is away or restarts, or the disk does not serve at the moment.</summary>
-    public bool IsTransient => Code is Unreachable or "disk-unavailable" or "metadata-unavailable";
+    /// <summary>The same request may succeed later: the daemon is away or restarts, the disk does not serve at the
+    /// moment, or streams that broke are not all gone yet.</summary>
+    public bool IsTransient => Code is Unreachable or "disk-unavailable" or "metadata-unavailable" or "too-many-streams";
 }

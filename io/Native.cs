@@ -118,6 +118,12 @@ internal static unsafe partial class Native
     public static partial nint sendmsg(int fd, MessageHeader* message, int flags);
 
     [LibraryImport("libc", SetLastError = true)]
+    public static partial int socketpair(int domain, int type, int protocol, int* ends);
+
+    [LibraryImport("libc", SetLastError = true)]
+    public static partial int dup3(int from, int to, int flags);
+
+    [LibraryImport("libc", SetLastError = true)]
     public static partial nint recvmsg(int fd, MessageHeader* message, int flags);
 
     [LibraryImport("libc", SetLastError = true)]

@@ -1,3 +1,4 @@
+using System.Runtime.CompilerServices;
 using BlockServer.Core;
 
 namespace BlockServer.Storage;
@@ -49,6 +50,17 @@ internal sealed class AppendState
 
     /// <summary>Starts the pump at the end of the turn, so that appends of one turn share a batch.</summary>
     public TurnEndHook? Pump;
+
+    /// <summary>The pump, and what is done when it has come to its end.</summary>
+    public ValueTaskAwaiter<IoStatus> Pumped;
+
+    public Action? OnPumped;
+
+    /// <summary>What paces the batches; made with the first append.</summary>
+    public AppendPace? Pace;
+
+    /// <summary>Bytes of the appends that are not written yet.</summary>
+    public long WaitingBytes;
 
     /// <summary>Clients whose appends are remembered.</summary>
     public int ClientCount => _clients.Count;
@@ -126,6 +138,99 @@ internal sealed class AppendState
         page[at.Place] = client;
         _clients[client.Id] = at;
         return at;
+    }
+}
+
+/// <summary>
+/// When the next batch of a volume begins. While what was written last becomes durable the next batch gathers, unless it is large enough to be
+/// worth a write of its own meanwhile; and whoever was answered together is waited for a moment, since he asks again together: without it
+/// the first of them would go alone, and all others wait for two flushes instead of one. Lives on one loop; made once for a volume.
+/// </summary>
+internal sealed class AppendPace
+{
+    /// <summary>With so much waiting a batch is written while another one is flushed.</summary>
+    public const int OverlapBytes = 64 << 10;
+
+    /// <summary>Longest wait for those who were answered together; less on a disk that is faster.</summary>
+    public const ulong GatherNanosMax = 500_000;
+
+    private readonly ILoop _loop;
+    private readonly AppendState _state;
+    private readonly LoopTimer _timer;
+    private readonly LoopOperation<bool> _change = new();
+    private readonly Action _onDurable;
+    private readonly Queue<(ValueTaskAwaiter<IoStatus> Durable, int Appends)> _flushing = [];
+    private ulong _beganNanos, _lastNanos, _answeredAt;
+    private int _answered, _expected;
+    private bool _isElapsed;
+
+    /// <summary>For the appends of <paramref name="state"/>, of a store on <paramref name="loop"/>.</summary>
+    public AppendPace(ILoop loop, AppendState state)
+    {
+        (_loop, _state) = (loop, state);
+        _onDurable = () =>
+        {
+            (ValueTaskAwaiter<IoStatus> durable, int appends) = _flushing.Dequeue();
+            OnDurable(durable, appends);
+        };
+        _timer = loop.CreateTimer(() =>
+        {
+            _isElapsed = true;
+            OnChange();
+        });
+    }
+
+    /// <summary>What was written last is not durable yet.</summary>
+    private bool IsFlushing => _flushing.Count > 0;
+
+    /// <summary>A batch is written, has <paramref name="appends"/>, and is durable when <paramref name="durable"/> says so.</summary>
+    public void OnWritten(int appends, ValueTask<IoStatus> durable)
+    {
+        ValueTaskAwaiter<IoStatus> awaiter = durable.GetAwaiter();
+        if (awaiter.IsCompleted)
+        {
+            OnDurable(awaiter, appends);
+            return;
+        }
+
+        _flushing.Enqueue((awaiter, appends)); // they are answered in this order
+        awaiter.UnsafeOnCompleted(_onDurable);
+    }
+
+    /// <summary>An append came, or anything else that may end the wait.</summary>
+    public void OnChange()
+    {
+        if (_change.IsPending) _change.Complete(true);
+    }
+
+    /// <summary>Waits until the next batch is to begin, and begins it.</summary>
+    [AsyncMethodBuilder(typeof(LoopMethodBuilder<>))]
+    public async ValueTask<bool> WaitAsync(int appendsMax)
+    {
+        while (IsFlushing && _state.WaitingBytes < OverlapBytes && _state.Waiting.Count < appendsMax) await _change.Begin();
+        ulong until = _answeredAt + Math.Min(GatherNanosMax, _lastNanos / 2), now = _loop.NowNanos;
+        if (now < until && _state.Waiting.Count < _expected && _state.WaitingBytes < OverlapBytes)
+        {
+            _isElapsed = false;
+            _timer.Start(until - now);
+            while (!_isElapsed && _state.Waiting.Count < _expected && _state.WaitingBytes < OverlapBytes) await _change.Begin();
+            _timer.Stop();
+        }
+
+        _answered = _expected = 0;
+        _beganNanos = _loop.NowNanos;
+        return true;
+    }
+
+    private void OnDurable(ValueTaskAwaiter<IoStatus> durable, int appends)
+    {
+        durable.GetResult();
+        _answered += appends;
+        // Those who wait already came while the others were on their way: together they are one group from now on, not two by turns.
+        _expected = _answered + _state.Waiting.Count;
+        _answeredAt = _loop.NowNanos;
+        _lastNanos = _answeredAt - _beganNanos;
+        OnChange();
     }
 }
 

@@ -28,6 +28,7 @@ public sealed partial class Store
         request.Key = key;
         request.Bytes = bytes;
         state.Waiting.Enqueue(request);
+        state.WaitingBytes += bytes.Length;
         _active++;
         StartPump(volume);
         AppendAnswer answer = await request.Begin();

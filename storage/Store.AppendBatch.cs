@@ -5,8 +5,8 @@ namespace BlockServer.Storage;
 
 // Appends are written in batches, one at a time for a volume, so that they lie in the log in the order of their offsets. A
 // batch is one chain: its data, then one record for each append, which says the new length. So length and data change as
-// one, and a crash leaves all of a batch or nothing of it. The next batch begins when this one is complete in the log; the
-// answers wait for a flush, which batches of all volumes share.
+// one, and a crash leaves all of a batch or nothing of it. The answers wait for a flush, which batches of all volumes share; a
+// large next batch begins when this one is complete in the log, a small one gathers until the flush is done (AppendPace).
 //
 // An append of more than a chain holds is written in pieces behind the length, where nobody sees them; when they are durable
 // its last piece goes into a chain with the record that says the length.
@@ -15,21 +15,44 @@ public sealed partial class Store
     // Pieces of one large append that are under way at a time.
     private const int AppendPiecesAtOnce = 8;
 
+    /// <summary>At the end of the turn: what came in it goes together.</summary>
     private void StartPump(Volume volume)
     {
-        AppendState state = volume.Appends!;
-        if (state.IsPumping) return;
-        state.IsPumping = true;
-        state.Pump ??= new TurnEndHook(() => _ = WatchPumpAsync(volume));
-        _loop.CallAtTurnEnd(state.Pump);
+        if (volume.Appends!.Pump is null) MakePump(volume, volume.Appends);
+        _loop.CallAtTurnEnd(volume.Appends.Pump!);
     }
 
-    /// <summary>Nobody awaits it, so a broken promise in it stops the store.</summary>
-    private async Task WatchPumpAsync(Volume volume)
+    // Apart: what its lambdas hold is allocated wherever they stand.
+    private void MakePump(Volume volume, AppendState state)
+    {
+        state.Pace = new AppendPace(_loop, state);
+        state.Pump = new TurnEndHook(() => RunPump(volume));
+        state.OnPumped = () => EndPump(state);
+    }
+
+    private void RunPump(Volume volume)
+    {
+        AppendState state = volume.Appends!;
+        if (state.IsPumping)
+        {
+            state.Pace!.OnChange();
+            return;
+        }
+
+        state.IsPumping = true;
+#pragma warning disable CA2012 // The awaiter is kept and asked once, in EndPump.
+        state.Pumped = PumpAsync(volume).GetAwaiter();
+#pragma warning restore CA2012
+        if (state.Pumped.IsCompleted) EndPump(state);
+        else state.Pumped.UnsafeOnCompleted(state.OnPumped!);
+    }
+
+    /// <summary>Nobody else awaits it, so a broken promise in it stops the store.</summary>
+    private void EndPump(AppendState state)
     {
         try
         {
-            await PumpAsync(volume);
+            state.Pumped.GetResult();
         }
         catch (Exception broken) when (broken is not OutOfMemoryException)
         {
@@ -43,6 +66,7 @@ public sealed partial class Store
         AppendState state = volume.Appends!;
         while (state.Waiting.Count > 0)
         {
+            await state.Pace!.WaitAsync(AppendsAtOnce);
             int bytes = Gather(volume);
             if (state.Batch.Count == 0) continue;
             state.BatchBytes = (ulong)bytes;
@@ -69,7 +93,7 @@ public sealed partial class Store
             bool isFollower = false;
             if (next.Key.Client != Guid.Empty)
             {
-                AppendRequest? before = state.Batch.FindLast(r => r.Key.Client == next.Key.Client);
+                AppendRequest? before = LastOf(state.Batch, next.Key.Client);
                 // What this one means depends on what becomes of that one.
                 if (before is not null && before.Key.Sequence >= next.Key.Sequence) break;
                 isFollower = before is not null;
@@ -77,17 +101,34 @@ public sealed partial class Store
 
             if (Refused(volume, next, (ulong)bytes, isFollower) is { } answer)
             {
-                state.Waiting.Dequeue().Complete(answer);
+                TakeWaiting(state).Complete(answer);
                 continue;
             }
 
             if (state.Batch.Count > 0 && !FitsChain(state, bytes + next.Bytes.Length)) break;
-            state.Batch.Add(state.Waiting.Dequeue());
+            state.Batch.Add(TakeWaiting(state));
             bytes += next.Bytes.Length;
             if (bytes > AtomicBytes) break;
         }
 
         return bytes;
+    }
+
+    private static AppendRequest? LastOf(List<AppendRequest> batch, Guid client)
+    {
+        for (int i = batch.Count - 1; i >= 0; i--)
+        {
+            if (batch[i].Key.Client == client) return batch[i];
+        }
+
+        return null;
+    }
+
+    private static AppendRequest TakeWaiting(AppendState state)
+    {
+        AppendRequest request = state.Waiting.Dequeue();
+        state.WaitingBytes -= request.Bytes.Length;
+        return request;
     }
 
     /// <summary>One more append fits into the log page, however scattered its blocks will be.</summary>
@@ -125,6 +166,7 @@ public sealed partial class Store
     private static void AskAgain(AppendState state)
     {
         state.Waiting = new Queue<AppendRequest>(state.Batch.Concat(state.Waiting));
+        foreach (AppendRequest request in state.Batch) state.WaitingBytes += request.Bytes.Length;
         state.Batch.Clear();
     }
 
@@ -139,6 +181,7 @@ public sealed partial class Store
             _ => volume.IsDeleting ? AppendOutcome.NotFound : AppendOutcome.Unavailable,
         };
         ulong lsn = _appliedLsn;
+        int appends = volume.Appends!.Batch.Count;
         // Who is answered may append again: that goes to the queue, the pump is still running.
         List<AppendRequest> batch = volume.Appends!.Batch;
         for (int i = 0; i < batch.Count; i++)
@@ -150,6 +193,9 @@ public sealed partial class Store
         }
 
         batch.Clear();
+#pragma warning disable CA2012 // The pace keeps its awaiter and asks it once.
+        if (outcome == AppendOutcome.Done) volume.Appends.Pace!.OnWritten(appends, EnsureDurable(lsn));
+#pragma warning restore CA2012
     }
 
     /// <summary>Writes <paramref name="length"/> bytes at <paramref name="at"/> and the records of the batch, which begins at
@@ -164,8 +210,10 @@ public sealed partial class Store
         uint resets = state.Resets;
         RangeLock held = await TakeLowAsync(volume, first, low);
         RangeLock? heldHigh = low < count ? await TakeLowAsync(volume, first + (ulong)low, count - low) : null;
-        IoBuffer buffer = await _pool.RentAsync(count * Units.BlockBytes);
-        Memory<byte> whole = buffer.Slice(0, count * Units.BlockBytes);
+        // Whole blocks of one append go to the disk as they came: they are lent until the answer.
+        ReadOnlyMemory<byte> whole = edge == 0 && length % Units.BlockBytes == 0 && state.Batch.Count == 1 ? state.Batch[0].Bytes[^length..] : default;
+        IoBuffer? buffer = whole.IsEmpty ? await _pool.RentAsync(count * Units.BlockBytes) : null;
+        if (buffer is not null) whole = buffer.Slice(0, count * Units.BlockBytes);
         IoStatus status = edge == 0 || state.TailOf == at ? IoStatus.Ok : await ReadBlockAsync(volume, first, state.Tail);
         if (status == IoStatus.Ok) status = await MakeRoomAsync(volume, first, count, count, begins: true);
         if (status == IoStatus.Ok) status = Reach(volume, at, length, isBounded: false);
@@ -177,9 +225,7 @@ public sealed partial class Store
         if (status == IoStatus.Ok && !HasSlots(volume, first, count, begins: true)) status = IoStatus.NoSpace;
         if (status == IoStatus.Ok)
         {
-            state.Tail.AsSpan(0, edge).CopyTo(whole.Span);
-            Fill(state.Batch, whole.Span[edge..], at - start, length);
-            whole.Span[(edge + length)..].Clear();
+            if (buffer is not null) Fill(state, buffer.Slice(0, whole.Length).Span, edge, at - start, length);
             if (Breaks(BrokenRules.LengthBeforeData)) await SayLengthFirst(volume, start);
             Span<AppendPlace?> places = stackalloc AppendPlace?[state.Batch.Count];
             PlaceClients(volume, first, count, places);
@@ -197,17 +243,20 @@ public sealed partial class Store
             state.TailOf = end;
         }
 
-        buffer.Return();
+        buffer?.Return();
         if (heldHigh is not null) _locks.Give(heldHigh);
         _locks.Give(held);
         return status;
     }
 
-    /// <summary>Copies what the appends bring, from <paramref name="skip"/> bytes behind their begin on.</summary>
-    private static void Fill(List<AppendRequest> batch, Span<byte> target, ulong skip, int length)
+    /// <summary>Copies what the last block holds and what the appends bring, from <paramref name="skip"/> bytes behind their begin on.</summary>
+    private static void Fill(AppendState state, Span<byte> blocks, int edge, ulong skip, int length)
     {
+        state.Tail.AsSpan(0, edge).CopyTo(blocks);
+        blocks[(edge + length)..].Clear();
+        Span<byte> target = blocks[edge..];
         int done = 0;
-        foreach (AppendRequest request in batch)
+        foreach (AppendRequest request in state.Batch)
         {
             ReadOnlySpan<byte> bytes = request.Bytes.Span[(int)skip..];
             skip = 0;

@@ -16,7 +16,7 @@ double seconds = double.Parse(args[5], CultureInfo.InvariantCulture);
 string token = (await File.ReadAllTextAsync(args[1])).Trim();
 using var blockd = new BlockdClient(new Uri(args[0]), token);
 await blockd.OpenAofAsync(args[2]);
-AofWriter[] appenders = [.. Enumerable.Range(0, args[6] == "shared" ? 1 : writers).Select(_ => new AofWriter(blockd, args[2], new AofWriterOptions { Joins = true }))];
+AofWriter[] appenders = [.. Enumerable.Range(0, args[6] == "shared" ? 1 : writers).Select(_ => new AofWriter(blockd, args[2], new AofWriterOptions { Joins = args[6] == "shared" }))];
 int depth = int.Parse(args[7], CultureInfo.InvariantCulture);
 var data = new byte[bytes];
 Random.Shared.NextBytes(data);

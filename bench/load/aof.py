@@ -61,6 +61,19 @@ def run_volume(options, daemon, writers, size, seconds, mode, number):
     return json.loads(done.stdout)
 
 
+def use_store(options, daemon, store):
+    """Writes most of the store once and gives it back: what a filesystem holds of it then needs no allocation, as on a disk of its own."""
+    lengths = 0
+    for _ in range(60):
+        run_volume(options, daemon, 1, 1 << 20, 1.0, "own-4", 0)
+        now = daemon.call("/v1/volumes/aof-0/aof")["lengthBytes"]
+        if now > 0.75 * store or now == lengths:
+            break
+        lengths = now
+    daemon.call(f"/v1/volumes/aof-0?id={daemon.call('/v1/volumes/aof-0')['id']}", method="DELETE")
+    time.sleep(3)
+
+
 def append(options, folder):
     store = machine.parse_size(options.size)
     machine.need_space(folder, store + (1 << 30))
@@ -69,6 +82,8 @@ def append(options, folder):
     try:
         daemon.start_ready()
         number = 0
+        if options.used:
+            use_store(options, daemon, store)
         for name, writers, size, target in CASES:
             kinds = ["file", "shared-1", "shared-8", "own-1"] if writers > 1 else ["file", "own-1", "own-2"]
             runs = {kind: [] for kind in kinds}
@@ -98,6 +113,7 @@ def main():
     parser.add_argument("--blockd-options", default="", help="more of its options")
     parser.add_argument("--client", default="bench/append/bin/Release/net10.0/BlockServer.Bench.Append", help="the program that appends")
     parser.add_argument("--size", default="8g", help="size of the store")
+    parser.add_argument("--used", action="store_true", help="the store was written before, as it is after a while; default: a new file, whose filesystem allocates with each append")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=3.0, help="of each run")
     parser.add_argument("--dir", default=None, help="a folder on the disk that is measured (default: the temporary one)")

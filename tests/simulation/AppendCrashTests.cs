@@ -17,10 +17,14 @@ public sealed class AppendCrashTests(ITestOutputHelper output)
         [100, 300, 4000, 5000, 1, 70],
         [(1 << 20) - 100, 50, 4096 + 50, 8192, 3],
         [10, (1 << 20) + 5000, 77, 2 << 20, 300],
+        // So much waits behind the first one that it is written while that is flushed.
+        [(1 << 20) - 100, 70_000, 4096 + 50, 66_000, 3],
     ];
 
     /// <summary>Workloads by their index, one writer or three at once.</summary>
     [Theory]
+    [InlineData(4, 1)]
+    [InlineData(4, 3)]
     [InlineData(0, 1)]
     [InlineData(0, 3)]
     [InlineData(1, 1)]
@@ -86,7 +90,7 @@ public sealed class AppendCrashTests(ITestOutputHelper output)
     [InlineData(BrokenRules.ForgetAppends, 0)]
     [InlineData(BrokenRules.AnswerAppendEarly, 0)]
     [InlineData(BrokenRules.LargeAppendUnflushed, 3)]
-    [InlineData(BrokenRules.AppendOverGap, 2)]
+    [InlineData(BrokenRules.AppendOverGap, 4)]
     [InlineData(BrokenRules.SplitRequests, 1)]
     [InlineData(BrokenRules.SkipTailCrc, 1)]
     public void A_broken_rule_is_caught(BrokenRules broken, int workload)

@@ -11,6 +11,9 @@ internal static class AofCommands
 {
     private const int ChunkBytes = 1 << 20;
 
+    // Appends that are on their way while the next ones are read.
+    private const int UnderMax = 512;
+
     public static void AddTo(CommandSet commands)
     {
         AddCreate(commands);
@@ -68,14 +71,27 @@ internal static class AofCommands
             async Task<int> Appending()
             {
                 await using var writer = new AofWriter(context.Blockd, context.Get(name)!, options);
+                // The next ones are sent while these become durable.
+                var under = new Queue<(Task<ulong> Offset, int Bytes)>();
+                long underBytes = 0;
                 await foreach (byte[] piece in context.Get(whole) ? LinesAsync(input, cancel) : WholeAsync(input, cancel))
                 {
-                    ulong offset = await writer.AppendAsync(piece, cancel);
-                    if (count++ == 0) first = offset;
-                    bytes += piece.Length;
+                    under.Enqueue((writer.AppendAsync(piece, cancel), piece.Length));
+                    underBytes += piece.Length;
+                    while (under.Count > UnderMax || underBytes > Units.RequestBytesMax || (under.Count > 0 && under.Peek().Offset.IsCompleted)) await EndOneAsync();
                 }
 
+                while (under.Count > 0) await EndOneAsync();
                 return 0;
+
+                async Task EndOneAsync()
+                {
+                    (Task<ulong> offset, int length) = under.Dequeue();
+                    ulong at = await offset;
+                    if (count++ == 0) first = at;
+                    bytes += length;
+                    underBytes -= length;
+                }
             }
         },
         "date | pfcli aof_append -v events",

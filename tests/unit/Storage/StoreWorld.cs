@@ -135,7 +135,14 @@ internal sealed class FaultyFile(IFile medium) : IFile
         return medium.WriteAsync(offsetBytes, source);
     }
 
-    public ValueTask<IoStatus> FlushAsync() => _isCut ? Never() : medium.FlushAsync();
+    /// <summary>Flushes so far.</summary>
+    public int Flushes { get; private set; }
+
+    public ValueTask<IoStatus> FlushAsync()
+    {
+        Flushes++;
+        return _isCut ? Never() : medium.FlushAsync();
+    }
 
     public ValueTask<IoStatus> DiscardAsync(ulong offsetBytes, ulong lengthBytes) =>
         _isCut ? Never() : medium.DiscardAsync(offsetBytes, lengthBytes);
