@@ -98,7 +98,7 @@ public sealed partial class Store
         // A snapshot has nothing behind its end: a larger clone of it would show that, and a diff take it for content.
         foreach (Volume volume in volumes.Where(v => v.IsOverhanging))
         {
-            if (await DropBeyondAsync(volume) is var dropped and not IoStatus.Ok) return dropped;
+            if (await DropBeyondAsync(volume) is var dropped and not IoStatus.Ok) return volume.IsDeleting ? IoStatus.NotFound : dropped;
         }
 
         if (!await WaitForSlotsAsync(requests.Count)) return IoStatus.NoSpace;
