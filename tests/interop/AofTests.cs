@@ -28,7 +28,7 @@ public sealed class AofTests : IDisposable
 
         // Refused where it is opened for writing already, and where only the command says so.
         (int code, string said) = Blockd.Try("qemu-io", "-f", "raw", "-c", "write -P 1 0 4k", Url("events"));
-        Assert.True(code != 0 && said.Contains("read", StringComparison.OrdinalIgnoreCase), said);
+        Assert.True(code != 0 && said.Contains("write protected", StringComparison.Ordinal), said);
         said = Blockd.Run("iscsi-test-cu", "-d", "-V", "--test=SCSI.ReadOnly.ReadOnlySBC", Url("events"));
         Assert.Matches(@"tests +1 +1 +1 +0 ", said); // in all, ran, passed, failed
         Assert.Equal(Shown(content.AsSpan(0, 10_000)), ReadAll(Url("events")));
