@@ -117,7 +117,7 @@ internal sealed partial class ImportSimulation
         string[] expected = fate is < 2 or 6 ? ["bad-stream", "truncated-stream"] : fate < 6 ? ["truncated-stream", "interrupted-stream"] : [];
         if (content.IsImage && basis is not null) (expected, isWhole) = (["volume-is-image"], true);
         // What is being copied is held by a snapshot, which is the newest one then.
-        if (basis is not null && IsBeingCopied(name)) expected = [.. expected, "wrong-base"];
+        if (basis is not null && IsBeingCopied(name)) expected = [.. expected, "wrong-base", "volume-being-copied"];
         bool mayBeKept = keeps && fate is >= 2 and < 6;
         Ended(name, content, fault, isWhole, expected, mayBeKept, basis is null ? ImportDid.Fulls : ImportDid.Increments);
     }
@@ -138,8 +138,8 @@ internal sealed partial class ImportSimulation
         string? fault = await TryAsync(name, body, breaks: !isWhole, keeps, goesOn: true, content.IsImage && content.Known is null);
         if (fault is null) _counters[ImportDid.Resumed]++;
         string[] expected = isWhole ? [] : ["truncated-stream", "interrupted-stream"];
-        if (content.Known is not null && IsBeingCopied(name)) expected = [.. expected, "wrong-base"];
-        Ended(name, content, fault, isWhole, expected, mayBeKept: keeps || fault is "volume-in-use" or "wrong-base",
+        if (content.Known is not null && IsBeingCopied(name)) expected = [.. expected, "wrong-base", "volume-being-copied"];
+        Ended(name, content, fault, isWhole, expected, mayBeKept: keeps || fault is "volume-in-use" or "wrong-base" or "volume-being-copied",
             content.Known is null ? ImportDid.Fulls : ImportDid.Increments);
     }
 
@@ -233,7 +233,7 @@ internal sealed partial class ImportSimulation
     {
         int[] wrong = [.. Enumerable.Range(1, SourceStreams.Versions - 1).Where(v => v != version + 1)];
         string? fault = await TryAsync(name, _source.Increment[wrong[_random.NextBelow(wrong.Length)]], breaks: false, keeps: true, goesOn: false, isImage: false);
-        string[] right = isImage ? ["volume-is-image"] : ["wrong-base", "volume-in-use"];
+        string[] right = isImage ? ["volume-is-image"] : ["wrong-base", "volume-in-use", .. (ReadOnlySpan<string>)(IsBeingCopied(name) ? ["volume-being-copied"] : [])];
         if (fault is null || !right.Contains(fault)) Violate(new Violation(ViolationKind.WrongAnswer, $"an increment on another base into '{name}' answered {fault ?? "Ok"}"));
         _counters[ImportDid.Refused]++;
     }
