@@ -148,14 +148,12 @@ internal sealed class AppendState
 /// </summary>
 internal sealed class AppendPace
 {
-    /// <summary>With so much waiting a batch is written while another one is flushed.</summary>
-    public const int OverlapBytes = 64 << 10;
-
     /// <summary>Longest wait for those who were answered together; less on a disk that is faster.</summary>
     public const ulong GatherNanosMax = 500_000;
 
     private readonly ILoop _loop;
     private readonly AppendState _state;
+    private readonly int _overlapBytes;
     private readonly LoopTimer _timer;
     private readonly LoopOperation<bool> _change = new();
     private readonly Action _onDurable;
@@ -164,10 +162,11 @@ internal sealed class AppendPace
     private int _answered, _expected;
     private bool _isElapsed;
 
-    /// <summary>For the appends of <paramref name="state"/>, of a store on <paramref name="loop"/>.</summary>
-    public AppendPace(ILoop loop, AppendState state)
+    /// <summary>For the appends of <paramref name="state"/>, of a store on <paramref name="loop"/>. With <paramref name="overlapBytes"/> waiting a
+    /// batch is written while another one is flushed.</summary>
+    public AppendPace(ILoop loop, AppendState state, int overlapBytes)
     {
-        (_loop, _state) = (loop, state);
+        (_loop, _state, _overlapBytes) = (loop, state, overlapBytes);
         _onDurable = () =>
         {
             (ValueTaskAwaiter<IoStatus> durable, int appends) = _flushing.Dequeue();
@@ -207,13 +206,13 @@ internal sealed class AppendPace
     [AsyncMethodBuilder(typeof(LoopMethodBuilder<>))]
     public async ValueTask<bool> WaitAsync(int appendsMax)
     {
-        while (IsFlushing && _state.WaitingBytes < OverlapBytes && _state.Waiting.Count < appendsMax) await _change.Begin();
+        while (IsFlushing && _state.WaitingBytes < _overlapBytes && _state.Waiting.Count < appendsMax) await _change.Begin();
         ulong until = _answeredAt + Math.Min(GatherNanosMax, _lastNanos / 2), now = _loop.NowNanos;
-        if (now < until && _state.Waiting.Count < _expected && _state.WaitingBytes < OverlapBytes)
+        if (now < until && _state.Waiting.Count < _expected && _state.WaitingBytes < _overlapBytes)
         {
             _isElapsed = false;
             _timer.Start(until - now);
-            while (!_isElapsed && _state.Waiting.Count < _expected && _state.WaitingBytes < OverlapBytes) await _change.Begin();
+            while (!_isElapsed && _state.Waiting.Count < _expected && _state.WaitingBytes < _overlapBytes) await _change.Begin();
             _timer.Stop();
         }
 

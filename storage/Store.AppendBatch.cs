@@ -25,7 +25,7 @@ public sealed partial class Store
     // Apart: what its lambdas hold is allocated wherever they stand.
     private void MakePump(Volume volume, AppendState state)
     {
-        state.Pace = new AppendPace(_loop, state);
+        state.Pace = new AppendPace(_loop, state, _options.AppendOverlapBytes);
         state.Pump = new TurnEndHook(() => RunPump(volume));
         state.OnPumped = () => EndPump(state);
     }

@@ -61,6 +61,9 @@ public sealed record StoreOptions
     /// <summary>Tests only: blocks that come back are given out first, so that one that comes back too early is noticed.</summary>
     public bool ReusesSoon { get; init; }
 
+    /// <summary>Bytes of waiting appends of which a batch is written while another one is flushed; fewer gather until that is done.</summary>
+    public int AppendOverlapBytes { get; init; } = 64 << 10;
+
     /// <summary>Tests only: rules that the store breaks on purpose, to prove that the simulation notices.</summary>
     public BrokenRules BrokenRules { get; init; }
 }

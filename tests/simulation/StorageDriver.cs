@@ -30,13 +30,16 @@ public sealed class StorageDriver(BrokenRules broken = BrokenRules.None) : Store
     /// <inheritdoc/>
     public override async ValueTask<Opened> OpenAsync(ILoop loop, IFile file, IFile? log, Durability durability)
     {
-        StoreOpenResult result = await Store.OpenAsync(loop, file, log, DrawRelayout(loop.Random, new StoreOptions
+        StoreOptions options = DrawRelayout(loop.Random, new StoreOptions
         {
             Durability = durability,
             BrokenRules = broken,
             MetadataBudgetBytes = DrawBudget(loop.Random),
             ReusesSoon = loop.Random.NextChance(0.5),
-        }));
+        });
+        // The small appends of the simulation would hardly ever be written while others are flushed: in half of the lives all are.
+        if (options.ReusesSoon) options = options with { AppendOverlapBytes = 0 };
+        StoreOpenResult result = await Store.OpenAsync(loop, file, log, options);
         return new Opened(result.Store, result.Refusal);
     }
 
