@@ -109,7 +109,7 @@ def append(options, folder):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--blockd", default="blockd/bin/Release/net10.0/blockd", help="the daemon")
+    parser.add_argument("--blockd", default="out/blockd", help="the daemon")
     parser.add_argument("--blockd-options", default="", help="more of its options")
     parser.add_argument("--client", default="bench/append/bin/Release/net10.0/BlockServer.Bench.Append", help="the program that appends")
     parser.add_argument("--size", default="8g", help="size of the store")
