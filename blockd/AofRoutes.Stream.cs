@@ -66,7 +66,7 @@ internal sealed partial class AofRoutes
         VolumeAdmission door = daemon.Volumes.Doors.Of(volume, host.Thread, host);
         var frames = new AppendStream(loop, connection, host.Appends, volume.Id, door, daemon.AppendLimits);
         SocketConnection? runtime = taken is null ? null : SocketConnection.Attach(loop, taken.Value.Runtime, peer);
-        daemon.AppendStreams.Add(frames, host.Thread, volume.Id);
+        daemon.AppendStreams.Add(frames, host.Thread);
         try
         {
             if (runtime is not null) await SayAndWatchAsync(runtime, connection, frames);

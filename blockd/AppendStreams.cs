@@ -9,7 +9,7 @@ internal sealed class AppendStreams
     /// <summary>Streams of the process: each holds 72 KiB while it is silent.</summary>
     public const int StreamsMax = 256;
 
-    private readonly ConcurrentDictionary<AppendStream, (LoopThread Thread, uint VolumeId)> _streams = [];
+    private readonly ConcurrentDictionary<AppendStream, LoopThread> _streams = [];
     private int _count;
 
     /// <summary>One more; false when there are too many. Whoever entered leaves.</summary>
@@ -24,22 +24,14 @@ internal sealed class AppendStreams
     public void Leave() => Interlocked.Decrement(ref _count);
 
     /// <summary>A stream begins, on <paramref name="thread"/>.</summary>
-    public void Add(AppendStream stream, LoopThread thread, uint volumeId) => _streams[stream] = (thread, volumeId);
+    public void Add(AppendStream stream, LoopThread thread) => _streams[stream] = thread;
 
     /// <summary>It has ended.</summary>
     public void Remove(AppendStream stream) => _streams.TryRemove(stream, out _);
 
-    /// <summary>Every stream of a volume finishes what has begun, answers it, and ends: its client comes again.</summary>
-    public void StopVolume(uint volumeId) => Stop(id => id == volumeId);
-
-    /// <summary>Every stream finishes what has begun, answers it, and ends.</summary>
-    public void StopAll() => Stop(_ => true);
-
-    private void Stop(Func<uint, bool> which)
+    /// <summary>Every stream finishes what has begun, answers it, and ends: its client comes again.</summary>
+    public void StopAll()
     {
-        foreach ((AppendStream stream, (LoopThread thread, uint volumeId)) in _streams)
-        {
-            if (which(volumeId)) thread.Post(stream.RequestStop);
-        }
+        foreach ((AppendStream stream, LoopThread thread) in _streams) thread.Post(stream.RequestStop);
     }
 }
