@@ -88,6 +88,9 @@ public sealed class SimLoop : ILoop
         return true;
     }
 
+    /// <summary>Waits so long by this loop's clock; for code whose seam for waiting speaks of time spans and tasks.</summary>
+    public Task DelayAsync(TimeSpan time) => this.DelayAsync((ulong)time.TotalNanoseconds).AsTask();
+
     /// <summary>Runs until <paramref name="task"/> has finished and gives its result.</summary>
     public T Run<T>(ValueTask<T> task)
     {

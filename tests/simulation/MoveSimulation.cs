@@ -115,7 +115,7 @@ internal sealed class MoveSimulation
 
         _inFlight.Clear();
         _used = [];
-        _directory = new VolumeDirectory(_meta, new Clock(), new SeededRandom(_random.NextUInt64())) { Delay = DelayAsync };
+        _directory = new VolumeDirectory(_meta, new Clock(), new SeededRandom(_random.NextUInt64())) { Delay = _loop.DelayAsync };
         IReadOnlyList<string> notes = Finish(_directory.ReconcileAsync(_sides));
         if (notes.Count > 0) Violate(new Violation(ViolationKind.WrongAnswer, "the start says: " + string.Join("; ", notes)));
         return Violation is null;
@@ -202,7 +202,7 @@ internal sealed class MoveSimulation
         {
             BatchBytes = Streams.StreamHeader.DataBytesMax, KeepEveryBytes = 256 * Units.KiB, LastRoundBytes = 128 * Units.KiB, RoundsMax = 3, FreeBytesMin = 0, Broken = _broken, PauseMax = TimeSpan.FromSeconds(100),
         };
-        var seams = new MoveSeams(new SeededRandom(_random.NextUInt64()), new Clock(), DelayAsync);
+        var seams = new MoveSeams(new SeededRandom(_random.NextUInt64()), new Clock(), _loop.DelayAsync);
         var one = new VolumeMove(
             _directory, _sides.Single(s => s.StoreId == move.From), _sides.Single(s => s.StoreId == move.To), new Gate(this), seams, limits, _ => { }, default);
         await one.RunAsync(move);
@@ -330,8 +330,6 @@ internal sealed class MoveSimulation
     private void Violate(Violation found) => Violation ??= found;
 
     private sealed record Used(HomeDevice Home, VolumeGate Gate, IBlockDevice Device);
-
-    private Task DelayAsync(TimeSpan time) => _loop.DelayAsync((ulong)time.TotalNanoseconds).AsTask();
 
     private sealed class Clock : IWallClock
     {

@@ -161,7 +161,7 @@ internal sealed class GroupSimulation
         ulong pause = (1 + _random.NextBelow(30UL)) * 1_000_000;
         _directory = new VolumeDirectory(new PausingMetaStore(_meta, PauseAsync), new Clock(), new SeededRandom(_random.NextUInt64()))
         {
-            Delay = time => _loop.DelayAsync((ulong)time.TotalNanoseconds).AsTask(),
+            Delay = _loop.DelayAsync,
             CutGate = new CutGate(TakeAsync, () => _loop.DelayAsync(pause).AsTask()) { Broken = _broken.Rules },
         };
         return true;

@@ -136,7 +136,7 @@ internal sealed partial class ImportSimulation
         _world = new World(this, new SimSide(store, PauseAsync, _broken.SaysCopied));
         _directory = new VolumeDirectory(new PausingMetaStore(_meta, PauseAsync), new Clock(), new SeededRandom(_random.NextUInt64()))
         {
-            Delay = time => _loop.DelayAsync((ulong)time.TotalNanoseconds).AsTask(),
+            Delay = _loop.DelayAsync,
             IsThinByDefault = true, // a full disk is to be met while a stream comes, not before
         };
         var limits = new ImportLimits
