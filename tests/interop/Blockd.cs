@@ -102,11 +102,12 @@ internal sealed class Blockd : IDisposable
         return (process.ExitCode, output.Result + error.Result);
     }
 
-    /// <summary>Asks the daemon to stop and answers its exit code.</summary>
+    /// <summary>Asks the daemon to stop and answers its exit code; <see cref="Said"/> is whole then, before it a line may still be on its way.</summary>
     public int Stop()
     {
         if (!_process.HasExited) Run("/bin/kill", "-TERM", _process.Id.ToString(System.Globalization.CultureInfo.InvariantCulture));
-        Assert.True(_process.WaitForExit(30_000), "blockd did not stop within 30 s:\n" + _said);
+        Assert.True(_process.WaitForExit(30_000), "blockd did not stop within 30 s:\n" + Said);
+        _process.WaitForExit(); // its last lines too: a wait with a limit does not wait for them
         return _process.ExitCode;
     }
 
@@ -140,17 +141,13 @@ internal sealed class Blockd : IDisposable
         {
             RedirectStandardOutput = true, RedirectStandardError = true,
         })!;
-        using var ready = new ManualResetEventSlim();
+        var ready = new ManualResetEventSlim(); // lives as long as the handlers: a line between two of them would be lost
         process.OutputDataReceived += Output;
         process.ErrorDataReceived += Output;
         process.BeginOutputReadLine();
         process.BeginErrorReadLine();
         bool isReady = false;
         for (int i = 0; i < 600 && !isReady && !process.HasExited; i++) isReady = ready.Wait(100);
-        process.OutputDataReceived -= Output;
-        process.ErrorDataReceived -= Output;
-        process.OutputDataReceived += (_, line) => Hear(line.Data);
-        process.ErrorDataReceived += (_, line) => Hear(line.Data);
         if (!isReady)
         {
             if (!process.HasExited) process.Kill();

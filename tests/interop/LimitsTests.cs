@@ -35,8 +35,8 @@ public class LimitsTests
                 time.sleep(0.1)
             else: raise AssertionError("never admitted again")
             """);
-        Assert.Contains("more than 32 connections of 127.0.0.1", blockd.Said, StringComparison.Ordinal);
         Assert.Equal(0, blockd.Stop());
+        Assert.Contains("more than 32 connections of 127.0.0.1", blockd.Said, StringComparison.Ordinal);
     }
 
     [Fact]
@@ -60,9 +60,9 @@ public class LimitsTests
             assert ended(silent[0])
             for h in served[:10]: assert h.pread(512, 0) == bytes(512)
             """);
+        Assert.Equal(0, blockd.Stop());
         Assert.Contains("more than 80 connections", blockd.Said, StringComparison.Ordinal);
         Assert.Contains("gave way to newer connections", blockd.Said, StringComparison.Ordinal);
-        Assert.Equal(0, blockd.Stop());
     }
 
     [Fact]
@@ -70,8 +70,8 @@ public class LimitsTests
     {
         using var blockd = new Blockd("demo", "8m");
         Run(blockd, "s = come()\nassert greeted(s) and ended(s)");
-        Assert.Contains("the handshake took too long", blockd.Said, StringComparison.Ordinal);
         Assert.Equal(0, blockd.Stop());
+        Assert.Contains("the handshake took too long", blockd.Said, StringComparison.Ordinal);
     }
 
     [Fact]
@@ -95,8 +95,8 @@ public class LimitsTests
             else: raise AssertionError("never blocked")
             """);
         Assert.Equal("8388608", Blockd.Run("nbdinfo", "--size", blockd.UnixUri).Trim()); // nobody else is
-        Assert.Contains("is blocked for 30 s", blockd.Said, StringComparison.Ordinal);
         Assert.Equal(0, blockd.Stop());
+        Assert.Contains("is blocked for 30 s", blockd.Said, StringComparison.Ordinal);
     }
 
     private static void Run(Blockd blockd, string script) => Blockd.Run(
