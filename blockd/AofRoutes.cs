@@ -174,12 +174,13 @@ internal sealed partial class AofRoutes(Daemon daemon, TargetRoutes targets)
     private static async ValueTask<AppendResult[]> AppendAllAsync(IAppendStore store, uint volumeId, AppendKey key, byte[] bytes, int[] lengths)
     {
         var under = new ValueTask<AppendResult>[lengths.Length];
+        Guid order = Guid.NewGuid(); // of those without a client: they land as far as none is refused
         int at = 0;
         for (int i = 0; i < lengths.Length; i++)
         {
             AppendKey one = key.Client == Guid.Empty ? key : key with { Sequence = key.Sequence + (ulong)i };
 #pragma warning disable CA2012 // Several at once; each is awaited exactly once below.
-            under[i] = store.AppendAsync(volumeId, one, bytes.AsMemory(at, lengths[i]));
+            under[i] = store.AppendAsync(volumeId, one, bytes.AsMemory(at, lengths[i]), order);
 #pragma warning restore CA2012
             at += lengths[i];
         }

@@ -245,6 +245,13 @@ internal sealed class AppendRequest(Stack<AppendRequest> home) : LoopOperation<A
     public AppendKey Key;
     public ReadOnlyMemory<byte> Bytes;
 
+    /// <summary>Whose order it is in: its client's, or that of one call; empty: it stands alone.</summary>
+    public Guid Order;
+
+    /// <summary>It was asked for behind <paramref name="refused"/> and must not land when that one did not.</summary>
+    public bool Follows(AppendRequest refused) =>
+        Order != Guid.Empty && Order == refused.Order && (Key.Client == Guid.Empty || Key.Sequence > refused.Key.Sequence);
+
     protected override void OnTaken()
     {
         Bytes = default;

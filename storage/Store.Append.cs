@@ -17,7 +17,7 @@ public sealed partial class Store
 
     /// <inheritdoc/>
     [AsyncMethodBuilder(typeof(LoopMethodBuilder<>))]
-    public async ValueTask<AppendResult> AppendAsync(uint volumeId, AppendKey key, ReadOnlyMemory<byte> bytes)
+    public async ValueTask<AppendResult> AppendAsync(uint volumeId, AppendKey key, ReadOnlyMemory<byte> bytes, Guid order = default)
     {
         if (Refusal is not null) return new AppendResult(AppendOutcome.Unavailable);
         bool isKey = key.Client == Guid.Empty ? key.Sequence == 0 : key.Sequence > 0;
@@ -26,6 +26,7 @@ public sealed partial class Store
         AppendState state = volume.Appends!;
         AppendRequest request = _appendPool.TryPop(out AppendRequest? spare) ? spare : new AppendRequest(_appendPool);
         request.Key = key;
+        request.Order = key.Client == Guid.Empty ? order : key.Client;
         request.Bytes = bytes;
         state.Waiting.Enqueue(request);
         state.WaitingBytes += bytes.Length;

@@ -101,7 +101,9 @@ public sealed partial class Store
 
             if (Refused(volume, next, (ulong)bytes, isFollower) is { } answer)
             {
-                TakeWaiting(state).Complete(answer);
+                AppendRequest request = TakeWaiting(state);
+                if (answer.Outcome == AppendOutcome.Done) request.Complete(answer);
+                else Refuse(state, [request], answer.Outcome);
                 continue;
             }
 
@@ -162,6 +164,35 @@ public sealed partial class Store
         return outcome is { } known ? new AppendAnswer(known, 0, false, 0) : null;
     }
 
+    /// <summary>Answers what is refused, and with it what waits behind in the same order: would one of those land, there would be a hole
+    /// in what its client asked for, and nobody would tell him in time. What has landed already keeps its own answer.</summary>
+    private void Refuse(AppendState state, List<AppendRequest> refused, AppendOutcome outcome)
+    {
+        if (!Breaks(BrokenRules.AppendPastRefusal) && refused.Exists(r => r.Order != Guid.Empty)) TakeFollowers(state, refused);
+        // All are taken before the first is answered: who is answered may append again, and that stands for itself.
+        foreach (AppendRequest request in refused) request.Complete(new AppendAnswer(outcome, 0, false, 0));
+    }
+
+    /// <summary>Moves what waits behind one of the refused from the queue to their list.</summary>
+    private static void TakeFollowers(AppendState state, List<AppendRequest> refused)
+    {
+        int reasons = refused.Count;
+        for (int left = state.Waiting.Count; left > 0; left--)
+        {
+            AppendRequest next = TakeWaiting(state);
+            bool follows = false;
+            for (int i = 0; i < reasons && !follows; i++) follows = next.Follows(refused[i]);
+            if (follows && state.Find(next.Key.Client)?.TryFind(next.Key.Sequence, out _) != true)
+            {
+                refused.Add(next);
+                continue;
+            }
+
+            state.Waiting.Enqueue(next);
+            state.WaitingBytes += next.Bytes.Length;
+        }
+    }
+
     /// <summary>The volume went back to a snapshot meanwhile: everything is looked at anew, in the same order.</summary>
     private static void AskAgain(AppendState state)
     {
@@ -181,20 +212,27 @@ public sealed partial class Store
             _ => volume.IsDeleting ? AppendOutcome.NotFound : AppendOutcome.Unavailable,
         };
         ulong lsn = _appliedLsn;
-        int appends = volume.Appends!.Batch.Count;
         // Who is answered may append again: that goes to the queue, the pump is still running.
         List<AppendRequest> batch = volume.Appends!.Batch;
+        int appends = batch.Count;
+        if (outcome != AppendOutcome.Done)
+        {
+            Refuse(volume.Appends, batch, outcome);
+            batch.Clear();
+            return;
+        }
+
         for (int i = 0; i < batch.Count; i++)
         {
             AppendRequest request = batch[i];
             ulong offset = start;
             start += (ulong)request.Bytes.Length;
-            request.Complete(new AppendAnswer(outcome, offset, false, lsn));
+            request.Complete(new AppendAnswer(AppendOutcome.Done, offset, false, lsn));
         }
 
         batch.Clear();
 #pragma warning disable CA2012 // The pace keeps its awaiter and asks it once.
-        if (outcome == AppendOutcome.Done) volume.Appends.Pace!.OnWritten(appends, EnsureDurable(lsn));
+        volume.Appends.Pace!.OnWritten(appends, EnsureDurable(lsn));
 #pragma warning restore CA2012
     }
 
