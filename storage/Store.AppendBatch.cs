@@ -39,6 +39,7 @@ public sealed partial class Store
             return;
         }
 
+        if (state.IsHeld) return;
         state.IsPumping = true;
 #pragma warning disable CA2012 // The awaiter is kept and asked once, in EndPump.
         state.Pumped = PumpAsync(volume).GetAwaiter();
@@ -64,9 +65,10 @@ public sealed partial class Store
     private async ValueTask<IoStatus> PumpAsync(Volume volume)
     {
         AppendState state = volume.Appends!;
-        while (state.Waiting.Count > 0)
+        while (state.Waiting.Count > 0 && !state.IsHeld)
         {
             await state.Pace!.WaitAsync(AppendsAtOnce);
+            if (state.IsHeld) break;
             int bytes = Gather(volume);
             if (state.Batch.Count == 0) continue;
             state.BatchBytes = (ulong)bytes;
@@ -80,6 +82,7 @@ public sealed partial class Store
         }
 
         state.IsPumping = false;
+        EndRest(state, true);
         return IoStatus.Ok;
     }
 
@@ -146,6 +149,7 @@ public sealed partial class Store
     private AppendAnswer? Refused(Volume volume, AppendRequest request, ulong inFront, bool isFollower)
     {
         AppendState state = volume.Appends!;
+        if (state.HasMoved) return new AppendAnswer(AppendOutcome.Moved, 0, false, 0);
         if (State != StoreState.Online) return new AppendAnswer(AppendOutcome.Unavailable, 0, false, 0);
         if (volume.IsDeleting) return new AppendAnswer(AppendOutcome.NotFound, 0, false, 0);
         AppendClient? client = request.Key.Client == Guid.Empty || Breaks(BrokenRules.ForgetAppends) ? null : state.Find(request.Key.Client);
@@ -168,21 +172,25 @@ public sealed partial class Store
     /// in what its client asked for, and nobody would tell him in time. What has landed already keeps its own answer.</summary>
     private void Refuse(AppendState state, List<AppendRequest> refused, AppendOutcome outcome)
     {
-        if (!Breaks(BrokenRules.AppendPastRefusal) && refused.Exists(r => r.Order != Guid.Empty)) TakeFollowers(state, refused);
-        // All are taken before the first is answered: who is answered may append again, and that stands for itself.
-        foreach (AppendRequest request in refused) request.Complete(new AppendAnswer(outcome, 0, false, 0));
+        int reasons = refused.Count;
+        ulong asked = state.Asked;
+        for (int i = 0; i < refused.Count; i++)
+        {
+            AppendRequest request = refused[i];
+            // Just before its answer: whoever was answered in front of it may have asked for one more behind it.
+            if (request.Order != Guid.Empty && (i < reasons || state.Asked != asked) && !Breaks(BrokenRules.AppendPastRefusal))
+                TakeFollowers(state, request, refused);
+            request.Complete(new AppendAnswer(outcome, 0, false, 0));
+        }
     }
 
-    /// <summary>Moves what waits behind one of the refused from the queue to their list.</summary>
-    private static void TakeFollowers(AppendState state, List<AppendRequest> refused)
+    /// <summary>Moves what waits behind a refused one from the queue to their list.</summary>
+    private static void TakeFollowers(AppendState state, AppendRequest request, List<AppendRequest> refused)
     {
-        int reasons = refused.Count;
         for (int left = state.Waiting.Count; left > 0; left--)
         {
             AppendRequest next = TakeWaiting(state);
-            bool follows = false;
-            for (int i = 0; i < reasons && !follows; i++) follows = next.Follows(refused[i]);
-            if (follows && state.Find(next.Key.Client)?.TryFind(next.Key.Sequence, out _) != true)
+            if (next.Follows(request) && state.Find(next.Key.Client)?.TryFind(next.Key.Sequence, out _) != true)
             {
                 refused.Add(next);
                 continue;

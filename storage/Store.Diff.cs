@@ -18,8 +18,27 @@ public sealed partial class Store
         Line? before = one is null ? null : new Line(_slots, one), after = two is null ? null : new Line(_slots, two);
         ulong size = Math.Max(one?.Head.SizeBytes ?? EndOf(volume), two?.Head.SizeBytes ?? EndOf(volume));
         if (offsetBytes > size || lengthBytes > size - offsetBytes) return IoStatus.OutOfRange;
+        ulong common = CommonBytes(volume, one, two);
         return await GatherAsync(
-            offsetBytes, lengthBytes, runsMax, runs, at => CompareAsync(volume, before, after, at), static (length, isChanged) => new DiffRun(length, isChanged));
+            offsetBytes, lengthBytes, runsMax, runs, at => CompareUptoAsync(volume, before, after, at, common), static (length, isChanged) => new DiffRun(length, isChanged));
+    }
+
+    /// <summary>How far two views of a volume may be compared block by block. Behind the length of an append-only one lie blocks that it does
+    /// not show: pieces of an append that was under way at the cut, which the other view may show.</summary>
+    private static ulong CommonBytes(Volume volume, Layer? one, Layer? two)
+    {
+        if (volume.Appends is not { } state) return ulong.MaxValue;
+        ulong left = LengthOf(one), right = LengthOf(two);
+        return left == right ? ulong.MaxValue : Math.Min(left, right) & ~(ulong)(Units.BlockBytes - 1);
+
+        ulong LengthOf(Layer? layer) => layer is null ? state.DurableBytes : layer.Head.SizeBytes - layer.Head.SlackBytes;
+    }
+
+    private async ValueTask<(IoStatus Status, bool IsChanged, ulong End)> CompareUptoAsync(Volume volume, Line? before, Line? after, ulong offset, ulong common)
+    {
+        if (offset >= common) return (IoStatus.Ok, true, ulong.MaxValue);
+        (IoStatus status, bool isChanged, ulong end) = await CompareAsync(volume, before, after, offset);
+        return (status, isChanged, Math.Min(end, common));
     }
 
     /// <summary>Looks from place to place, and joins pieces with the same answer into runs; the first error ends it.</summary>

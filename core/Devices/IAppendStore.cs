@@ -36,6 +36,9 @@ public enum AppendOutcome
 
     /// <summary>The store stopped or is closing; the append may be repeated when it is back.</summary>
     Unavailable,
+
+    /// <summary>The volume has another home by now; nothing landed: ask there.</summary>
+    Moved,
 }
 
 /// <summary>Answer to an append.</summary>

@@ -48,6 +48,49 @@ public sealed class AppendLayerTests
         Assert.True(undone < 60);
     }
 
+    /// <summary>A snapshot that is cut in the midst of a large append has pieces of it behind its length, which it does not show. What comes
+    /// into the next snapshot is nevertheless all that the append brought.</summary>
+    [Fact]
+    public void What_was_under_way_at_a_cut_is_a_difference_to_the_next_one()
+    {
+        byte[] first = Bytes(1, 100_000), large = Bytes(3, (3 << 20) + 77);
+        int inside = 0;
+        for (ulong wait = 0; wait < 60; wait++)
+        {
+            var loop = new SimLoop(wait + 1);
+            var disk = new SimDisk(loop, 40 * Units.MiB, 1);
+            var store = (ILayeredStore)Open(loop, disk, isNew: true);
+            Append(loop, store, first);
+            Task<AppendResult> appending = ((IAppendStore)store).AppendAsync(Volume, default, large).AsTask();
+            ulong at = loop.EventCount + wait;
+            loop.RunUntil(() => loop.EventCount >= at || appending.IsCompleted, EventsMax);
+            if (!appending.IsCompleted) inside++;
+            Cut(loop, store, 1);
+            loop.RunUntil(() => appending.IsCompleted, EventsMax);
+            Cut(loop, store, 2);
+            ulong length = (ulong)(first.Length + large.Length), before = store.Snapshots(Volume)[0].LengthBytes!.Value;
+            byte[] old = Read(loop, store.OpenSnapshot(Volume, Id(1))!, before);
+            foreach (Guid? newer in new Guid?[] { Id(2), null })
+            {
+                // What a copy of the first snapshot becomes by it.
+                byte[] now = Read(loop, newer is null ? store.OpenVolume(Volume)! : store.OpenSnapshot(Volume, Id(2))!, length), copy = [.. old, .. new byte[length - before]];
+                var runs = new List<DiffRun>();
+                Assert.Equal(IoStatus.Ok, loop.Run(store.DiffAsync(Volume, Id(1), newer, 0, AppendModel.Shown(length), 4096, runs)));
+                int from = 0;
+                foreach (DiffRun run in runs)
+                {
+                    int bytes = Math.Min((int)run.LengthBytes, copy.Length - from);
+                    if (run.IsChanged) now.AsSpan(from, bytes).CopyTo(copy.AsSpan(from));
+                    from += bytes;
+                }
+
+                Assert.True(copy.AsSpan().SequenceEqual(now), $"after {wait} events, {before} bytes at the cut: equal up to {copy.AsSpan().CommonPrefixLength(now)}");
+            }
+        }
+
+        Assert.True(inside > 10, $"{inside} cuts in the midst of it");
+    }
+
     /// <summary>A snapshot is cut over an append that is in the log and not durable. Where a power cut takes the append and leaves the
     /// snapshot, it holds what the volume holds, and no zeros in its place.</summary>
     [Fact]

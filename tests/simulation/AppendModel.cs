@@ -144,8 +144,7 @@ public sealed class AppendModel(VolumeHead head)
                 ViolationKind.WrongAnswer, $"number {call.Key.Sequence} of {call.Key.Client.ToString()[..4]} landed behind one that was refused ({why})");
         }
 
-        // What it takes with it is marked already when it is itself one of those; who was told in front of it may have asked again.
-        for (; call.Behind is null && at < _calls.Count; at++)
+        for (; at < _calls.Count; at++)
         {
             AppendCall other = _calls[at];
             if (other.Key.Client == call.Key.Client && other.Key.Sequence > call.Key.Sequence) other.Behind ??= result.Outcome;
