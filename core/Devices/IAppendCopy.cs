@@ -18,7 +18,7 @@ public readonly record struct AppendedAt(ulong Sequence, ulong OffsetBytes, uint
 public sealed record AppendCopyState(ulong LengthBytes, IReadOnlyList<AppendClientState> Clients);
 
 /// <summary>
-/// What a store does for append-only volumes that go to another store (docs/decisions/0016). Lives on the store's loop. A copy is an
+/// What a store does for append-only volumes that go to another store (docs/decisions/0013). Lives on the store's loop. A copy is an
 /// append-only volume with epoch 0: nobody's yet. It is written as a disk, and told how long it is and who has appended what.
 /// </summary>
 public interface IAppendCopy
