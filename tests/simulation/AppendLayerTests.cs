@@ -92,6 +92,50 @@ public sealed class AppendLayerTests
         Assert.True(states > 500 && kept > 0, $"{states} states, {kept} with the snapshot");
     }
 
+    /// <summary>The pieces of a large append lie behind the length before it is said. A snapshot that is cut in between shares them with the
+    /// next one and shows none of them: what was changed since it has them all the same, or an increment would lack them.</summary>
+    [Fact]
+    public void What_was_changed_since_a_snapshot_has_the_pieces_that_lay_behind_its_end()
+    {
+        byte[] first = Bytes(1, 100_000), large = Bytes(3, (3 << 20) + 77), all = [.. first, .. large];
+        int between = 0;
+        for (ulong wait = 0; wait < 40; wait++)
+        {
+            var loop = new SimLoop(wait + 1);
+            var disk = new SimDisk(loop, 40 * Units.MiB, 1);
+            var store = (ILayeredStore)Open(loop, disk, isNew: true);
+            var appends = (IAppendStore)store;
+            Append(loop, store, first);
+            Task<AppendResult> appending = appends.AppendAsync(Volume, default, large).AsTask();
+            ulong at = loop.EventCount + wait;
+            loop.RunUntil(() => loop.EventCount >= at || appending.IsCompleted, EventsMax);
+            if (!appending.IsCompleted) between++;
+            Cut(loop, store, 1);
+            loop.RunUntil(() => appending.IsCompleted, EventsMax);
+            Assert.Equal(AppendOutcome.Done, appending.Result.Outcome);
+            Cut(loop, store, 2);
+            foreach (Guid? newer in new Guid?[] { Id(2), null })
+            {
+                byte[] content = Read(loop, store.OpenSnapshot(Volume, Id(1))!, store.Snapshots(Volume)[0].SizeBytes);
+                byte[] wanted = Read(loop, store.OpenSnapshot(Volume, Id(2))!, store.Snapshots(Volume)[1].SizeBytes);
+                Array.Resize(ref content, wanted.Length);
+                var runs = new List<DiffRun>();
+                Assert.Equal(IoStatus.Ok, loop.Run(store.DiffAsync(Volume, Id(1), newer, 0, (ulong)wanted.Length, 1000, runs)));
+                int offset = 0;
+                foreach (DiffRun run in runs)
+                {
+                    if (run.IsChanged) wanted.AsSpan(offset, (int)run.LengthBytes).CopyTo(content.AsSpan(offset));
+                    offset += (int)run.LengthBytes;
+                }
+
+                Assert.True(content.AsSpan().SequenceEqual(wanted), $"after {wait} events: equal up to byte {content.AsSpan().CommonPrefixLength(wanted)}");
+                Assert.True(wanted.AsSpan(0, all.Length).SequenceEqual(all));
+            }
+        }
+
+        Assert.InRange(between, 5, 40);
+    }
+
     private static string? FaultOf(SimLoop loop, ILayeredStore store, byte[] all, ref int kept)
     {
         ulong length = ((IAppendStore)store).AppendInfoOf(Volume)!.Value.LengthBytes;
