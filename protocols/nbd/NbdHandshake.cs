@@ -410,7 +410,9 @@ public sealed class NbdHandshake
     {
         if (export is null)
         {
-            Reply(option, NbdReply.ErrUnknown, _exports.WhyNot(name, _identity) ?? "no such export");
+            // Clients that keep the reason to themselves must not say of what is there that it is not.
+            string? reason = _exports.WhyNot(name, _identity);
+            Reply(option, reason is null ? NbdReply.ErrUnknown : NbdReply.ErrPolicy, reason ?? "no such export");
             return false;
         }
 
