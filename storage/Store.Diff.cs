@@ -18,27 +18,20 @@ public sealed partial class Store
         Line? before = one is null ? null : new Line(_slots, one), after = two is null ? null : new Line(_slots, two);
         ulong size = Math.Max(one?.Head.SizeBytes ?? EndOf(volume), two?.Head.SizeBytes ?? EndOf(volume));
         if (offsetBytes > size || lengthBytes > size - offsetBytes) return IoStatus.OutOfRange;
-        ulong common = CommonBytes(volume, one, two);
+        (ulong Begin, ulong End) moved = MovedEnd(volume, one, two);
         return await GatherAsync(
-            offsetBytes, lengthBytes, runsMax, runs, at => CompareUptoAsync(volume, before, after, at, common), static (length, isChanged) => new DiffRun(length, isChanged));
+            offsetBytes, lengthBytes, runsMax, runs, at => CompareAsync(volume, before, after, moved, at), static (length, isChanged) => new DiffRun(length, isChanged));
     }
 
-    /// <summary>How far two views of a volume may be compared block by block. Behind the length of an append-only one lie blocks that it does
-    /// not show: pieces of an append that was under way at the cut, which the other view may show.</summary>
-    private static ulong CommonBytes(Volume volume, Layer? one, Layer? two)
+    /// <summary>The blocks between the ends of two views of an append-only volume. Behind its end a view shows nothing, whatever its pages have
+    /// there: pieces of an append whose length was not said yet, which the next one shares with it.</summary>
+    private static (ulong Begin, ulong End) MovedEnd(Volume volume, Layer? one, Layer? two)
     {
-        if (volume.Appends is not { } state) return ulong.MaxValue;
-        ulong left = LengthOf(one), right = LengthOf(two);
-        return left == right ? ulong.MaxValue : Math.Min(left, right) & ~(ulong)(Units.BlockBytes - 1);
+        if (volume.Appends is not { } appends) return default;
+        ulong before = LengthOf(one), after = LengthOf(two);
+        return before == after ? default : (Math.Min(before, after) & ~(ulong)(Units.BlockBytes - 1), Math.Max(before, after));
 
-        ulong LengthOf(Layer? layer) => layer is null ? state.DurableBytes : layer.Head.SizeBytes - layer.Head.SlackBytes;
-    }
-
-    private async ValueTask<(IoStatus Status, bool IsChanged, ulong End)> CompareUptoAsync(Volume volume, Line? before, Line? after, ulong offset, ulong common)
-    {
-        if (offset >= common) return (IoStatus.Ok, true, ulong.MaxValue);
-        (IoStatus status, bool isChanged, ulong end) = await CompareAsync(volume, before, after, offset);
-        return (status, isChanged, Math.Min(end, common));
+        ulong LengthOf(Layer? layer) => layer is null ? appends.LengthBytes : layer.Head.SizeBytes - layer.Head.SlackBytes;
     }
 
     /// <summary>Looks from place to place, and joins pieces with the same answer into runs; the first error ends it.</summary>
@@ -71,7 +64,7 @@ public sealed partial class Store
         _volumes.TryGetValue(volumeId, out Volume? volume) && BaseOf(volume) is { } basis && basis.Head.Uuid == snapshot ? basis : null;
 
     private async ValueTask<(IoStatus Status, bool IsChanged, ulong End)> CompareAsync(
-        Volume volume, Line? before, Line? after, ulong offset)
+        Volume volume, Line? before, Line? after, (ulong Begin, ulong End) moved, ulong offset)
     {
         uint extent = (uint)(offset >> Units.ExtentShift);
         ulong start = (ulong)extent << Units.ExtentShift;
@@ -88,13 +81,14 @@ public sealed partial class Store
                 return (IoStatus.Ok, volume.IsDoubtful, isLast ? ulong.MaxValue : (ulong)next << Units.ExtentShift);
             }
 
-            if (isOld && isNow && one == two) return (IoStatus.Ok, false, start + Units.ExtentBytes);
+            bool isMoved = start < moved.End && moved.Begin < start + Units.ExtentBytes;
+            if (isOld && isNow && one == two && !isMoved) return (IoStatus.Ok, false, start + Units.ExtentBytes);
             if ((!isOld || _slots.IsResident(one)) && (!isNow || _slots.IsResident(two)))
             {
                 ReadOnlySpan<byte> left = isOld ? _slots.Entries(one) : default, right = isNow ? _slots.Entries(two) : default;
                 int at = (int)(offset % Units.ExtentBytes) >> Units.BlockShift, next = at + 1;
-                bool differs = Differs(left, right, at);
-                while (next < Units.BlocksPerExtent && Differs(left, right, next) == differs) next++;
+                bool differs = Differs(left, right, start, at, moved);
+                while (next < Units.BlocksPerExtent && Differs(left, right, start, next, moved) == differs) next++;
                 return (IoStatus.Ok, differs, start + ((ulong)next << Units.BlockShift));
             }
 
@@ -121,11 +115,13 @@ public sealed partial class Store
     }
 
     /// <summary>Equal versions mean equal content, and holes are equal whoever made them.</summary>
-    private static bool Differs(ReadOnlySpan<byte> left, ReadOnlySpan<byte> right, int index)
+    private static bool Differs(ReadOnlySpan<byte> left, ReadOnlySpan<byte> right, ulong start, int index, (ulong Begin, ulong End) moved)
     {
+        ulong offset = start + ((ulong)index << Units.BlockShift);
         BlockEntry one = left.IsEmpty ? default : MetadataPage.Entry(left, index);
         BlockEntry two = right.IsEmpty ? default : MetadataPage.Entry(right, index);
-        return one.Version != two.Version && (one.Block != 0 || two.Block != 0);
+        bool isMoved = offset >= moved.Begin && offset < moved.End;
+        return (one.Version != two.Version || isMoved) && (one.Block != 0 || two.Block != 0);
     }
 
     /// <inheritdoc/>
