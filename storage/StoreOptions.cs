@@ -129,8 +129,8 @@ public enum BrokenRules : long
     /// <summary>A layer that goes frees the blocks that the layer above still has (B5).</summary>
     DropSharedBlocks = 1 << 24,
 
-    /// <summary>An append-only volume is cut while appends are under way: the snapshot's length lacks what its pages have (B1.10).</summary>
-    CutUnderAppends = 1 << 25,
+    /// <summary>A snapshot is cut while changes are under way: of an append-only volume its length lacks what its pages have (B1.10, B5).</summary>
+    CutUnderWrites = 1 << 25,
 
     /// <summary>A layer's head goes before its pages (B5).</summary>
     DropLayerFirst = 1 << 26,
