@@ -52,12 +52,12 @@ internal sealed class AppendStream
     private readonly SendBatch _batch = new(1);
     private readonly TurnEndHook _sendHook;
     private readonly Action _onSent, _giveUpTurn;
-    private readonly LoopTimer _watch;
+    private readonly DeadlineWatch _watch;
     private readonly LoopOperation<bool> _room = new(), _turnCame = new();
     private readonly AdmissionWaiter _turn;
     private byte[] _replies, _sending;
     private int _repliesBytes, _start, _end, _inFlight, _windowBytes;
-    private ulong _idleSince, _frameUntil, _sendSince, _lingerUntil, _watchAt;
+    private ulong _idleSince, _frameUntil, _sendSince, _lingerUntil;
     private ValueTaskAwaiter<int> _sent;
     private Slot? _free;
     private bool _isSending, _isEnding, _isFilling, _isShut, _isClosed;
@@ -74,7 +74,7 @@ internal sealed class AppendStream
         _sendHook = new TurnEndHook(SendReplies);
         (_onSent, _giveUpTurn) = (OnSent, GiveUpTurn);
         _turn = new AdmissionWaiter(() => _turnCame.Complete(true));
-        _watch = loop.CreateTimer(OnWatch);
+        _watch = new DeadlineWatch(loop, NextDeadline, OnWatch);
     }
 
     /// <summary>Appends that have landed, repeats too.</summary>
@@ -87,7 +87,7 @@ internal sealed class AppendStream
     public async ValueTask<string> RunAsync()
     {
         _idleSince = _loop.NowNanos;
-        WatchOver();
+        _watch.Look();
         while (!_isEnding && await TakeFrameAsync())
         {
         }
@@ -207,7 +207,7 @@ internal sealed class AppendStream
     private void BeginFrame(uint bytes)
     {
         _frameUntil = _loop.NowNanos + _limits.FrameNanos + bytes * 1_000_000_000UL / _limits.FrameBytesPerSecond;
-        WatchOver();
+        _watch.Look();
     }
 
     /// <summary>Answers what is not begun, and takes nothing more.</summary>
@@ -299,7 +299,7 @@ internal sealed class AppendStream
             return;
         }
 
-        WatchOver();
+        _watch.Look();
         _sent.UnsafeOnCompleted(_onSent);
     }
 
@@ -335,7 +335,7 @@ internal sealed class AppendStream
         _isShut = true;
         _connection.ShutdownSend();
         _lingerUntil = _loop.NowNanos + _limits.LingerNanos;
-        WatchOver();
+        _watch.Look();
         if (_room.IsPending) _room.Complete(true);
     }
 
@@ -357,17 +357,12 @@ internal sealed class AppendStream
         _turnCame.Complete(false);
     }
 
-    /// <summary>One timer serves all waits and is moved only when it elapses, so that the hot path hardly touches it.</summary>
-    private void WatchOver()
+    private ulong NextDeadline()
     {
-        if (_isClosed) return;
+        if (_isClosed) return ulong.MaxValue;
         ulong until = _lingerUntil != 0 ? _lingerUntil : _idleSince + _limits.IdleNanos;
         if (_isSending) until = Math.Min(until, _sendSince + _limits.SendStallNanos);
-        if (_frameUntil != 0) until = Math.Min(until, _frameUntil);
-        if (_watch.IsArmed && _watchAt <= until) return;
-        ulong now = _loop.NowNanos;
-        _watchAt = Math.Max(until, now + 1_000_000);
-        _watch.Start(_watchAt - now);
+        return _frameUntil != 0 ? Math.Min(until, _frameUntil) : until;
     }
 
     private void OnWatch()
@@ -378,7 +373,6 @@ internal sealed class AppendStream
         else if (_frameUntil != 0 && now >= _frameUntil) Refuse(default, AppendCode.TooSlow, "half a frame, then silence");
         else if (!_isEnding && _inFlight == 0 && !_turn.IsWaiting && now - _idleSince >= _limits.IdleNanos) End("nothing came for a while");
         else if (now - _idleSince >= _limits.IdleNanos) _idleSince = now;
-        WatchOver();
     }
 
     /// <summary>One append from its frame to its reply. Pooled by its stream.</summary>

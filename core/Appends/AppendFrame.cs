@@ -41,27 +41,24 @@ public struct AppendFrame : IFixedLayout<AppendFrame>
     /// <inheritdoc/>
     public readonly void WriteTo(Span<byte> target)
     {
-        BinaryPrimitives.WriteUInt32LittleEndian(target, Magic);
+        AppendHead.Begin(target, Magic, Key);
         BinaryPrimitives.WriteUInt32LittleEndian(target[4..], Volume);
-        BinaryPrimitives.WriteUInt64LittleEndian(target[8..], Key.Sequence);
-        Check.That(Key.Client.TryWriteBytes(target[16..32], bigEndian: true, out _));
         BinaryPrimitives.WriteUInt32LittleEndian(target[32..], LengthBytes);
         BinaryPrimitives.WriteUInt32LittleEndian(target[36..], DataCrc);
         BinaryPrimitives.WriteUInt32LittleEndian(target[40..], 0);
-        BinaryPrimitives.WriteUInt32LittleEndian(target[44..], Crc32C.Compute(target[..44]));
+        AppendHead.End(target[..SizeBytes]);
     }
 
     /// <inheritdoc/>
     public static string? TryRead(ReadOnlySpan<byte> source, out AppendFrame value)
     {
         value = default;
-        if (BinaryPrimitives.ReadUInt32LittleEndian(source) != Magic) return "no append frame";
-        if (BinaryPrimitives.ReadUInt32LittleEndian(source[44..]) != Crc32C.Compute(source[..44])) return "damaged head of a frame";
+        if (AppendHead.FaultOf(source[..SizeBytes], Magic, "no append frame", "damaged head of a frame") is { } fault) return fault;
         if (BinaryPrimitives.ReadUInt32LittleEndian(source[40..]) != 0) return "reserved bytes of a frame are not zero";
         value = new AppendFrame
         {
             Volume = BinaryPrimitives.ReadUInt32LittleEndian(source[4..]),
-            Key = new AppendKey(new Guid(source[16..32], bigEndian: true), BinaryPrimitives.ReadUInt64LittleEndian(source[8..])),
+            Key = AppendHead.KeyOf(source),
             LengthBytes = BinaryPrimitives.ReadUInt32LittleEndian(source[32..]),
             DataCrc = BinaryPrimitives.ReadUInt32LittleEndian(source[36..]),
         };

@@ -45,30 +45,27 @@ public struct AppendReply : IFixedLayout<AppendReply>
     /// <inheritdoc/>
     public readonly void WriteTo(Span<byte> target)
     {
-        BinaryPrimitives.WriteUInt32LittleEndian(target, Magic);
+        AppendHead.Begin(target, Magic, Key);
         BinaryPrimitives.WriteUInt16LittleEndian(target[4..], (ushort)Code);
         BinaryPrimitives.WriteUInt16LittleEndian(target[6..], (ushort)(IsRepeat ? 1 : 0));
-        BinaryPrimitives.WriteUInt64LittleEndian(target[8..], Key.Sequence);
-        Check.That(Key.Client.TryWriteBytes(target[16..32], bigEndian: true, out _));
         BinaryPrimitives.WriteUInt64LittleEndian(target[32..], OffsetBytes);
         BinaryPrimitives.WriteUInt64LittleEndian(target[40..], LengthBytes);
         BinaryPrimitives.WriteUInt32LittleEndian(target[48..], 0);
-        BinaryPrimitives.WriteUInt32LittleEndian(target[52..], Crc32C.Compute(target[..52]));
+        AppendHead.End(target[..SizeBytes]);
     }
 
     /// <inheritdoc/>
     public static string? TryRead(ReadOnlySpan<byte> source, out AppendReply value)
     {
         value = default;
-        if (BinaryPrimitives.ReadUInt32LittleEndian(source) != Magic) return "no reply to an append";
-        if (BinaryPrimitives.ReadUInt32LittleEndian(source[52..]) != Crc32C.Compute(source[..52])) return "damaged reply to an append";
+        if (AppendHead.FaultOf(source[..SizeBytes], Magic, "no reply to an append", "damaged reply to an append") is { } fault) return fault;
         ushort flags = BinaryPrimitives.ReadUInt16LittleEndian(source[6..]);
         if (flags > 1 || BinaryPrimitives.ReadUInt32LittleEndian(source[48..]) != 0) return "reserved bits of a reply are not zero";
         value = new AppendReply
         {
             Code = (AppendCode)BinaryPrimitives.ReadUInt16LittleEndian(source[4..]),
             IsRepeat = flags == 1,
-            Key = new AppendKey(new Guid(source[16..32], bigEndian: true), BinaryPrimitives.ReadUInt64LittleEndian(source[8..])),
+            Key = AppendHead.KeyOf(source),
             OffsetBytes = BinaryPrimitives.ReadUInt64LittleEndian(source[32..]),
             LengthBytes = BinaryPrimitives.ReadUInt64LittleEndian(source[40..]),
         };

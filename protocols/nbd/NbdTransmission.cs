@@ -42,7 +42,7 @@ public sealed partial class NbdTransmission
     private readonly SendBatch _batch = new();
     private readonly TurnEndHook _sendHook;
     private readonly Action _onSent;
-    private readonly LoopTimer _watch;
+    private readonly DeadlineWatch _watch;
     private readonly LoopTimer _linger;
     private readonly LoopOperation<bool> _room = new();
     private readonly VolumeAdmission? _admission;
@@ -81,7 +81,7 @@ public sealed partial class NbdTransmission
         _end = negotiated.Leftover.Length;
         _sendHook = new TurnEndHook(SendReady);
         _onSent = OnSent;
-        _watch = loop.CreateTimer(OnWatch);
+        _watch = new DeadlineWatch(loop, NextDeadline, OnWatch);
         _linger = loop.CreateTimer(() =>
         {
             _isLingerOver = true;
@@ -146,18 +146,12 @@ public sealed partial class NbdTransmission
         ulong now = _loop.NowNanos;
         if (_isSending && now - _sendSince >= _options.SendStallNanos) Close("the client does not read");
         else if (_halfSince != 0 && now - _halfSince >= _options.HalfRequestNanos) Close("half a request, then silence");
-        else WatchOver();
     }
 
-    /// <summary>One timer serves both waits and is moved only when it elapses, so that the hot path never touches it.</summary>
-    private void WatchOver()
+    private ulong NextDeadline()
     {
-        if (_watch.IsArmed || _isClosed || (!_isSending && _halfSince == 0)) return;
-        ulong now = _loop.NowNanos;
-        ulong left = ulong.MaxValue;
-        if (_isSending) left = _options.SendStallNanos - (now - _sendSince);
-        if (_halfSince != 0) left = Math.Min(left, _options.HalfRequestNanos - (now - _halfSince));
-        _watch.Start(left);
+        ulong until = _isSending && !_isClosed ? _sendSince + _options.SendStallNanos : ulong.MaxValue;
+        return _halfSince != 0 && !_isClosed ? Math.Min(until, _halfSince + _options.HalfRequestNanos) : until;
     }
 
     /// <summary>Reads requests until DISC or the end of the stream (true), or until the stream is unusable (false).</summary>
@@ -294,7 +288,7 @@ public sealed partial class NbdTransmission
             {
                 GoQuiet();
                 _halfSince = _loop.NowNanos;
-                WatchOver();
+                _watch.Look();
                 count = await _connection.ReceiveAsync(target);
                 _halfSince = 0;
                 if (count <= 0) return false;
@@ -326,7 +320,7 @@ public sealed partial class NbdTransmission
         if (isInside || _end > 0)
         {
             _halfSince = _loop.NowNanos;
-            WatchOver();
+            _watch.Look();
         }
 
         Memory<byte> target = _input[_end..];
@@ -458,7 +452,7 @@ public sealed partial class NbdTransmission
 
         _isSending = true;
         _sendSince = _loop.NowNanos;
-        WatchOver();
+        _watch.Look();
 #pragma warning disable CA2012 // The awaiter is kept and asked once, in OnSent.
         _sent = _connection.SendAsync(_batch).GetAwaiter();
 #pragma warning restore CA2012
