@@ -54,8 +54,8 @@ def run_file(path, writers, size, seconds):
 
 
 def run_volume(options, daemon, writers, size, seconds, mode, number):
-    command = [options.client, f"http://127.0.0.1:{daemon.api}", os.path.join(daemon.data, "admin.token"), f"aof-{number}", str(writers), str(size), str(seconds), mode.split("-")[0], mode.split("-")[1]]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 60, check=False)
+    command = [options.client, f"http://127.0.0.1:{daemon.api}", os.path.join(daemon.data, "admin.token"), f"aof-{number}", str(writers), str(size), str(seconds), mode.split("-")[0], mode.split("-")[1], str(options.warm_up)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + options.warm_up + 60, check=False)
     if done.returncode:
         raise BenchError(f"the client ended with {done.returncode}: {done.stderr}\n{daemon.said()}")
     return json.loads(done.stdout)
@@ -116,6 +116,7 @@ def main():
     parser.add_argument("--used", action="store_true", help="the store was written before, as it is after a while; default: a new file, whose filesystem allocates with each append")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=3.0, help="of each run")
+    parser.add_argument("--warm-up", type=float, default=1.0, help="seconds in front of each run of the volume that are not counted: client and daemon compile their code then (default: 1)")
     parser.add_argument("--dir", default=None, help="a folder on the disk that is measured (default: the temporary one)")
     parser.add_argument("--json", help="write every figure there")
     options = parser.parse_args()
