@@ -48,7 +48,7 @@ public sealed class NbdHandshake
     /// <summary>Prepares; nothing is sent before <see cref="RunAsync"/>.</summary>
     public NbdHandshake(ILoop loop, IConnection connection, INbdExports exports, NbdOptions options)
     {
-        (_loop, _connection, _exports, _options) = (loop, connection, exports, options);
+        (_loop, _connection, _exports, _options, _identity) = (loop, connection, exports, options, options.DefaultIdentity);
         _deadline = loop.CreateTimer(() =>
         {
             EndReason ??= "the handshake took too long";
@@ -237,7 +237,7 @@ public sealed class NbdHandshake
             return false;
         }
 
-        (_connection, _identity, _isTls) = (tls.Connection, tls.PeerSubject, true);
+        (_connection, _identity, _isTls) = (tls.Connection, tls.PeerSubject ?? _options.DefaultIdentity, true);
         (_mode, _contextExport) = (NbdReplyMode.Simple, null); // STARTTLS forgets what was agreed in the clear
         return true;
     }
