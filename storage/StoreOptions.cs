@@ -180,6 +180,9 @@ public enum BrokenRules : long
 
     /// <summary>Recovery keeps an append although one in front of it is lost (B1.7, step 3).</summary>
     AppendOverGap = 1L << 44,
+
+    /// <summary>An append that waits behind a refused one of its client is taken all the same.</summary>
+    AppendPastRefusal = 1L << 47,
 }
 
 /// <summary>What became of opening a store.</summary>
