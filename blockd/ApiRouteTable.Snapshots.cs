@@ -31,7 +31,7 @@ internal static partial class ApiRouteTable
             [s_badName, s_noVolume, s_noSnapshot, s_badQuery, s_meanwhile, s_noDisk]),
         new("POST", "volumes/{name}/clone", "Makes a volume with the content of a snapshot, writable at once; or, full, a copy that is initializing until it is populated. Repeating the request with its idempotencyKey answers the same volume.",
             201, typeof(VolumeInfo), typeof(CloneVolume), [],
-            [s_badName, s_noVolume, s_noSnapshot, (400, "invalid-size"), (400, "invalid-block-size"), (400, "invalid-idempotency-key"), (400, "invalid-description"),
+            [s_badName, s_noVolume, s_noSnapshot, (400, "invalid-size"), (400, "invalid-block-size"), (400, "invalid-nbd-clients"), (400, "invalid-idempotency-key"), (400, "invalid-description"),
                 (409, "name-taken"), s_quotaBytes, s_quotaVolumes, s_notYours, s_coming, (409, "volume-flattening"), s_meanwhile, s_noDisk, (507, "no-space")]),
         new("POST", "volumes/{name}/flatten", "Begins to copy what a clone shares with its base; then it builds on nothing.", 202, typeof(TaskInfo), typeof(FlattenVolume), [],
             [s_badName, s_noVolume, s_coming, (409, "not-a-clone"), (409, "volume-has-snapshots"), s_meanwhile, s_noDisk]),

@@ -329,8 +329,13 @@ internal sealed class Daemon
         Declared.Start();
     }
 
-    /// <summary>A volume has another size or other export options: whoever is attached is told.</summary>
-    public void OnChanged(VolumeRecord record) => Volumes.OnChanged(record);
+    /// <summary>A volume has another size or other export options: whoever is attached is told, and cut off when it is not for him any more.</summary>
+    public void OnChanged(VolumeRecord record)
+    {
+        Volumes.OnChanged(record);
+        HashSet<uint> changed = [record.Id];
+        foreach (Session session in Sessions.List().Where(s => s.Touches(changed) && !s.MayUse(record))) session.Cut(Session.NotItsVolume);
+    }
 
     /// <summary>Takes a disk out of service; its file stays. Throws <see cref="DiskException"/>.</summary>
     public Task RemoveDiskAsync(Guid id, bool isForced) => Disks.RemoveAsync(id, isForced, store =>

@@ -1,5 +1,6 @@
 using System.Net;
 using BlockServer.Cluster;
+using BlockServer.Core;
 
 namespace BlockServer.Blockd;
 
@@ -50,7 +51,7 @@ internal sealed class Denied(DenyDirectory directory)
     {
         foreach (string pattern in _rules.Initiators)
         {
-            if (IscsiRules.Matches(pattern, name)) return true;
+            if (NamePattern.Matches(pattern, name)) return true;
         }
 
         return false;

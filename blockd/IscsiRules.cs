@@ -1,6 +1,7 @@
 using System.Net;
 using System.Net.Sockets;
 using BlockServer.Cluster;
+using BlockServer.Core;
 using BlockServer.Protocols.Iscsi;
 
 namespace BlockServer.Blockd;
@@ -67,40 +68,10 @@ internal static class IscsiRules
     {
         foreach (TargetAccess rule in rules)
         {
-            if (Matches(rule.Initiator, initiator) && (rule.Address is null || (address is not null && IsIn(rule.Address, address)))) return true;
+            if (NamePattern.Matches(rule.Initiator, initiator) && (rule.Address is null || (address is not null && IsIn(rule.Address, address)))) return true;
         }
 
         return false;
-    }
-
-    /// <summary>The whole name fits the pattern; * stands for any characters, ? for one.</summary>
-    public static bool Matches(ReadOnlySpan<char> pattern, ReadOnlySpan<char> name)
-    {
-        int p = 0, n = 0, star = -1, from = 0;
-        while (n < name.Length)
-        {
-            if (p < pattern.Length && pattern[p] == '*')
-            {
-                (star, from) = (p++, n);
-            }
-            else if (p < pattern.Length && (pattern[p] == '?' || pattern[p] == name[n]))
-            {
-                p++;
-                n++;
-            }
-            else if (star >= 0)
-            {
-                p = star + 1;
-                n = ++from;
-            }
-            else
-            {
-                return false;
-            }
-        }
-
-        while (p < pattern.Length && pattern[p] == '*') p++;
-        return p == pattern.Length;
     }
 
     /// <summary>Lower case of a pattern; null when no name could be meant.</summary>

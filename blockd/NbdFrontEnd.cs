@@ -49,7 +49,7 @@ internal sealed class NbdFrontEnd(
             throw new IOException("--stdio: standard input is not a connected socket; clients such as nbdcopy -- [ blockd --stdio ... ] make one");
         SocketConnection connection = SocketConnection.Attach(thread.Loop, fd, "unix:stdio");
         _ = sessions.Enter(connection.Peer, thread.Loop.NowNanos, out string address);
-        return await ServeAndLeaveAsync(connection, "stdio", address, options);
+        return await ServeAndLeaveAsync(connection, "stdio", address, options with { DefaultIdentity = NbdClients.Unix });
     });
 
     /// <summary>Closes every listener. Any thread.</summary>
@@ -68,7 +68,7 @@ internal sealed class NbdFrontEnd(
         string? snapshot = at < 0 ? null : name[(at + 1)..];
         string volume = at < 0 ? name : name[..at];
         VolumeRecord? record = volume.Length > 0 ? directory.Find(volume) : at < 0 ? DefaultVolume() : null;
-        if (record is null || !record.Export.Nbd || volumes.ThreadOf(record) is not { } there) return null;
+        if (record is null || !IsFor(record, identity) || volumes.ThreadOf(record) is not { } there) return null;
         if (await OnLoopAsync(there, () => OpenThereAsync(there, record, snapshot)) is not { } opened) return null;
         return new NbdExport
         {
@@ -87,11 +87,13 @@ internal sealed class NbdFrontEnd(
     /// <summary>Volumes only: of snapshots there may be ten thousand. Their names are what the volume's metadata contexts
     /// say.</summary>
     public IReadOnlyList<NbdListing> List(string? identity) =>
-        [.. directory.List().Where(v => v.Export.Nbd).Select(v => new NbdListing(v.Name, v.Description ?? ""))];
+        [.. directory.List().Where(v => IsFor(v, identity)).Select(v => new NbdListing(v.Name, v.Description ?? ""))];
 
     /// <inheritdoc/>
     public string? WhyNot(string name, string? identity) =>
-        directory.Find(name) is { Export.Nbd: true } record ? VolumeDirectory.ImportFault(record)?.Detail : null;
+        directory.Find(name) is { } record && IsFor(record, identity) ? VolumeDirectory.ImportFault(record)?.Detail : null;
+
+    private static bool IsFor(VolumeRecord volume, string? identity) => volume.Export.Nbd && NbdClients.Admits(volume.Export, identity);
 
     private VolumeRecord? DefaultVolume()
     {
@@ -123,6 +125,7 @@ internal sealed class NbdFrontEnd(
     {
         bool isLocal = IsLocal(listener);
         NbdOptions here = isLocal ? options : _beyond;
+        if (listener.BoundEndPoint is null) here = here with { DefaultIdentity = NbdClients.Unix };
         _listeners.Add(listener);
         _ = AcceptAsync(listener, here);
         return new ListenerInfo("nbd", listener.Address, here.TlsMode != NbdTlsMode.None, insecure && !isLocal);
@@ -237,6 +240,12 @@ internal sealed class NbdFrontEnd(
             {
                 connection.Close();
                 return "its address is denied";
+            }
+
+            if (directory.Find(tag.VolumeId) is { } now && !session.MayUse(now)) // since the handshake
+            {
+                connection.Close();
+                return Session.NotItsVolume;
             }
 
             string reason = await transmission.RunAsync();

@@ -180,9 +180,10 @@ internal sealed class ServedTargets(
         foreach (Admission admission in target.Admissions.ToArray())
         {
             IscsiSession session = admission.Session;
-            bool mayStay = IscsiRules.IsProven(view, session.User)
-                && IscsiRules.Decide(view, session.InitiatorName, admission.Address, admission.Portal, settings.Insecure) == IscsiLoginStatus.Success;
-            if (!mayStay) target.Iscsi.Cut(session.Tsih, "the target does not let it in any more");
+            bool isLetIn = IscsiRules.IsProven(view, session.User) && IscsiRules.Decide(
+                view with { PortalGroups = [] }, session.InitiatorName, admission.Address, admission.Portal, settings.Insecure) == IscsiLoginStatus.Success;
+            if (!isLetIn) target.Iscsi.Cut(session.Tsih, "the target does not let it in any more");
+            else if (!view.IsAt(admission.Portal.Group)) target.Iscsi.AskToLeave(session.Tsih, "the target moved to another portal group");
         }
     }
 

@@ -1,5 +1,6 @@
 using System.Collections.Concurrent;
 using System.Globalization;
+using BlockServer.Cluster;
 using BlockServer.Core.Api;
 using BlockServer.Io;
 
@@ -42,6 +43,12 @@ internal sealed class Session(
 
     /// <summary>The iSCSI target, or null.</summary>
     public string? Target { get; } = target;
+
+    /// <summary>Why a session ends whose volume is not for it any more.</summary>
+    public const string NotItsVolume = "the volume is not for it any more";
+
+    /// <summary>False for an NBD client that the rules of the volume do not let in.</summary>
+    public bool MayUse(VolumeRecord volume) => Protocol != "nbd" || NbdClients.Admits(volume.Export, identity);
 
     /// <summary>Ends it at once.</summary>
     public void Cut(string reason) => handle.Thread.Post(() => handle.Cut(reason));

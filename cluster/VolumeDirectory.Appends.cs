@@ -85,8 +85,11 @@ public sealed partial class VolumeDirectory
         return Find(newName) is { } done ? done : NoVolume(newName);
     }
 
-    private static ExportOptions ExportOf(ExportOptions export, bool isAppendOnly) =>
-        isAppendOnly ? export with { ReadOnly = true, Thick = false } : export;
+    private static ExportOptions ExportOf(ExportOptions export, bool isAppendOnly)
+    {
+        ExportOptions kept = export with { NbdClients = NbdClients.Normalize(export.NbdClients) };
+        return isAppendOnly ? kept with { ReadOnly = true, Thick = false } : kept;
+    }
 
     private static DirectoryFault NotAppendOnly(VolumeRecord volume) =>
         new(IoStatus.Conflict, "not-append-only", $"'{volume.Name}' is an ordinary volume; pfcli aof_list shows the append-only ones");

@@ -143,7 +143,7 @@ public sealed partial class VolumeDirectory
             Thin: request.Thin ?? from.PromisedBytes == 0);
         if (ThinFault(request.Thin, export) is { } both) return both;
         if (Repeated(wanted) is { } repeated) return repeated;
-        if (BlockFault(export, size) is { } odd) return odd;
+        if (ExportFault(export, size) is { } odd) return odd;
         if (Quota?.FaultOf(request.Name, size, null, List()) is { } tooMuch) return tooMuch;
         if (size < (basis?.Info.SizeBytes ?? from.SizeBytes))
             return new DirectoryFault(IoStatus.Invalid, "invalid-size", "a clone is at least as large as what it is cloned from", "sizeBytes");

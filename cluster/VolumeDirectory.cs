@@ -74,7 +74,7 @@ public sealed partial class VolumeDirectory(IMetaStore meta, IWallClock clock, I
         if (request.IdempotencyKey is { Length: > 128 })
             return new DirectoryFault(IoStatus.Invalid, "invalid-idempotency-key", "the key is longer than 128 characters", "idempotencyKey");
         if (DescriptionFault(request.Description) is { } wordy) return wordy;
-        if (request.Export is { } export && (BlockFault(export, request.SizeBytes) ?? ThinFault(request.Thin, export)) is { } odd) return odd;
+        if (request.Export is { } export && (ExportFault(export, request.SizeBytes) ?? ThinFault(request.Thin, export)) is { } odd) return odd;
         if (QosFault(request.Qos) is { } limits) return limits;
         return await ChangeAloneAsync(() => CreateAloneAsync(request, import));
     }
@@ -204,7 +204,7 @@ public sealed partial class VolumeDirectory(IMetaStore meta, IWallClock clock, I
             State = VolumeState.Ready,
         };
         if (change.Image == true) wanted = AsImage(wanted);
-        if ((BlockFault(wanted.Export, newSize) ?? ThinFault(change.Thin, wanted.Export)) is { } odd) return odd;
+        if ((ExportFault(wanted.Export, newSize) ?? ThinFault(change.Thin, wanted.Export)) is { } odd) return odd;
         bool isHeadSame = !isRename && newSize == old.SizeBytes;
         if ((!isHeadSame || wanted.PromisedBytes != old.PromisedBytes) && MoveFault(old) is { } moving) return moving;
         bool isUndone = isImport && newSize == old.Import?.BaseSizeBytes; // what it had before is its own
@@ -315,10 +315,11 @@ public sealed partial class VolumeDirectory(IMetaStore meta, IWallClock clock, I
             : new DirectoryFault(IoStatus.Invalid, "invalid-size", "the size must be a multiple of 512 bytes", "sizeBytes");
     }
 
-    private static DirectoryFault? BlockFault(ExportOptions export, ulong sizeBytes)
+    private static DirectoryFault? ExportFault(ExportOptions export, ulong sizeBytes)
     {
         if (export.BlockBytes is not (Units.SectorBytes or Units.BlockBytes))
             return new DirectoryFault(IoStatus.Invalid, "invalid-block-size", "a logical block has 512 or 4096 bytes", "export.blockBytes");
+        if (NbdClients.FaultOf(export.NbdClients) is { } wrong) return new DirectoryFault(IoStatus.Invalid, "invalid-nbd-clients", wrong, "export.nbdClients");
         return sizeBytes % (ulong)export.BlockBytes == 0 ? null : new DirectoryFault(
             IoStatus.Invalid, "invalid-size", "the size must be a multiple of the logical block", "sizeBytes");
     }

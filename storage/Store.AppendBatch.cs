@@ -232,7 +232,7 @@ public sealed partial class Store
             ChainWrite(volume, first, whole[..(low << Units.BlockShift)]);
             if (low < count) ChainWrite(volume, first + (ulong)low, whole[(low << Units.BlockShift)..]);
             if (!Breaks(BrokenRules.LengthBeforeData)) ChainAppends(volume, start, places);
-            volume.InFlight++;
+            volume.AppendsInFlight++;
             status = await StartChain();
             EndFlight(volume);
         }

@@ -18,8 +18,20 @@ public sealed partial class Store
         Line? before = one is null ? null : new Line(_slots, one), after = two is null ? null : new Line(_slots, two);
         ulong size = Math.Max(one?.Head.SizeBytes ?? EndOf(volume), two?.Head.SizeBytes ?? EndOf(volume));
         if (offsetBytes > size || lengthBytes > size - offsetBytes) return IoStatus.OutOfRange;
+        (ulong Begin, ulong End) moved = MovedEnd(volume, one, two);
         return await GatherAsync(
-            offsetBytes, lengthBytes, runsMax, runs, at => CompareAsync(volume, before, after, at), static (length, isChanged) => new DiffRun(length, isChanged));
+            offsetBytes, lengthBytes, runsMax, runs, at => CompareAsync(volume, before, after, moved, at), static (length, isChanged) => new DiffRun(length, isChanged));
+    }
+
+    /// <summary>The blocks between the ends of two views of an append-only volume. Behind its end a view shows nothing, whatever its pages have
+    /// there: pieces of an append whose length was not said yet, which the next one shares with it.</summary>
+    private static (ulong Begin, ulong End) MovedEnd(Volume volume, Layer? one, Layer? two)
+    {
+        if (volume.Appends is not { } appends) return default;
+        ulong before = LengthOf(one), after = LengthOf(two);
+        return before == after ? default : (Math.Min(before, after) & ~(ulong)(Units.BlockBytes - 1), Math.Max(before, after));
+
+        ulong LengthOf(Layer? layer) => layer is null ? appends.LengthBytes : layer.Head.SizeBytes - layer.Head.SlackBytes;
     }
 
     /// <summary>Looks from place to place, and joins pieces with the same answer into runs; the first error ends it.</summary>
@@ -52,7 +64,7 @@ public sealed partial class Store
         _volumes.TryGetValue(volumeId, out Volume? volume) && BaseOf(volume) is { } basis && basis.Head.Uuid == snapshot ? basis : null;
 
     private async ValueTask<(IoStatus Status, bool IsChanged, ulong End)> CompareAsync(
-        Volume volume, Line? before, Line? after, ulong offset)
+        Volume volume, Line? before, Line? after, (ulong Begin, ulong End) moved, ulong offset)
     {
         uint extent = (uint)(offset >> Units.ExtentShift);
         ulong start = (ulong)extent << Units.ExtentShift;
@@ -69,13 +81,14 @@ public sealed partial class Store
                 return (IoStatus.Ok, volume.IsDoubtful, isLast ? ulong.MaxValue : (ulong)next << Units.ExtentShift);
             }
 
-            if (isOld && isNow && one == two) return (IoStatus.Ok, false, start + Units.ExtentBytes);
+            bool isMoved = start < moved.End && moved.Begin < start + Units.ExtentBytes;
+            if (isOld && isNow && one == two && !isMoved) return (IoStatus.Ok, false, start + Units.ExtentBytes);
             if ((!isOld || _slots.IsResident(one)) && (!isNow || _slots.IsResident(two)))
             {
                 ReadOnlySpan<byte> left = isOld ? _slots.Entries(one) : default, right = isNow ? _slots.Entries(two) : default;
                 int at = (int)(offset % Units.ExtentBytes) >> Units.BlockShift, next = at + 1;
-                bool differs = Differs(left, right, at);
-                while (next < Units.BlocksPerExtent && Differs(left, right, next) == differs) next++;
+                bool differs = Differs(left, right, start, at, moved);
+                while (next < Units.BlocksPerExtent && Differs(left, right, start, next, moved) == differs) next++;
                 return (IoStatus.Ok, differs, start + ((ulong)next << Units.BlockShift));
             }
 
@@ -102,11 +115,13 @@ public sealed partial class Store
     }
 
     /// <summary>Equal versions mean equal content, and holes are equal whoever made them.</summary>
-    private static bool Differs(ReadOnlySpan<byte> left, ReadOnlySpan<byte> right, int index)
+    private static bool Differs(ReadOnlySpan<byte> left, ReadOnlySpan<byte> right, ulong start, int index, (ulong Begin, ulong End) moved)
     {
+        ulong offset = start + ((ulong)index << Units.BlockShift);
         BlockEntry one = left.IsEmpty ? default : MetadataPage.Entry(left, index);
         BlockEntry two = right.IsEmpty ? default : MetadataPage.Entry(right, index);
-        return one.Version != two.Version && (one.Block != 0 || two.Block != 0);
+        bool isMoved = offset >= moved.Begin && offset < moved.End;
+        return (one.Version != two.Version || isMoved) && (one.Block != 0 || two.Block != 0);
     }
 
     /// <inheritdoc/>

@@ -27,7 +27,16 @@ public sealed partial class Store
         // In order, so that two groups never wait for each other.
         foreach (SnapshotRequest request in requests.OrderBy(r => r.VolumeId))
             held.Add(await _locks.TakeAsync(request.VolumeId, StructureLock, 0, 1));
-        IoStatus status = await CutAsync(requests, null);
+        IoStatus status = IoStatus.Ok;
+        if (Breaks(BrokenRules.CutApart))
+        {
+            foreach (SnapshotRequest request in requests) status = await CutAsync([request], null);
+        }
+        else
+        {
+            status = await CutAsync(requests, null);
+        }
+
         foreach (RangeLock one in held) _locks.Give(one);
         _active--;
         return status;
@@ -83,7 +92,7 @@ public sealed partial class Store
         !_volumes.TryGetValue(volumeId, out Volume? volume) || volume.IsDeleting ? null
         : volume.Snapshots.GetValueOrDefault(snapshot);
 
-    /// <summary>Holds changes of the volumes back, waits for those in the log, and ends their top layers in one log page. With
+    /// <summary>Holds changes of the volumes back, and ends their top layers in one log page, behind those that are in the log. With
     /// a <paramref name="target"/> the one volume goes on from there. The structure of all of them is locked.</summary>
     private async ValueTask<IoStatus> CutAsync(IReadOnlyList<SnapshotRequest> requests, Layer? target)
     {
@@ -104,7 +113,7 @@ public sealed partial class Store
         if (!await WaitForSlotsAsync(requests.Count)) return IoStatus.NoSpace;
         await WaitForRing();
         // Most of what must be durable becomes so while changes still go on, so that they wait for little.
-        if (!Breaks(BrokenRules.ThawEarly | BrokenRules.CutUnderWrites) && await EnsureDurable(_appliedLsn) != IoStatus.Ok) return IoStatus.Unavailable;
+        if (!Breaks(BrokenRules.ThawEarly) && await EnsureDurable(_appliedLsn) != IoStatus.Ok) return IoStatus.Unavailable;
         // All stop before the first is waited for: the group's cut is where none goes on.
         ValueTask[] freezes = [.. volumes.Select(FreezeAsync)];
         foreach (ValueTask freeze in freezes) await freeze;
@@ -113,7 +122,7 @@ public sealed partial class Store
             : await AppendCuts(requests, volumes, target);
         // A page of the new layer begins as an image of one of the old: recovery must not drop a request that the image has.
         ulong cut = _appliedLsn;
-        if (status == IoStatus.Ok && !Breaks(BrokenRules.ThawEarly | BrokenRules.CutUnderWrites)) status = await EnsureDurable(cut);
+        if (status == IoStatus.Ok && !Breaks(BrokenRules.ThawEarly)) status = await EnsureDurable(cut);
         foreach (Volume volume in volumes) Thaw(volume);
         // Of the cut alone: what was written since the thaw is its clients' business, and would cost a flush.
         return status == IoStatus.Ok ? await EnsureDurable(cut) : status;

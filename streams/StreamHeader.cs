@@ -73,13 +73,26 @@ public sealed record StreamHeader
         BinaryPrimitives.WriteUInt32LittleEndian(target[CrcAt..], Crc32C.Compute(target[..CrcAt]));
     }
 
+    /// <summary>These bytes begin as a stream does.</summary>
+    public static bool Begins(ReadOnlySpan<byte> source) => source.StartsWith(Magic);
+
+    /// <summary>These bytes are a header but for how they begin: a damaged stream, which must not pass for something else.</summary>
+    public static bool IsButForItsBegin(ReadOnlySpan<byte> source)
+    {
+        if (source.Length < Size || Begins(source)) return false;
+        Span<byte> mended = stackalloc byte[Size];
+        source[..Size].CopyTo(mended);
+        Magic.CopyTo(mended);
+        return TryRead(mended, out _) is null;
+    }
+
     /// <summary>Reads a header; what is wrong with it, or null.</summary>
     public static string? TryRead(ReadOnlySpan<byte> source, out StreamHeader? header)
     {
         header = null;
         if (source.Length < Size) return "the stream ends within its header";
         source = source[..Size];
-        if (!source[..8].SequenceEqual(Magic)) return "this is no stream of blockd";
+        if (!Begins(source)) return "this is no stream of blockd";
         ushort version = BinaryPrimitives.ReadUInt16LittleEndian(source[8..]);
         if (version != Version) return $"the stream has format version {version}; this release reads version {Version}";
         if (BinaryPrimitives.ReadUInt32LittleEndian(source[CrcAt..]) != Crc32C.Compute(source[..CrcAt])) return "the header is damaged (checksum)";

@@ -54,6 +54,7 @@ class Blockd(IscsiServer, servers.Blockd):
         for lun, size in enumerate(self.sizes()):
             fill(["--ioengine=nbd", f"--uri=nbd+unix:///bench{lun}?socket={self.socket}"], size)
         self.stop()
+        self.make_whole()
 
     def wait(self, transport):
         for side in ("unix", "tcp"):

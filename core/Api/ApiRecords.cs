@@ -60,9 +60,11 @@ public sealed record ListenerInfo(string Protocol, string Address, bool Tls, boo
 /// <param name="Thick">All blocks are allocated (a task does that) and none is given back: trims change nothing.</param>
 /// <param name="BlockBytes">Logical block over iSCSI: 512 or 4096, of which the size must be a multiple.</param>
 /// <param name="NbdIgnoresReservations">NBD clients read and write whatever is reserved over iSCSI.</param>
+/// <param name="NbdClients">Which NBD clients may use the volume and see it listed: patterns over the subject of their certificate,
+/// and <c>unix</c> for who comes by a unix socket, separated by semicolons. Null: everybody whom the listener lets in.</param>
 public sealed record ExportOptions(
     bool Nbd = true, bool Iscsi = true, bool ReadOnly = false, bool Removable = false, bool Thick = false, int BlockBytes = 512,
-    bool NbdIgnoresReservations = false);
+    bool NbdIgnoresReservations = false, string? NbdClients = null);
 
 /// <summary>Who is registered with a volume over iSCSI. <paramref name="Port"/> is the relative identifier of the target port,
 /// <paramref name="Key"/> the reservation key in hexadecimal.</summary>

@@ -1,4 +1,6 @@
+using System.Buffers.Binary;
 using BlockServer.Core;
+using BlockServer.Protocols.Iscsi.Scsi;
 
 namespace BlockServer.Protocols.Iscsi;
 
@@ -147,6 +149,30 @@ public sealed partial class IscsiConnection
         _hasSaidFarewell = true;
         SmallPdu pdu = RentPdu();
         new AsyncMessagePdu(IscsiAsyncEvent.SessionDropped, 0, 0, 1, 0, default).WriteTo(pdu.Bytes, 0);
+        Enqueue(pdu);
+    }
+
+    /// <summary>Sends sense data that nobody asked for, unless the connection leaves or is not read.</summary>
+    internal bool TrySendEvent(ulong lun, Sense sense)
+    {
+        if (IsClosed || _isLoggingOut || _stopping || _out.Count >= QueueMax) return false;
+        SmallPdu pdu = RentPdu();
+        Span<byte> data = pdu.Bytes.AsSpan(IscsiWire.BhsSize);
+        int length = sense.WriteTo(data[2..], asDescriptors: false);
+        BinaryPrimitives.WriteUInt16BigEndian(data, (ushort)length);
+        pdu.InlineBytes = 2 + length;
+        new AsyncMessagePdu(IscsiAsyncEvent.ScsiEvent, lun, 0, 0, 0, default).WriteTo(pdu.Bytes, pdu.InlineBytes);
+        Enqueue(pdu);
+        return true;
+    }
+
+    /// <summary>Asks for a logout within the time of the options.</summary>
+    internal void AskToLeave()
+    {
+        if (IsClosed || _isLoggingOut || _stopping) return;
+        SmallPdu pdu = RentPdu();
+        ushort seconds = (ushort)Math.Clamp(_options.LogoutNanos / 1_000_000_000, 1, ushort.MaxValue);
+        new AsyncMessagePdu(IscsiAsyncEvent.LogoutRequest, 0, 0, 0, seconds, default).WriteTo(pdu.Bytes, 0);
         Enqueue(pdu);
     }
 

@@ -73,6 +73,9 @@ public sealed record IscsiOptions
     /// <summary>After a stop request or a logout: how long a connection may stay.</summary>
     public ulong StopLingerNanos { get; init; } = 500_000_000;
 
+    /// <summary>How long an initiator that was asked to log out may stay.</summary>
+    public ulong LogoutNanos { get; init; } = 10_000_000_000;
+
     /// <summary>Size of a connection's receive buffer after login.</summary>
     public int ReceiveBytes { get; init; } = 256 << 10;
 

@@ -51,6 +51,7 @@ public sealed partial class IscsiSession
     private readonly List<IscsiConnection> _connections = [];
     private readonly List<LoopEvent<bool>> _whenEnded = [];
     private IscsiTask? _free;
+    private LoopTimer? _leave;
     private uint _transferTag;
     private bool _isEnded, _isRemoved;
 
@@ -67,7 +68,7 @@ public sealed partial class IscsiSession
         Scsi = target.Scsi;
         Nexus = new ScsiNexus
         {
-            InitiatorPort = IscsiTarget.PortOf(login), InitiatorName = login.InitiatorName, PortalGroup = PortalGroup,
+            InitiatorPort = IscsiTarget.PortOf(login), InitiatorName = login.InitiatorName, PortalGroup = PortalGroup, OnEvent = Tell,
         };
         Scsi.AddNexus(Nexus);
     }
@@ -140,6 +141,7 @@ public sealed partial class IscsiSession
         if (_connections.Count > 0 || _isEnded) return;
         Drop(connection.EndReason ?? "the initiator left");
         _isEnded = true;
+        _leave?.Stop();
         _target.Remove(this);
         foreach (LoopEvent<bool> waiter in _whenEnded) waiter.Set(true);
     }
@@ -162,6 +164,25 @@ public sealed partial class IscsiSession
         _isRemoved = true;
         DropUndispatched(lun: null);
         if (Nexus is not null) Scsi!.RemoveNexus(Nexus);
+    }
+
+    /// <summary>Asks the initiator to log out (and in again, where the target is now); a session that is still there after
+    /// <see cref="IscsiOptions.LogoutNanos"/> is ended.</summary>
+    internal void AskToLeave(string reason)
+    {
+        if (IsDropped || _leave is not null) return;
+        foreach (IscsiConnection connection in _connections) connection.AskToLeave();
+        _leave = _loop.CreateTimer(() => Drop(reason));
+        _leave.Start(_options.LogoutNanos);
+    }
+
+    /// <summary>An event of a logical unit or of the target, for which the initiator need not have asked: on one connection.</summary>
+    private void Tell(ulong lun, ushort code)
+    {
+        foreach (IscsiConnection connection in _connections)
+        {
+            if (connection.TrySendEvent(lun, new Sense(SenseKey.UnitAttention, code))) return;
+        }
     }
 
     internal void RequestStop()

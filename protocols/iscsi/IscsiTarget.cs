@@ -83,6 +83,12 @@ public sealed class IscsiTarget(ILoop loop, IScsiTarget? scsi, IIscsiTargets tar
         if (_sessions.TryGetValue(tsih, out IscsiSession? session)) session.Drop(reason);
     }
 
+    /// <summary>Asks the initiator of a session to log out; ends it after <see cref="IscsiOptions.LogoutNanos"/>.</summary>
+    public void AskToLeave(ushort tsih, string reason)
+    {
+        if (_sessions.TryGetValue(tsih, out IscsiSession? session)) session.AskToLeave(reason);
+    }
+
     /// <summary>Ends all sessions at once.</summary>
     public void CutAll(string reason)
     {

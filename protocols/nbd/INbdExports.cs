@@ -6,7 +6,7 @@ namespace BlockServer.Protocols.Nbd;
 public interface INbdExports
 {
     /// <summary>The export of that name ("" asks for the default one) as far as <paramref name="identity"/>, the subject
-    /// of the client's certificate, may use it; null otherwise.</summary>
+    /// of the client's certificate or else <see cref="NbdOptions.DefaultIdentity"/>, may use it; null otherwise.</summary>
     ValueTask<NbdExport?> FindAsync(string name, string? identity);
 
     /// <summary>Why something of that name, which exists, cannot be attached now; null when there is nothing to say.</summary>
@@ -101,7 +101,7 @@ public sealed class NbdNegotiated
     /// <summary>What was chosen.</summary>
     public required NbdExport Export { get; init; }
 
-    /// <summary>Subject of the client's certificate, or null.</summary>
+    /// <summary>Subject of the client's certificate, or else <see cref="NbdOptions.DefaultIdentity"/>.</summary>
     public string? Identity { get; init; }
 
     /// <summary>The connection is encrypted.</summary>

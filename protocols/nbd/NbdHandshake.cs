@@ -48,7 +48,7 @@ public sealed class NbdHandshake
     /// <summary>Prepares; nothing is sent before <see cref="RunAsync"/>.</summary>
     public NbdHandshake(ILoop loop, IConnection connection, INbdExports exports, NbdOptions options)
     {
-        (_loop, _connection, _exports, _options) = (loop, connection, exports, options);
+        (_loop, _connection, _exports, _options, _identity) = (loop, connection, exports, options, options.DefaultIdentity);
         _deadline = loop.CreateTimer(() =>
         {
             EndReason ??= "the handshake took too long";
@@ -237,7 +237,7 @@ public sealed class NbdHandshake
             return false;
         }
 
-        (_connection, _identity, _isTls) = (tls.Connection, tls.PeerSubject, true);
+        (_connection, _identity, _isTls) = (tls.Connection, tls.PeerSubject ?? _options.DefaultIdentity, true);
         (_mode, _contextExport) = (NbdReplyMode.Simple, null); // STARTTLS forgets what was agreed in the clear
         return true;
     }
@@ -410,7 +410,9 @@ public sealed class NbdHandshake
     {
         if (export is null)
         {
-            Reply(option, NbdReply.ErrUnknown, _exports.WhyNot(name, _identity) ?? "no such export");
+            // Clients that keep the reason to themselves must not say of what is there that it is not.
+            string? reason = _exports.WhyNot(name, _identity);
+            Reply(option, reason is null ? NbdReply.ErrUnknown : NbdReply.ErrPolicy, reason ?? "no such export");
             return false;
         }
 

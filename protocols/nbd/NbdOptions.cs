@@ -24,6 +24,9 @@ public sealed record NbdOptions
     /// <summary>Upgrades to TLS, or null.</summary>
     public ITlsUpgrade? Tls { get; init; }
 
+    /// <summary>Who a client is that shows no certificate, for <see cref="INbdExports"/>; null: nobody.</summary>
+    public string? DefaultIdentity { get; init; }
+
     /// <summary>False hides exports: LIST answers ERR_POLICY.</summary>
     public bool AllowList { get; init; } = true;
 

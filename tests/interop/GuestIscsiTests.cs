@@ -103,6 +103,10 @@ public sealed class GuestIscsiTests(ITestOutputHelper output)
 
         Assert.Equal(sum, Sum(guest, "sdb", bytes));
         guest.Run("cmp -n 4096 /dev/sdc /dev/zero");
+
+        // A LUN that comes under a session is there without anybody asking: the event makes open-iscsi scan.
+        pfcli.Run("add_lun", "-t", pair, "-v", "demo", "--keep-own-target");
+        guest.Run("appears /dev/sdd");
         foreach (string target in new[] { pair, Target }) guest.Run($"iscsiadm -m node -T {target} --logout");
         Assert.Equal(0, blockd.Stop());
     }

@@ -71,7 +71,20 @@ public sealed class ImageTests : IDisposable
         Same(UriOf("vm1"), raw);
         Blockd.Run("qemu-img", "create", "-f", "qcow2", "-b", raw, "-F", "raw", child);
         _pfcli.Refused("another file", "import_image", "-v", "vm2", "-i", child);
+        // What was cut off would be zeros, without a word.
+        string cut = FileOf("c.qcow2");
+        File.WriteAllBytes(cut, File.ReadAllBytes(image)[..(4 << 20)]);
+        _pfcli.Refused("qemu-img check", "import_image", "-v", "vm2", "-i", cut);
+        foreach ((string format, string words) in new[] { ("vmdk", "a VMDK image"), ("vdi", "a VDI image"), ("vhdx", "a VHDX image"), ("vpc", "a VHD image") })
+        {
+            string foreign = FileOf("d." + format);
+            Blockd.Run("qemu-img", "create", "-f", format, foreign, "16m");
+            _pfcli.Refused(words, "import_image", "-v", "vm2", "-i", foreign);
+        }
+
         Assert.DoesNotContain(_pfcli.Volumes(), v => v.Name == "vm2");
+        _pfcli.Run("import_image", "-v", "vm2", "-i", FileOf("d.vmdk"), "--format", "raw");
+        Assert.Equal(0, _blockd.Stop());
     }
 
     [Fact]
@@ -228,6 +241,7 @@ public sealed class ImageTests : IDisposable
         (int scsi, _) = Blockd.Try("qemu-img", "info", $"iscsi://127.0.0.1:{_blockd.IscsiPort}/iqn.2026-11.org.blockserver:{name}/0");
         if (_pfcli.Volume(name).Status != "initializing") return;
         Assert.True(code != 0 && output.Contains("is being populated and not whole yet", StringComparison.Ordinal), output);
+        Assert.DoesNotContain("has no export named", output, StringComparison.Ordinal);
         Assert.NotEqual(0, scsi);
     }
 

@@ -30,6 +30,27 @@ public sealed class TlsJudgeTests : IDisposable
     }
 
     [Fact]
+    public void A_volume_that_is_for_one_client_is_shown_to_him_and_to_nobody_else()
+    {
+        using var blockd = new Blockd("demo", "8m", [.. Server(), .. Clients("optional")]);
+        var pfcli = new Pfcli(blockd);
+        pfcli.Run("create_volume", "-v", "other", "-s", "8m");
+        pfcli.Run("export_volume", "-v", "demo", "--nbd-clients", "CN=client");
+        pfcli.Run("export_volume", "-v", "other", "--nbd-clients", "CN=else*", "unix");
+        string all = $"nbd://127.0.0.1:{blockd.Port}";
+        string his = Blockd.Run("nbdinfo", "--list", Secure(all, _pki.Client));
+        Assert.Contains("demo", his, StringComparison.Ordinal);
+        Assert.DoesNotContain("other", his, StringComparison.Ordinal);
+        Assert.Equal("8388608", Blockd.Run("nbdinfo", "--size", Secure(blockd.Uri, _pki.Client)).Trim());
+        Assert.NotEqual(0, Blockd.Try("nbdinfo", "--size", Secure(all + "/other", _pki.Client)).Code);
+        foreach (string uri in new[] { blockd.Uri, blockd.UnixUri, Secure(blockd.Uri, _pki.NoCertificate) })
+            Assert.NotEqual(0, Blockd.Try("nbdinfo", "--size", uri).Code);
+        Assert.DoesNotContain("demo", Blockd.Try("nbdinfo", "--list", Secure(all, _pki.NoCertificate)).Output, StringComparison.Ordinal);
+        Assert.Equal("8388608", Blockd.Run("nbdinfo", "--size", blockd.UnixUri.Replace("demo", "other", StringComparison.Ordinal)).Trim());
+        Assert.Equal(0, blockd.Stop());
+    }
+
+    [Fact]
     public void Qemu_writes_and_compares_over_TLS_1_2_and_1_3_and_gets_no_older_one()
     {
         using var blockd = new Blockd("demo", "64m", [.. Server(), .. Clients("required")]);

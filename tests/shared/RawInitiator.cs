@@ -115,6 +115,31 @@ internal sealed class RawInitiator : IDisposable
         return found;
     }
 
+    /// <summary>The next event of the target, waited for up to 20 s.</summary>
+    public byte TakeEvent()
+    {
+        while (Events.Count == 0)
+        {
+            if (Read(wantsAnswer: false) is null) throw new IOException("the target closed the connection");
+        }
+
+        byte first = Events[0];
+        Events.RemoveAt(0);
+        return first;
+    }
+
+    /// <summary>Logs the session out; the answer's response code.</summary>
+    public byte LogOut()
+    {
+        byte[] bhs = new byte[48];
+        (bhs[0], bhs[1]) = (0x46, 0x80);
+        BinaryPrimitives.WriteUInt32BigEndian(bhs.AsSpan(16), ++_tag);
+        BinaryPrimitives.WriteUInt32BigEndian(bhs.AsSpan(24), _cmdSn);
+        BinaryPrimitives.WriteUInt32BigEndian(bhs.AsSpan(28), _expStatSn);
+        Write(bhs, []);
+        return (Read() ?? throw new IOException("the target closed the connection")).Head[2];
+    }
+
     /// <summary>True when the target has closed the connection, false when it has not within 20 s.</summary>
     public bool IsClosed()
     {
@@ -190,7 +215,7 @@ internal sealed class RawInitiator : IDisposable
         _stream.Write([.. bhs, .. data, .. new byte[-data.Length & 3]]);
     }
 
-    /// <summary>The next PDU that is no event and, where an answer is wanted, no ping; null at the end.</summary>
+    /// <summary>The next PDU; where an answer is wanted, none that is a ping or an event. Null at the end.</summary>
     private (byte[] Head, byte[] Body)? Read(bool wantsAnswer = true)
     {
         while (true)
@@ -215,8 +240,8 @@ internal sealed class RawInitiator : IDisposable
                 Write(answer, []);
             }
 
-            if (!isPing && head[0] != 0x32) return (head, body[..length]);
-            if (isPing && !wantsAnswer) return (head, []);
+            bool isAnswer = !isPing && head[0] != 0x32;
+            if (isAnswer || !wantsAnswer) return (head, isAnswer ? body[..length] : []);
         }
     }
 }

@@ -92,6 +92,90 @@ public sealed class AppendLayerTests
         Assert.True(states > 500 && kept > 0, $"{states} states, {kept} with the snapshot");
     }
 
+    /// <summary>
+    /// CutUnderAppends (B1.10). An append is in the log when the volume goes back: it is answered, and what the volume was is kept with it.
+    /// Cut under it the safety snapshot has its blocks and not its length: acknowledged, durable, and nowhere.
+    /// </summary>
+    [Theory]
+    [InlineData(BrokenRules.CutUnderAppends)]
+    [InlineData(BrokenRules.None)]
+    public void A_rollback_under_an_append_keeps_it_or_has_it_land_afterwards(BrokenRules broken)
+    {
+        byte[] first = Bytes(1, 5000), branch = Bytes(2, 3000), last = Bytes(3, 9000);
+        int kept = 0, after = 0, lost = 0;
+        for (ulong wait = 0; wait < 12; wait++)
+        {
+            var loop = new SimLoop(wait + 1);
+            var disk = new SimDisk(loop, 24 * Units.MiB, 1);
+            var store = (ILayeredStore)Open(loop, disk, isNew: true, broken);
+            var appends = (IAppendStore)store;
+            Append(loop, store, first);
+            Cut(loop, store, 1);
+            Append(loop, store, branch);
+            Task<AppendResult> appending = appends.AppendAsync(Volume, default, last).AsTask();
+            ulong at = loop.EventCount + wait;
+            loop.RunUntil(() => loop.EventCount >= at, EventsMax);
+            Task<IoStatus> going = store.RollBackAsync(Id(1), Request(2)).AsTask();
+            loop.RunUntil(() => appending.IsCompleted && going.IsCompleted, EventsMax);
+            Assert.Equal((IoStatus.Ok, AppendOutcome.Done), (going.Result, appending.Result.Outcome));
+            SnapshotInfo safety = store.Snapshots(Volume).Single(s => s.Uuid == Id(2));
+            bool isAfter = appending.Result.OffsetBytes == (ulong)first.Length;
+            byte[] wanted = isAfter ? [.. first, .. last] : [.. first, .. branch, .. last];
+            IBlockDevice device = isAfter ? store.OpenVolume(Volume)! : store.OpenSnapshot(Volume, Id(2))!;
+            ulong length = isAfter ? appends.AppendInfoOf(Volume)!.Value.LengthBytes : safety.LengthBytes!.Value;
+            if (isAfter) after++;
+            else if (Read(loop, device, length).AsSpan().SequenceEqual(wanted)) kept++;
+            else lost++;
+        }
+
+        if (broken == BrokenRules.None) Assert.True(kept > 0 && lost == 0, $"{kept} kept, {after} landed afterwards, {lost} lost");
+        else Assert.True(lost > 0, $"{kept} kept, {after} landed afterwards");
+    }
+
+    /// <summary>The pieces of a large append lie behind the length before it is said. A snapshot that is cut in between shares them with the
+    /// next one and shows none of them: what was changed since it has them all the same, or an increment would lack them.</summary>
+    [Fact]
+    public void What_was_changed_since_a_snapshot_has_the_pieces_that_lay_behind_its_end()
+    {
+        byte[] first = Bytes(1, 100_000), large = Bytes(3, (3 << 20) + 77), all = [.. first, .. large];
+        int between = 0;
+        for (ulong wait = 0; wait < 40; wait++)
+        {
+            var loop = new SimLoop(wait + 1);
+            var disk = new SimDisk(loop, 40 * Units.MiB, 1);
+            var store = (ILayeredStore)Open(loop, disk, isNew: true);
+            var appends = (IAppendStore)store;
+            Append(loop, store, first);
+            Task<AppendResult> appending = appends.AppendAsync(Volume, default, large).AsTask();
+            ulong at = loop.EventCount + wait;
+            loop.RunUntil(() => loop.EventCount >= at || appending.IsCompleted, EventsMax);
+            if (!appending.IsCompleted) between++;
+            Cut(loop, store, 1);
+            loop.RunUntil(() => appending.IsCompleted, EventsMax);
+            Assert.Equal(AppendOutcome.Done, appending.Result.Outcome);
+            Cut(loop, store, 2);
+            foreach (Guid? newer in new Guid?[] { Id(2), null })
+            {
+                byte[] content = Read(loop, store.OpenSnapshot(Volume, Id(1))!, store.Snapshots(Volume)[0].SizeBytes);
+                byte[] wanted = Read(loop, store.OpenSnapshot(Volume, Id(2))!, store.Snapshots(Volume)[1].SizeBytes);
+                Array.Resize(ref content, wanted.Length);
+                var runs = new List<DiffRun>();
+                Assert.Equal(IoStatus.Ok, loop.Run(store.DiffAsync(Volume, Id(1), newer, 0, (ulong)wanted.Length, 1000, runs)));
+                int offset = 0;
+                foreach (DiffRun run in runs)
+                {
+                    if (run.IsChanged) wanted.AsSpan(offset, (int)run.LengthBytes).CopyTo(content.AsSpan(offset));
+                    offset += (int)run.LengthBytes;
+                }
+
+                Assert.True(content.AsSpan().SequenceEqual(wanted), $"after {wait} events: equal up to byte {content.AsSpan().CommonPrefixLength(wanted)}");
+                Assert.True(wanted.AsSpan(0, all.Length).SequenceEqual(all));
+            }
+        }
+
+        Assert.InRange(between, 5, 40);
+    }
+
     private static string? FaultOf(SimLoop loop, ILayeredStore store, byte[] all, ref int kept)
     {
         ulong length = ((IAppendStore)store).AppendInfoOf(Volume)!.Value.LengthBytes;
@@ -103,10 +187,10 @@ public sealed class AppendLayerTests
         return Read(loop, store.OpenSnapshot(Volume, snapshot.Uuid)!, cut).AsSpan().SequenceEqual(all.AsSpan(0, (int)cut)) ? null : $"the snapshot, {cut} bytes, is another one";
     }
 
-    private static IStore Open(SimLoop loop, SimDisk disk, bool isNew)
+    private static IStore Open(SimLoop loop, SimDisk disk, bool isNew, BrokenRules broken = BrokenRules.None)
     {
         if (isNew) Assert.Null(loop.Run(Store.FormatAsync(loop, disk, s_options)));
-        StoreOpenResult opened = loop.Run(Store.OpenAsync(loop, disk, null, s_options));
+        StoreOpenResult opened = loop.Run(Store.OpenAsync(loop, disk, null, s_options with { BrokenRules = broken }));
         Assert.Null(opened.Refusal);
         if (isNew) Assert.Equal(IoStatus.Ok, loop.Run(opened.Store!.CreateVolumeAsync(s_head)));
         return opened.Store!;

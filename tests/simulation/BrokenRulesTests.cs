@@ -28,7 +28,6 @@ public sealed class BrokenRulesTests(ITestOutputHelper output)
         { BrokenRules.SkipReadCrc, [ViolationKind.WrongData] },
         { BrokenRules.FreeShared, [ViolationKind.Exception, ViolationKind.Unreadable, ViolationKind.WrongData, ViolationKind.Refused] },
         { BrokenRules.DropSharedBlocks, [ViolationKind.Exception, ViolationKind.Unreadable, ViolationKind.WrongData, ViolationKind.Refused] },
-        { BrokenRules.CutUnderWrites, [ViolationKind.Refused, ViolationKind.WrongMap, ViolationKind.WrongData, ViolationKind.LostWrite, ViolationKind.Leak] },
         { BrokenRules.DropLayerFirst, [ViolationKind.Exception, ViolationKind.Refused] },
         { BrokenRules.WriteIntoSnapshot, [ViolationKind.WrongData] },
         { BrokenRules.ForgetBelow, [ViolationKind.LostWrite, ViolationKind.WrongData, ViolationKind.StaleRead, ViolationKind.TornRequest, ViolationKind.Exception] },

@@ -9,6 +9,7 @@ public sealed partial class CrashEnumeration
 {
     private const uint CloneId = 2;
     private readonly List<SnapshotModel> _cuts = [];
+    private readonly List<SnapshotModel> _groups = [];
     private byte[]? _cloned;    // what the clone holds once it is there
     private bool _isCloneSure;
 
@@ -19,6 +20,7 @@ public sealed partial class CrashEnumeration
         return step switch
         {
             CrashStep.Snapshot => await CutAsync(store, null),
+            CrashStep.Group => await CutAsync(store, null, isGroup: true),
             CrashStep.RollBack => await CutAsync(store, oldest!),
             CrashStep.DeleteOldest => await DeleteAsync(store, oldest!),
             CrashStep.DeleteNewest => await DeleteAsync(store, newest!),
@@ -29,14 +31,17 @@ public sealed partial class CrashEnumeration
         };
     }
 
-    private async ValueTask<bool> CutAsync(ILayeredStore store, SnapshotModel? target)
+    private async ValueTask<bool> CutAsync(ILayeredStore store, SnapshotModel? target, bool isGroup = false)
     {
         int number = _cuts.Count + 1;
         var cut = new SnapshotModel(1, new Guid(number, 0, 0, new byte[8]), _volume.Head.SizeBytes, ++_now) { RollBackTo = target };
         cut.Frozen = _volume.Fork(cut.SizeBytes);
         _cuts.Add(cut);
         var request = new SnapshotRequest(1, cut.Uuid, $"s{number}", 1);
-        IoStatus status = target is null ? await store.CreateSnapshotsAsync([request]) : await store.RollBackAsync(target.Uuid, request);
+        // The clone comes first, so that a group that is cut one after the other is short of what this volume's model says.
+        SnapshotRequest[] requests = isGroup ? [request with { VolumeId = CloneId, Uuid = TwinOf(cut.Uuid) }, request] : [request];
+        if (isGroup) _groups.Add(cut);
+        IoStatus status = target is null ? await store.CreateSnapshotsAsync(requests) : await store.RollBackAsync(target.Uuid, request);
         _now++;
         if (status != IoStatus.Ok) return false;
         var content = new byte[cut.SizeBytes];
@@ -45,6 +50,25 @@ public sealed partial class CrashEnumeration
         (cut.Content, cut.Seen, cut.IsSure, cut.RollBackTo) = (content, cut.Frozen.IdentifyAll(content, null), true, null);
         if (target is not null) _volume.Become(target.Frozen!, target.Seen, ++_now);
         return true;
+    }
+
+    private static Guid TwinOf(Guid snapshot) => new(snapshot.ToByteArray().Select(b => (byte)~b).ToArray());
+
+    /// <summary>The snapshots of a group are all there or none is, and that of the clone holds what the clone does.</summary>
+    private void JudgeGroups(SimLoop loop, ILayeredStore store)
+    {
+        foreach (SnapshotModel cut in _groups)
+        {
+            if (store.OpenVolume(CloneId) is null) continue; // it went with its snapshots
+            bool isHere = store.OpenSnapshot(1, cut.Uuid) is not null;
+            IBlockDevice? twin = store.OpenSnapshot(CloneId, TwinOf(cut.Uuid));
+            if (Violation is null && cut is { IsDeleting: false } && isHere != twin is not null)
+                Violation = new Violation(ViolationKind.LostVolume, $"of group {cut.Uuid} only the snapshot of {(isHere ? "the volume" : "the clone")} is there");
+            if (Violation is not null || twin is null) continue;
+            var content = new byte[twin.SizeBytes];
+            if (Read(loop, twin, content) && !content.AsSpan().SequenceEqual(_cloned))
+                Violation = new Violation(ViolationKind.WrongData, $"the clone's snapshot differs at byte {content.AsSpan().CommonPrefixLength(_cloned)}");
+        }
     }
 
     private static async ValueTask<bool> DeleteAsync(ILayeredStore store, SnapshotModel cut)
@@ -81,6 +105,7 @@ public sealed partial class CrashEnumeration
     private bool JudgeLayers(SimLoop loop, ILayeredStore store)
     {
         bool isRolledBack = false;
+        JudgeGroups(loop, store);
         foreach (SnapshotModel cut in _cuts)
         {
             if (store.OpenSnapshot(1, cut.Uuid) is not { } device)

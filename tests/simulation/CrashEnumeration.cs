@@ -37,6 +37,9 @@ public enum CrashStep
     /// <summary>The newest snapshot is deleted.</summary>
     DeleteNewest,
 
+    /// <summary>A snapshot of the volume and of its clone at one moment.</summary>
+    Group,
+
     /// <summary>Back to the oldest snapshot.</summary>
     RollBack,
 
@@ -62,6 +65,9 @@ public sealed partial class CrashEnumeration(StoreDriver driver, Durability dura
 {
     private const int SubsetsOf = 8;
     private const int DrawnSubsets = 40;
+
+    // However few are left, so that no event goes without: the last steps come when most are used up.
+    private const int StatesPerChange = 8;
     private const ulong EventsMax = 1_000_000;
 
     private readonly SeededRandom _random = new(seed);
@@ -82,7 +88,7 @@ public sealed partial class CrashEnumeration(StoreDriver driver, Durability dura
     /// <summary>The first thing that was wrong, or null.</summary>
     public Violation? Violation { get; private set; }
 
-    /// <summary>Runs the steps one after another and judges at most <paramref name="statesMax"/> states of it.</summary>
+    /// <summary>Runs the steps one after another and judges about <paramref name="statesMax"/> states of it, some of every change.</summary>
     public void Run(IReadOnlyList<CrashStep> steps, int statesMax)
     {
         _statesLeft = statesMax;
@@ -166,6 +172,7 @@ public sealed partial class CrashEnumeration(StoreDriver driver, Durability dura
     private void JudgeNow()
     {
         int count = _disk.Pending.Count;
+        _statesLeft = Math.Max(_statesLeft, StatesPerChange);
         if (count <= SubsetsOf)
         {
             for (int subset = 0; subset < 1 << count; subset++)

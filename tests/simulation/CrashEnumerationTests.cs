@@ -1,4 +1,5 @@
 using BlockServer.Core;
+using BlockServer.Storage;
 using Xunit;
 
 namespace BlockServer.Tests.Simulation;
@@ -16,7 +17,8 @@ public sealed class CrashEnumerationTests(ITestOutputHelper output)
         [CrashStep.Overlap, CrashStep.Snapshot, CrashStep.Clone, CrashStep.Write, CrashStep.Flatten, CrashStep.Rest, CrashStep.DeleteOldest, CrashStep.Rest, CrashStep.DeleteVolume, CrashStep.Rest],
         [CrashStep.Large, CrashStep.Snapshot, CrashStep.Clone, CrashStep.Trim, CrashStep.DeleteVolume, CrashStep.Rest, CrashStep.DeleteNewest, CrashStep.Rest],
         [CrashStep.Write, CrashStep.Snapshot, CrashStep.Overlap, CrashStep.Fua, CrashStep.RollBack, CrashStep.Write, CrashStep.DeleteNewest, CrashStep.Rest, CrashStep.DeleteOldest, CrashStep.Rest],
-        [CrashStep.Overlap, CrashStep.Snapshot, CrashStep.Trim, CrashStep.Snapshot, CrashStep.RollBack, CrashStep.Large, CrashStep.DeleteOldest, CrashStep.DeleteOldest, CrashStep.Rest]);
+        [CrashStep.Overlap, CrashStep.Snapshot, CrashStep.Trim, CrashStep.Snapshot, CrashStep.RollBack, CrashStep.Large, CrashStep.DeleteOldest, CrashStep.DeleteOldest, CrashStep.Rest],
+        [CrashStep.Large, CrashStep.Snapshot, CrashStep.Clone, CrashStep.Overlap, CrashStep.Group, CrashStep.Write, CrashStep.Group, CrashStep.DeleteNewest, CrashStep.Rest, CrashStep.DeleteVolume, CrashStep.Rest]);
 
     /// <summary>Every pair of steps in both modes.</summary>
     [Theory]
@@ -39,6 +41,17 @@ public sealed class CrashEnumerationTests(ITestOutputHelper output)
         int states = new[] { Durability.Flush, Durability.Ack }.AsParallel().Sum(durability => Judge(durability, steps, Settings.CrashStates / 16));
         Assert.True(states > 10);
         output.WriteLine($"{states} crash states");
+    }
+
+    /// <summary>The oracle notices a group whose volumes are cut one after the other.</summary>
+    [Fact]
+    public void A_group_that_is_cut_apart_is_caught()
+    {
+        CrashStep[] steps = [CrashStep.Write, CrashStep.Snapshot, CrashStep.Clone, CrashStep.Group];
+        var run = new CrashEnumeration(new StorageDriver(BrokenRules.CutApart), Durability.Flush, 1);
+        run.Run(steps, 10_000);
+        Assert.Equal(ViolationKind.LostVolume, run.Violation?.Kind);
+        Judge(Durability.Flush, steps, 10_000);
     }
 
     /// <summary>Longer workloads, drawn.</summary>

@@ -90,7 +90,7 @@ public sealed class StoreSimulationTests(ITestOutputHelper output)
     [InlineData(BrokenRules.RelayTakesPromises)]
     public void A_broken_rule_of_promises_is_noticed(BrokenRules broken)
     {
-        var options = new SimulationOptions { Driver = new StorageDriver(broken), Promises = true, LyingDisk = false };
+        var options = new SimulationOptions { Driver = new StorageDriver(broken), Promises = true, LyingDisk = false, SmallDisk = true };
         SeedSweep<SimulationCounters> sweep = StoreSimulation.Sweep(1, (ulong)Settings.BrokenSeeds, options, twice: false, keepGoing: false);
         Assert.True(sweep.First is not null, $"{broken} was not found in {Settings.BrokenSeeds} seeds");
         output.WriteLine($"{broken}: {sweep.First.Value.Violation}");

@@ -11,7 +11,7 @@ internal static class Examples
         ["show_volume"] = ["pfcli show_volume -v db"],
         ["resize_volume"] = ["pfcli resize_volume -v db -s 256g"],
         ["rename_volume"] = ["pfcli rename_volume -v db -n db-2025"],
-        ["export_volume"] = ["pfcli export_volume -v db", "pfcli export_volume -v db --iscsi --read-only"],
+        ["export_volume"] = ["pfcli export_volume -v db", "pfcli export_volume -v db --iscsi --read-only", "pfcli export_volume -v db --nbd --nbd-clients 'CN=web-*' unix"],
         ["unexport_volume"] = ["pfcli unexport_volume -v db --nbd"],
         ["list_disk"] = ["pfcli list_disk", "pfcli list_disk --json"],
         ["list_store"] = ["pfcli list_store"],

@@ -24,7 +24,8 @@ internal static class ExportCommands
         };
         string block = export.BlockBytes == 512 ? "" : $", blocks of {export.BlockBytes.ToString(CultureInfo.InvariantCulture)} bytes";
         return fronts + (export.ReadOnly ? ", read-only" : "") + (export.Thick ? ", thick" : "") + (export.Removable ? ", removable" : "") + block
-            + (export.NbdIgnoresReservations ? ", NBD ignores reservations" : "");
+            + (export.NbdIgnoresReservations ? ", NBD ignores reservations" : "")
+            + (export.NbdClients is { } clients ? $", NBD for {clients.Replace(";", " or ", StringComparison.Ordinal)} only" : "");
     }
 
     /// <summary>How a volume looks, whoever offers it: options of making it and of exporting it.</summary>
@@ -66,7 +67,13 @@ internal static class ExportCommands
         {
             Description = "NBD clients need not heed what is reserved over iSCSI (for backups); =false: they must again",
         };
-        commands.Add("export_volume", "Offers a volume to clients", [name, nbd, iscsi, ignores, .. looks.Options], async (context, cancel) =>
+        var clients = new Option<string[]>("--nbd-clients")
+        {
+            Description = "Only NBD clients whose certificate has such a subject, for instance 'CN=acme-*'; unix: unix sockets; any: everybody again",
+            HelpName = "PATTERN",
+            AllowMultipleArgumentsPerToken = true,
+        };
+        commands.Add("export_volume", "Offers a volume to clients", [name, nbd, iscsi, clients, ignores, .. looks.Options], async (context, cancel) =>
         {
             VolumeInfo volume = await Inputs.VolumeAsync(context, context.Get(name)!, cancel);
             bool both = !context.Get(nbd) && !context.Get(iscsi);
@@ -75,10 +82,13 @@ internal static class ExportCommands
                 Nbd = volume.Export.Nbd || both || context.Get(nbd),
                 Iscsi = volume.Export.Iscsi || both || context.Get(iscsi),
                 NbdIgnoresReservations = context.IsGiven(ignores) ? context.Get(ignores) : volume.Export.NbdIgnoresReservations,
+                NbdClients = context.IsGiven(clients) ? RulesOf(context.Get(clients)!) : volume.Export.NbdClients,
             };
             return await ApplyAsync(context, volume, export, cancel);
         });
     }
+
+    private static string? RulesOf(string[] patterns) => patterns is ["any"] ? null : string.Join(';', patterns);
 
     private static void AddUnexport(CommandSet commands)
     {

@@ -45,7 +45,7 @@ internal static class ImportImageCommand
                     from = StreamCursor.TryParse(import.Cursor) ?? throw new CliException("this daemon's cursors are of another release");
                 }
 
-                await source.BeginAsync(wantedFormat == "qcow2" ? "raw" : wantedFormat, context.Get(size), from, cancel);
+                await source.BeginAsync(image.IsConverted || wantedFormat == "qcow2" ? "raw" : wantedFormat, context.Get(size), from, cancel);
                 string query = $"?keep={(source.IsFile || context.Get(keep) || from is not null ? "true" : "false")}{(from is null ? "" : "&resume=true")}";
                 if (context.Get(disk) is { } wanted) query += $"&storeId={(await Inputs.DiskAsync(context, wanted, cancel)).Id}";
                 if (context.Get(isImage)) query += "&image=true";

@@ -12,7 +12,7 @@ namespace BlockServer.Pfcli;
 internal sealed class ImportSource : IDisposable
 {
     private readonly Stream _source;
-    private readonly byte[] _begun = new byte[8];
+    private readonly byte[] _begun = new byte[StreamHeader.Size];
     private int _begunBytes;
     private bool _isRaw;
     private StreamCursor? _from;
@@ -61,8 +61,8 @@ internal sealed class ImportSource : IDisposable
     {
         _from = from;
         _begunBytes = await _source.ReadAtLeastAsync(_begun, _begun.Length, false, cancel);
-        bool isStream = _begun.AsSpan(0, _begunBytes).SequenceEqual("BLKSTRM\x1A"u8);
-        _isRaw = format == "raw" || (format == "auto" && !isStream);
+        _isRaw = format == "raw" || (format == "auto" && !StreamHeader.Begins(_begun.AsSpan(0, _begunBytes)));
+        if (_isRaw && format == "auto") ForeignFormat.Refuse(_begun.AsSpan(0, _begunBytes));
         if (_isRaw)
         {
             BeginRaw(sizeBytes);
@@ -120,7 +120,7 @@ internal sealed class ImportSource : IDisposable
     private void BeginRaw(ulong sizeBytes)
     {
         ulong length = IsFile ? (ulong)_source.Length : 0;
-        if (!IsFile && sizeBytes == 0) throw new CliException("a raw image from a pipe needs --size", ExitCode.Usage);
+        if (!IsFile && sizeBytes == 0) throw new CliException("a pipe or an empty file does not say how large the image is: it needs --size", ExitCode.Usage);
         if (IsFile && sizeBytes > 0 && sizeBytes < length) throw new CliException($"the image has {length} bytes, which is more than --size");
         ulong size = Math.Max(Units.VolumeBytesMin, Math.Max(sizeBytes, length) + (Units.SectorBytes - 1)) & ~(ulong)(Units.SectorBytes - 1);
         if (size > Units.VolumeBytesMax) throw new CliException("a volume has at most 64 TiB");

@@ -80,18 +80,19 @@ public sealed partial class LogicalUnit
     {
         if (_device.SizeBytes == _announcedBytes) return;
         _announcedBytes = _device.SizeBytes;
-        AttendAll(Attention.CapacityChanged, null);
+        foreach (UnitNexus nexus in _nexuses) nexus.Announce(Attention.CapacityChanged);
     }
 
     /// <summary>The store runs low: every nexus is told (38/07, thin provisioning soft threshold reached).</summary>
     public void OnLowSpace()
     {
-        if (_options.IsThin) AttendAll(Attention.ThinThreshold, null);
+        if (!_options.IsThin) return;
+        foreach (UnitNexus nexus in _nexuses) nexus.Announce(Attention.ThinThreshold);
     }
 
-    internal UnitNexus Attach(ScsiNexus nexus, ScsiTarget target, bool isReadOnly = false)
+    internal UnitNexus Attach(ScsiNexus nexus, ScsiTarget target, ulong lun, bool isReadOnly)
     {
-        var state = new UnitNexus(this, nexus, target) { IsReadOnly = isReadOnly };
+        var state = new UnitNexus(this, nexus, target, lun) { IsReadOnly = isReadOnly };
         Enlist(state);
         return state;
     }

@@ -168,6 +168,11 @@ public sealed class ScsiNexus
     /// <summary>Portal group tag: the relative target port is derived from it.</summary>
     public required ushort PortalGroup { get; init; }
 
+    /// <summary>Told at once what an initiator that sends no command would learn late, by LUN field and by ASC and ASCQ: capacity
+    /// changed, LUNs changed, space runs low. The unit attention that says so waits for its next command all the same. Null: such a
+    /// transport has no way to say it. On the target's loop.</summary>
+    public Action<ulong, ushort>? OnEvent { get; init; }
+
     /// <summary>For the target: its own state of the nexus (unit attentions, registrations).</summary>
     public object? TargetState { get; set; }
 }

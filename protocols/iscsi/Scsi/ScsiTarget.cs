@@ -128,6 +128,7 @@ public sealed class ScsiTarget : IScsiTarget
 
             if (!changed) continue;
             foreach (UnitNexus unit in state.Units.Values) Change(unit, static n => n.Attend(Attention.LunsChanged));
+            state.Nexus.OnEvent?.Invoke(0, Attention.LunsChanged); // of the target, so told once
         }
     }
 
@@ -253,8 +254,7 @@ public sealed class ScsiTarget : IScsiTarget
         {
             foreach (ushort lun in luns)
             {
-                ulong field = lun < 256 ? (ulong)lun << 48 : (ulong)(0x4000 | lun) << 48;
-                BinaryPrimitives.WriteUInt64BigEndian(list[at..], field);
+                BinaryPrimitives.WriteUInt64BigEndian(list[at..], FieldOf(lun));
                 at += 8;
             }
         }
@@ -270,7 +270,7 @@ public sealed class ScsiTarget : IScsiTarget
     }
 
     private UnitNexus Attach(ScsiNexus nexus, ushort lun, LogicalUnit unit) => _relays.TryGetValue(unit, out UnitRelay? relay)
-        ? relay.Attach(nexus, this, _readOnly.Contains(lun)) : unit.Attach(nexus, this, _readOnly.Contains(lun));
+        ? relay.Attach(nexus, this, FieldOf(lun), _readOnly.Contains(lun)) : unit.Attach(nexus, this, FieldOf(lun), _readOnly.Contains(lun));
 
     private static void Detach(UnitNexus nexus)
     {
@@ -289,6 +289,9 @@ public sealed class ScsiTarget : IScsiTarget
     private static UnitNexus? Find(ScsiNexus nexus, ulong field) =>
         nexus.TargetState is NexusState state && TryDecode(field, out ushort lun) && state.Units.TryGetValue(lun, out UnitNexus? unit)
             ? unit : null;
+
+    /// <summary>How a LUN is written: peripheral device addressing as far as it reaches, then flat space addressing.</summary>
+    private static ulong FieldOf(ushort lun) => (ulong)(lun < 256 ? lun : 0x4000 | lun) << 48;
 
     /// <summary>Single level LUNs: peripheral device addressing (bus 0) and flat space addressing (SAM-5, 4.6).</summary>
     private static bool TryDecode(ulong field, out ushort lun)

@@ -4,7 +4,7 @@ namespace BlockServer.Protocols.Iscsi.Scsi;
 /// What one logical unit keeps about one I_T nexus: its unit attentions, whether it prevents removal, its persistent
 /// registration and the results of its copies. Lives on one loop.
 /// </summary>
-internal sealed class UnitNexus(LogicalUnit unit, ScsiNexus nexus, ScsiTarget target)
+internal sealed class UnitNexus(LogicalUnit unit, ScsiNexus nexus, ScsiTarget target, ulong lun)
 {
     /// <summary>More than this many different conditions wait for nobody; a further one is dropped.</summary>
     private const int AttentionsMax = 16;
@@ -16,6 +16,9 @@ internal sealed class UnitNexus(LogicalUnit unit, ScsiNexus nexus, ScsiTarget ta
     public ScsiNexus Nexus { get; } = nexus;
 
     public ScsiTarget Target { get; } = target;
+
+    /// <summary>Its LUN field.</summary>
+    public ulong Lun => lun;
 
     /// <summary>Relative identifier of the target port.</summary>
     public ushort Port => Target.Options.PortOf(Nexus.PortalGroup);
@@ -38,23 +41,30 @@ internal sealed class UnitNexus(LogicalUnit unit, ScsiNexus nexus, ScsiTarget ta
     public bool HasAttention => _attentions.Count > 0;
 
     /// <summary>Queues a unit attention (ASC and ASCQ). Resets come before everything else, and a stronger one swallows
-    /// the weaker (SAM-5, 5.14); the rest keep their order, each condition once.</summary>
-    public void Attend(ushort code)
+    /// the weaker (SAM-5, 5.14); the rest keep their order, each condition once. True when it did not wait already.</summary>
+    public bool Attend(ushort code)
     {
         if (IsReset(code))
         {
             if (_attentions.Count > 0 && IsReset(_attentions[0]))
             {
-                if (Rank(_attentions[0]) <= Rank(code)) return;
+                if (Rank(_attentions[0]) <= Rank(code)) return false;
                 _attentions.RemoveAt(0);
             }
 
             _attentions.Insert(0, code);
+            return true;
         }
-        else if (!_attentions.Contains(code) && _attentions.Count < AttentionsMax)
-        {
-            _attentions.Add(code);
-        }
+
+        if (_attentions.Contains(code) || _attentions.Count >= AttentionsMax) return false;
+        _attentions.Add(code);
+        return true;
+    }
+
+    /// <summary>As <see cref="Attend"/>, and the transport is told: once until the initiator has taken the condition.</summary>
+    public void Announce(ushort code)
+    {
+        if (Attend(code)) Nexus.OnEvent?.Invoke(Lun, code);
     }
 
     /// <summary>Takes the first one.</summary>

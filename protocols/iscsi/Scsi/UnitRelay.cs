@@ -39,10 +39,14 @@ internal sealed class UnitRelay(LogicalUnit unit, ILoop here)
     private ILoop There => unit.Loop;
 
     /// <summary>What the unit keeps about the nexus. There it has a nexus of its own, which knows no other unit.</summary>
-    public UnitNexus Attach(ScsiNexus nexus, ScsiTarget target, bool isReadOnly)
+    public UnitNexus Attach(ScsiNexus nexus, ScsiTarget target, ulong lun, bool isReadOnly)
     {
-        var twin = new ScsiNexus { InitiatorPort = nexus.InitiatorPort, InitiatorName = nexus.InitiatorName, PortalGroup = nexus.PortalGroup };
-        var state = new UnitNexus(unit, twin, target) { IsReadOnly = isReadOnly, Relay = this };
+        var twin = new ScsiNexus
+        {
+            InitiatorPort = nexus.InitiatorPort, InitiatorName = nexus.InitiatorName, PortalGroup = nexus.PortalGroup,
+            OnEvent = nexus.OnEvent is not { } tell ? null : (where, code) => Here.PostFromAnywhere(() => tell(where, code)),
+        };
+        var state = new UnitNexus(unit, twin, target, lun) { IsReadOnly = isReadOnly, Relay = this };
         twin.TargetState = state;
         There.PostFromAnywhere(() => unit.Enlist(state));
         return state;

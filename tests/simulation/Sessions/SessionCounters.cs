@@ -100,6 +100,9 @@ public enum SessionDid
     /// <summary>Unit attentions taken.</summary>
     Attentions,
 
+    /// <summary>Events that were told to sessions which had not asked.</summary>
+    Events,
+
     /// <summary>Reservations that held.</summary>
     Reservations,
 

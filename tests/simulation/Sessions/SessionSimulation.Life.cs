@@ -93,7 +93,21 @@ public sealed partial class SessionSimulation : IIscsiTargets, INbdExports
             var attentions = new AttentionOracle();
             session.Attentions[unit.LunField] = attentions;
             foreach (ushort code in unit.Causes) attentions.Allow(code);
+            session.Events[unit.LunField] = unit.Causes.Count(code => code == SimUnit.LowSpace);
         }
+    }
+
+    /// <summary>The store of a unit runs low: every nexus is owed an attention, and an event unless an attention waits already.</summary>
+    private void RunLow(SimUnit unit)
+    {
+        unit.Causes.Add(SimUnit.LowSpace);
+        foreach (SimSession session in _sessions)
+        {
+            session.Attentions[unit.LunField].Allow(SimUnit.LowSpace);
+            session.Events[unit.LunField]++;
+        }
+
+        unit.Unit!.OnLowSpace();
     }
 
     internal ModelWrite BeginWrite(SimUnit unit, ulong first, ulong sectors, bool isZero, ulong id)
@@ -179,6 +193,12 @@ public sealed partial class SessionSimulation : IIscsiTargets, INbdExports
         var ending = isLast ? Ending.Finish : (Ending)_random.NextBelow(4);
         if (ending >= Ending.Kill) Loop.StopBeforeEvent = n => IsBroken || n >= start + crashAt;
         if (ending == Ending.Stop) Loop.Schedule(_random.NextBelow(30_000_000UL), Stop);
+        for (int i = _news.NextBelow(4); i > 0; i--)
+        {
+            SimUnit low = _units[_news.NextBelow(_units.Count)];
+            Loop.Schedule(_news.NextBelow(30_000_000UL), () => low.Loop!.PostFromAnywhere(() => RunLow(low)));
+        }
+
         StartClients();
         bool ended = Loop.RunUntil(() => _clientsRunning == 0 || IsBroken, EventsPerLifeMax);
         if (IsBroken || Loop.IsStopped)
@@ -242,6 +262,7 @@ public sealed partial class SessionSimulation : IIscsiTargets, INbdExports
             unit.Begin();
             // In every second world the units with odd numbers are of another loop than their target.
             ILoop loop = unit.Lun % 2 == 1 && _hasFarUnits ? new SideLoop(Loop, FarNanosMax) : Loop;
+            unit.Loop = loop;
             unit.Unit = new LogicalUnit(loop, DeviceOf(unit), options, kept);
             if (Loop.Run(unit.Unit.LoadAsync()) != IoStatus.Ok) Violate(ViolationKind.Refused, "reservations could not be loaded");
             scsi.SetLun(unit.Lun, unit.Unit);

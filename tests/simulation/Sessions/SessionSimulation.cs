@@ -19,6 +19,7 @@ public sealed partial class SessionSimulation
 
     private readonly SessionOptions _options;
     private readonly SeededRandom _random;
+    private readonly SeededRandom _news; // what the daemon tells of itself
     private readonly bool _hasFarUnits;
     private readonly List<Violation> _violations = [];
     private readonly List<SimUnit> _units = [];
@@ -33,6 +34,7 @@ public sealed partial class SessionSimulation
     {
         (_seed, _options) = (seed, options);
         _random = new SeededRandom(seed);
+        _news = new SeededRandom(~seed);
         _hasFarUnits = seed % 2 == 0;
         Dice = new SeededRandom(_random.NextUInt64());
         Durability drawn = _random.NextChance(0.6) ? Core.Durability.Flush : Core.Durability.Ack;

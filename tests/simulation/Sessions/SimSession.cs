@@ -40,6 +40,9 @@ internal sealed class SimSession(SessionSimulation world, string initiatorName, 
     /// <summary>What the target owes to this nexus.</summary>
     public Dictionary<ulong, AttentionOracle> Attentions { get; } = [];
 
+    /// <summary>Events that the target may tell yet, by LUN.</summary>
+    public Dictionary<ulong, int> Events { get; } = [];
+
     /// <summary>Logs in; false when it was refused or broke.</summary>
     public async Task<bool> OpenAsync()
     {
@@ -197,6 +200,17 @@ internal sealed class SimSession(SessionSimulation world, string initiatorName, 
         foreach (SimTask task in _tasks.Values) task.MayVanish |= lun is null || task.Lun == lun;
     }
 
+    private void TakeEvent(ulong lun, byte[] data)
+    {
+        world.Counters[SessionDid.Events]++;
+        bool isSense = data.Length == 20 && data is [0, 18, 0x70, ..] && (data[4] & 0x0F) == 6;
+        int code = isSense ? data[14] << 8 | data[15] : 0;
+        int left = Events.GetValueOrDefault(lun);
+        Events[lun] = left - 1;
+        if (code != SimUnit.LowSpace || left <= 0)
+            world.Violate(ViolationKind.WrongAttention, $"{InitiatorName}: LUN field {lun:x} told the event {code:x4} without a cause");
+    }
+
     /// <summary>Whatever a connection received.</summary>
     public void Take(SimLink link, byte[] bhs, byte[] data)
     {
@@ -212,6 +226,9 @@ internal sealed class SimSession(SessionSimulation world, string initiatorName, 
             case IscsiOpcode.TaskManagementResponse or IscsiOpcode.LogoutResponse:
                 if (_requests.Remove(tag, out (SimLink Link, LoopEvent<byte[]?> Answered) waiter)) waiter.Answered.Set(bhs);
                 else Wrong($"{opcode} for tag {tag}, which nobody sent");
+                return;
+            case IscsiOpcode.AsyncMessage when AsyncMessagePdu.Read(bhs).Event == IscsiAsyncEvent.ScsiEvent:
+                TakeEvent(AsyncMessagePdu.Read(bhs).Lun, data);
                 return;
             case IscsiOpcode.AsyncMessage:
                 // The target leaves: what it has not begun it drops.

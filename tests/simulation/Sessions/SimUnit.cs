@@ -18,6 +18,9 @@ internal sealed class SimUnit(ushort lun, int blockBytes, VolumeModel model)
     /// <summary>Sectors of one.</summary>
     public const ulong DeskSectors = 16;
 
+    /// <summary>Thin provisioning soft threshold reached, ASC and ASCQ.</summary>
+    public const ushort LowSpace = 0x3807;
+
     private const ulong SectorsPerBlock = Units.BlockBytes / Units.SectorBytes;
 
     private readonly HashSet<(ulong Sector, ulong Id)> _replaced = [];
@@ -38,6 +41,9 @@ internal sealed class SimUnit(ushort lun, int blockBytes, VolumeModel model)
     public ReservationBytes Kept { get; } = new();
 
     public LogicalUnit? Unit { get; set; }
+
+    /// <summary>The loop on which it lives.</summary>
+    public ILoop? Loop { get; set; }
 
     /// <summary>Functions under way that end tasks of everybody.</summary>
     public int AbortsUnderWay { get; set; }

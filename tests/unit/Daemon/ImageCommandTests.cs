@@ -300,9 +300,116 @@ public sealed class ImageCommandTests
         await RefusedAsync(world, "404", ["import_image", "-v", "vm2", .. fetch[3..]]);
     }
 
+    /// <summary>Half of one image and half of another one, or less than all, is never imported.</summary>
+    [Fact]
+    public async Task A_server_that_changes_the_image_or_lies_about_its_length_is_found_out()
+    {
+        await using StreamWorld world = await StreamWorld.StartAsync();
+        byte[] image = StreamWorld.Pattern(5, 5 << 18), other = StreamWorld.Pattern(6, 6 << 18);
+        string scratch = world.PathOf("");
+        string[] FetchOf(string name) => ["import_image", "-v", name, "-i", $"http://images.example/{name}.raw", "--scratch", scratch];
+        async Task<ImageServer> BrokenOffAsync(string name, string? tag)
+        {
+            var server = new ImageServer(image, hasRanges: true) { Tag = tag };
+            world.Elsewhere = server;
+            await RefusedAsync(world, "broke off", FetchOf(name));
+            server.BreaksAt = int.MaxValue;
+            return server;
+        }
+
+        ImageServer same = await BrokenOffAsync("same", "\"1\"");
+        await DoneAsync(world, FetchOf("same"));
+        Assert.Equal([0, 1 << 20], same.Begun);
+        Assert.Equal(image, await world.ReadAsync("same"));
+
+        // Nothing says that it is the same image still: it is fetched anew.
+        ImageServer unnamed = await BrokenOffAsync("unnamed", null);
+        await DoneAsync(world, FetchOf("unnamed"));
+        Assert.Equal([0L, 0], unnamed.Begun);
+
+        // A server that heeds If-Range gives the other image from its beginning.
+        ImageServer changed = await BrokenOffAsync("changed", "\"1\"");
+        (changed.Image, changed.Tag) = (other, "\"2\"");
+        await DoneAsync(world, FetchOf("changed"));
+        Assert.Equal(other, await world.ReadAsync("changed"));
+
+        // One that does not is found out by its tag, by the length, or by the place.
+        foreach (Action<ImageServer> lie in (Action<ImageServer>[])[s => s.Tag = "\"2\"", s => s.Image = other, s => s.Shift = -4096])
+        {
+            ImageServer liar = await BrokenOffAsync("liar", "\"1\"");
+            liar.HeedsIfRange = false;
+            lie(liar);
+            await RefusedAsync(world, "does not answer with the rest", FetchOf("liar"));
+        }
+
+        // The rest ends in front of the end; an answer that ends where the connection does.
+        ImageServer ends = await BrokenOffAsync("liar", "\"1\"");
+        ends.Missing = 5000;
+        await RefusedAsync(world, "have come of 1310720", FetchOf("liar"));
+        ends.Missing = 0;
+        await DoneAsync(world, FetchOf("liar"));
+        Assert.Equal(image, await world.ReadAsync("liar"));
+        world.Elsewhere = new ImageServer(image, hasRanges: true) { BreaksAt = int.MaxValue, SaysLength = false };
+        await RefusedAsync(world, "--sha256", FetchOf("endless"));
+        await DoneAsync(world, [.. FetchOf("endless"), "--sha256", Convert.ToHexStringLower(System.Security.Cryptography.SHA256.HashData(image))]);
+        Assert.Empty(Directory.EnumerateFiles(scratch, "pfcli-*"));
+    }
+
+    /// <summary>A stream whose first bytes are damaged would be a fine raw image, and so would every other container.</summary>
+    [Fact]
+    public async Task What_is_of_another_format_is_not_taken_for_a_raw_image()
+    {
+        await using StreamWorld world = await FilledAsync();
+        string full = world.PathOf("full"), bad = world.PathOf("bad");
+        await DoneAsync(world, "export_image", "-v", "vm1", "-n", "s1", "-o", full);
+        byte[] stream = await File.ReadAllBytesAsync(full, TestContext.Current.CancellationToken);
+        for (int at = 0; at < 8; at++)
+        {
+            stream[at] ^= 0x10;
+            await File.WriteAllBytesAsync(bad, stream, TestContext.Current.CancellationToken);
+            await RefusedAsync(world, "header of the stream is damaged", "import_image", "-v", "vm2", "-i", bad);
+            (int code, _, string error) = await RunAsync(world, new MemoryStream(stream), null, "import_image", "-v", "vm2", "-i", "-", "--size", "16m");
+            Assert.True(code == 1 && error.Contains("header of the stream is damaged", StringComparison.Ordinal), error);
+            stream[at] ^= 0x10;
+        }
+
+        var foreign = new byte[8192];
+        foreach ((byte[] begin, int at, string words) in (ValueTuple<byte[], int, string>[])
+            [([0x51, 0x46, 0x49, 0xFB], 0, "qcow2"), ("KDMV"u8.ToArray(), 0, "VMDK"), ("vhdxfile"u8.ToArray(), 0, "VHDX"),
+             ("conectix"u8.ToArray(), 0, "VHD"), ([0x7F, 0x10, 0xDA, 0xBE], 64, "VDI"), ([0x1F, 0x8B, 8], 0, "gzip"), ([0xFD, 0x37, 0x7A, 0x58, 0x5A, 0], 0, "xz"),
+             ([0x28, 0xB5, 0x2F, 0xFD], 0, "zstd"), ("BZh"u8.ToArray(), 0, "bzip2")])
+        {
+            foreign.AsSpan().Clear();
+            begin.CopyTo(foreign, at);
+            (int code, _, string error) = await RunAsync(world, new MemoryStream(foreign), null, "import_image", "-v", "vm2", "-i", "-", "--size", "8k");
+            Assert.True(code == 1 && error.Contains("looks like", StringComparison.Ordinal) && error.Contains(words, StringComparison.Ordinal), error);
+        }
+
+        Assert.Null(world.Daemon.Directory.Find("vm2"));
+        (int taken, _, string said) = await RunAsync(world, new MemoryStream(foreign), null, "import_image", "-v", "vm2", "-i", "-", "--size", "8k", "--format", "raw");
+        Assert.True(taken == 0, said);
+        Assert.Equal(foreign, (await world.ReadAsync("vm2"))[..foreign.Length]);
+        await File.WriteAllBytesAsync(bad, [], TestContext.Current.CancellationToken);
+        await RefusedAsync(world, "empty file", "import_image", "-v", "vm3", "-i", bad);
+    }
+
     /// <summary>Gives one image, of which the connection breaks once.</summary>
     private sealed class ImageServer(byte[] image, bool hasRanges) : HttpMessageHandler
     {
+        public byte[] Image { get; set; } = image;
+
+        public string? Tag { get; set; }
+
+        public bool HeedsIfRange { get; set; } = true;
+
+        public bool SaysLength { get; set; } = true;
+
+        /// <summary>How far from the place that was asked for the answer begins.</summary>
+        public int Shift { get; set; }
+
+        /// <summary>Bytes by which a rest is too short, and says so only in its length.</summary>
+        public int Missing { get; set; }
+
         public int BreaksAt { get; set; } = 1 << 20;
 
         public List<long> Begun { get; } = [];
@@ -313,19 +420,25 @@ public sealed class ImageCommandTests
         {
             Assert.Null(request.Headers.Authorization);
             var from = (int)(hasRanges ? request.Headers.Range?.Ranges.Single().From ?? 0 : 0);
+            if (HeedsIfRange && request.Headers.IfRange?.EntityTag?.Tag is { } wanted && wanted != Tag) from = 0;
+            if (from > 0) from += Shift;
             if (Status != System.Net.HttpStatusCode.OK) return Task.FromResult(new HttpResponseMessage(Status));
             Begun.Add(from);
             var answer = new HttpResponseMessage(from > 0 ? System.Net.HttpStatusCode.PartialContent : Status)
             {
-                Content = new StreamContent(new Breaking(image[from..], BreaksAt)),
+                Content = new StreamContent(new Breaking(Image[from..^(from > 0 ? Missing : 0)], BreaksAt, SaysLength)),
             };
-            answer.Content.Headers.ContentLength = image.Length - from;
-            if (from > 0) answer.Content.Headers.ContentRange = new(from, image.Length - 1, image.Length);
+            if (SaysLength) answer.Content.Headers.ContentLength = Image.Length - from - (from > 0 ? Missing : 0);
+            if (Tag is not null) answer.Headers.ETag = new(Tag);
+            if (from > 0) answer.Content.Headers.ContentRange = new(from, Image.Length - 1, Image.Length);
             return Task.FromResult(answer);
         }
 
-        private sealed class Breaking(byte[] bytes, int at) : MemoryStream(bytes)
+        private sealed class Breaking(byte[] bytes, int at, bool saysLength) : MemoryStream(bytes)
         {
+            // Of what can seek the length goes into the headers by itself.
+            public override bool CanSeek => saysLength;
+
             public override ValueTask<int> ReadAsync(Memory<byte> buffer, CancellationToken cancellationToken = default) =>
                 Position >= at ? throw new IOException("reset by the test") : base.ReadAsync(buffer[..(int)Math.Min(buffer.Length, at - Position)], cancellationToken);
         }

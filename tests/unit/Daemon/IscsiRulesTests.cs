@@ -1,6 +1,7 @@
 using System.Net;
 using BlockServer.Blockd;
 using BlockServer.Cluster;
+using BlockServer.Core;
 using BlockServer.Protocols.Iscsi;
 using Xunit;
 
@@ -25,7 +26,7 @@ public sealed class IscsiRulesTests
     [InlineData("?", false)]
     [InlineData("**e", true)]
     [InlineData("*a*b*c*", false)]
-    public void A_pattern_fits_the_whole_name(string pattern, bool fits) => Assert.Equal(fits, IscsiRules.Matches(pattern, Name));
+    public void A_pattern_fits_the_whole_name(string pattern, bool fits) => Assert.Equal(fits, NamePattern.Matches(pattern, Name));
 
     [Theory]
     [InlineData("IQN.1993-08.org.Debian:01:ab", "iqn.1993-08.org.debian:01:ab")]

@@ -36,6 +36,7 @@ public sealed class IscsiTargetTests : IAsyncLifetime
         Assert.Equal(0x2500, one.Send("000000000000", lun: 7).Code);
 
         await DoneAsync("add_lun", "-t", Disks, "-v", "b", "-l", "7", "--read-only");
+        Assert.Equal(0, one.TakeEvent()); // who sends nothing hears of it too
         Assert.Equal([0x3F0E], one.TakeAttentions());
         Assert.Equal(0x2900, one.Send("000000000000", lun: 7).Code);
         Assert.Equal([0x3F0E], one.TakeAttentions(7));
@@ -133,6 +134,9 @@ public sealed class IscsiTargetTests : IAsyncLifetime
         }
 
         await DoneAsync("move_target", "-t", Disks, "-g", "2");
+        Assert.Equal(1, one.TakeEvent()); // asked to log out, and served until then
+        Assert.Equal([0x2900], one.TakeAttentions());
+        Assert.Equal(0, one.LogOut());
         Assert.True(one.IsClosed());
         using (var moved = new RawInitiator(Port(1), Disks, One)) Assert.Equal($"127.0.0.1:{Port(2)}", moved.Keys["TargetAddress"]);
         using (var attached = new RawInitiator(Port(2), Disks, One))

@@ -1,4 +1,5 @@
 using System.Buffers.Binary;
+using System.Net;
 using System.Net.Sockets;
 using System.Text;
 using BlockServer.Core;
@@ -6,32 +7,60 @@ using BlockServer.Protocols.Nbd;
 
 namespace BlockServer.Tests.Unit.Daemon;
 
-/// <summary>A client on a unix socket that does one request at a time, by simple replies. Blocks.</summary>
+/// <summary>A client that does one request at a time, by simple replies. Blocks.</summary>
 internal sealed class RawNbd : IDisposable
 {
-    private readonly Socket _socket = new(AddressFamily.Unix, SocketType.Stream, ProtocolType.Unspecified);
+    private readonly Socket _socket;
+
+    /// <summary>Attaches an export at a unix socket.</summary>
+    public RawNbd(string path, string export)
+        : this(new UnixDomainSocketEndPoint(path), export)
+    {
+    }
 
     /// <summary>Attaches an export.</summary>
-    public RawNbd(string path, string export)
+    public RawNbd(EndPoint address, string export)
+        : this(address)
     {
-        _socket.Connect(new UnixDomainSocketEndPoint(path));
-        Receive(18);
         byte[] name = Encoding.UTF8.GetBytes(export);
-        var go = new byte[4 + 16 + 4 + name.Length + 2];
-        BinaryPrimitives.WriteUInt32BigEndian(go, 3); // fixed newstyle, no zeroes
-        "IHAVEOPT"u8.CopyTo(go.AsSpan(4));
-        BinaryPrimitives.WriteUInt32BigEndian(go.AsSpan(12), (uint)NbdOption.Go);
-        BinaryPrimitives.WriteUInt32BigEndian(go.AsSpan(16), (uint)name.Length + 6);
-        BinaryPrimitives.WriteUInt32BigEndian(go.AsSpan(20), (uint)name.Length);
-        name.CopyTo(go.AsSpan(24));
-        _socket.Send(go);
-        while (true)
+        var wish = new byte[4 + name.Length + 2];
+        BinaryPrimitives.WriteUInt32BigEndian(wish, (uint)name.Length);
+        name.CopyTo(wish.AsSpan(4));
+        Ask(NbdOption.Go, wish);
+        Refusal = Replies().Last() is var (type, text) && type != NbdReply.Ack ? Encoding.UTF8.GetString(text) : null;
+    }
+
+    private RawNbd(EndPoint address)
+    {
+        _socket = new Socket(address.AddressFamily, SocketType.Stream, ProtocolType.Unspecified);
+        _socket.Connect(address);
+        Receive(18);
+        _socket.Send([0, 0, 0, 3]); // fixed newstyle, no zeroes
+    }
+
+    /// <summary>Why the export was refused; null when it is attached.</summary>
+    public string? Refusal { get; }
+
+    /// <summary>The names that LIST shows there.</summary>
+    public static IReadOnlyList<string> List(EndPoint address)
+    {
+        using var client = new RawNbd(address);
+        client.Ask(NbdOption.List, []);
+        return [.. client.Replies().Where(r => r.Type == NbdReply.Server).Select(
+            r => Encoding.UTF8.GetString(r.Data, 4, (int)BinaryPrimitives.ReadUInt32BigEndian(r.Data)))];
+    }
+
+    /// <summary>True when the server closes the connection; waits up to 10 s.</summary>
+    public bool Ends()
+    {
+        _socket.ReceiveTimeout = 10_000;
+        try
         {
-            byte[] head = Receive(20);
-            Receive((int)BinaryPrimitives.ReadUInt32BigEndian(head.AsSpan(16)));
-            var type = (NbdReply)BinaryPrimitives.ReadUInt32BigEndian(head.AsSpan(12));
-            Check.That(type < (NbdReply)0x80000000);
-            if (type == NbdReply.Ack) return;
+            return _socket.Receive(new byte[1]) == 0;
+        }
+        catch (SocketException e)
+        {
+            return e.SocketErrorCode is not (SocketError.TimedOut or SocketError.WouldBlock);
         }
     }
 
@@ -49,6 +78,29 @@ internal sealed class RawNbd : IDisposable
     }
 
     public void Dispose() => _socket.Dispose();
+
+    private void Ask(NbdOption option, byte[] data)
+    {
+        var head = new byte[16];
+        "IHAVEOPT"u8.CopyTo(head);
+        BinaryPrimitives.WriteUInt32BigEndian(head.AsSpan(8), (uint)option);
+        BinaryPrimitives.WriteUInt32BigEndian(head.AsSpan(12), (uint)data.Length);
+        _socket.Send([.. head, .. data]);
+    }
+
+    // Up to the acknowledgement or an error.
+    private List<(NbdReply Type, byte[] Data)> Replies()
+    {
+        var replies = new List<(NbdReply Type, byte[] Data)>();
+        do
+        {
+            byte[] head = Receive(20);
+            var type = (NbdReply)BinaryPrimitives.ReadUInt32BigEndian(head.AsSpan(12));
+            replies.Add((type, Receive((int)BinaryPrimitives.ReadUInt32BigEndian(head.AsSpan(16)))));
+        }
+        while (replies[^1].Type is not NbdReply.Ack and < (NbdReply)0x80000000);
+        return replies;
+    }
 
     private static byte[] Request(NbdCommand command, ulong offset, int length)
     {

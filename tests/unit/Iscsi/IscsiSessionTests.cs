@@ -418,6 +418,72 @@ public sealed class IscsiSessionTests
         world.CheckClean();
     }
 
+    [Theory]
+    [InlineData("HeaderDigest=None")]
+    [InlineData("HeaderDigest=CRC32C", "DataDigest=CRC32C")]
+    public void An_event_carries_its_lun_and_sense_data_to_one_connection(params string[] keys)
+    {
+        var world = new IscsiWorld();
+        IscsiClient client = world.Connect().Login([.. keys, "MaxConnections=2"]);
+        world.Scsi.Nexuses[0].OnEvent!(0x0007_0000_0000_0000, 0x2A09);
+        Received told = client.Receive()!;
+        AsyncMessagePdu message = AsyncMessagePdu.Read(told.Bhs);
+        Assert.Equal((IscsiOpcode.AsyncMessage, IscsiAsyncEvent.ScsiEvent, 0x0007_0000_0000_0000UL), (told.Opcode, message.Event, message.Lun));
+        Assert.Equal("0012" + "70000600000000" + "0A00000000" + "2A09" + "00000000", Convert.ToHexString(told.Data));
+        Assert.Equal(ScsiStatus.Good, client.Write(0, Pattern(512, 1)).Status); // its StatSN was counted
+        client.Logout();
+        Assert.Equal("the initiator left", client.End());
+        world.CheckClean();
+    }
+
+    [Fact]
+    public void Events_wait_for_nobody_who_does_not_read()
+    {
+        var world = new IscsiWorld();
+        IscsiClient client = world.Connect(windowBytes: 4096).Login();
+        Action<ulong, ushort> tell = world.Scsi.Nexuses[0].OnEvent!;
+        for (int i = 0; i < 100; i++)
+        {
+            for (int j = 0; j < 100; j++) tell(0, 0x3F0E);
+            world.Loop.Run(world.Loop.DelayAsync(1_000_000));
+        }
+
+        int events = 0;
+        client.Command(IscsiClient.Cdb10(0x28, 0, 1), 512);
+        while (client.Receive()!.Opcode == IscsiOpcode.AsyncMessage) events++;
+        Assert.InRange(events, 100, 1500);
+    }
+
+    [Fact]
+    public void Who_is_asked_to_leave_is_served_until_it_logs_out()
+    {
+        var world = new IscsiWorld();
+        IscsiClient client = world.Connect().Login();
+        world.Target.AskToLeave(world.Target.Sessions.Keys.Single(), "it moved");
+        world.Target.AskToLeave(world.Target.Sessions.Keys.Single(), "it moved"); // asked once
+        AsyncMessagePdu asked = AsyncMessagePdu.Read(client.Receive()!.Bhs);
+        Assert.Equal((IscsiAsyncEvent.LogoutRequest, 10), (asked.Event, asked.Parameter3));
+        world.Loop.Run(world.Loop.DelayAsync(9_000_000_000));
+        Assert.Equal(ScsiStatus.Good, client.Write(0, Pattern(512, 1)).Status);
+        Assert.Equal(IscsiLogoutResponse.Success, client.Logout());
+        Assert.Equal("the initiator left", client.End());
+        world.CheckClean();
+    }
+
+    [Fact]
+    public void Who_was_asked_to_leave_and_stays_is_ended()
+    {
+        var world = new IscsiWorld();
+        IscsiClient client = world.Connect().Login();
+        world.Target.AskToLeave(world.Target.Sessions.Keys.Single(), "it moved");
+        ulong since = world.Loop.NowNanos;
+        Assert.Equal(IscsiOpcode.AsyncMessage, client.Receive()!.Opcode);
+        Assert.Null(client.Receive());
+        Assert.InRange(world.Loop.NowNanos - since, 10_000_000_000UL, 11_000_000_000UL);
+        Assert.Equal("it moved", client.End());
+        world.CheckClean();
+    }
+
     [Fact]
     public void A_bug_of_the_target_ends_the_session_and_is_told()
     {

@@ -135,6 +135,17 @@ public class NbdHandshakeTests
     }
 
     [Fact]
+    public void What_is_there_and_cannot_be_attached_now_is_not_said_to_be_missing()
+    {
+        var world = new NbdWorld { MayUse = _ => false, Reason = "'disk' is being populated" };
+        world.Greet();
+        (NbdReply type, byte[] data) = world.Option(NbdOption.Go, Join(Text("disk"), U16(0)))[^1];
+        Assert.Equal((NbdReply.ErrPolicy, world.Reason), (type, System.Text.Encoding.UTF8.GetString(data)));
+        world.Reason = null;
+        Assert.Equal(NbdReply.ErrUnknown, world.Option(NbdOption.Go, Join(Text("disk"), U16(0)))[^1].Type);
+    }
+
+    [Fact]
     public void More_than_32_options_close()
     {
         var world = new NbdWorld();

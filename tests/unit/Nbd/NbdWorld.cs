@@ -41,6 +41,11 @@ internal sealed class NbdWorld : INbdExports
     /// <summary>Who may use the export; everybody when null.</summary>
     public Func<string?, bool>? MayUse { get; set; }
 
+    /// <summary>Why what may not be used cannot be had now, or null.</summary>
+    public string? Reason { get; set; }
+
+    public string? WhyNot(string name, string? identity) => Reason;
+
     public bool HasEnded => _end.IsCompleted;
 
     public ValueTask<NbdExport?> FindAsync(string name, string? identity) => new(

@@ -106,6 +106,40 @@ public class FrameTests
         world.Good(fresh, Ready);
     }
 
+    [Theory]
+    [InlineData(false)]
+    [InlineData(true)]
+    public void Events_are_told_at_once_and_not_again_until_the_attention_was_taken(bool isFar)
+    {
+        var world = new ScsiWorld(isFar: isFar);
+        world.Target.SetLun(300, world.Unit);
+        var told = new List<(ulong Lun, ushort Code)>();
+        ScsiNexus nexus = world.Login("c", 1, clears: false, (lun, code) => told.Add((lun, code)));
+        world.Good(nexus, "A00000000000000001000000");
+        world.Bad(nexus, Ready, "06/29/00");
+        world.Device.SizeBytes = 8 << 20;
+        world.Unit.OnResized();
+        world.Device.SizeBytes = 6 << 20;
+        world.Unit.OnResized();
+        world.Unit.OnLowSpace();
+        world.Loop.RunUntil(() => told.Count >= 4);
+        Assert.Equal([(0UL, 0x2A09), (0x412C_0000_0000_0000UL, 0x2A09), (0UL, 0x3807), (0x412C_0000_0000_0000UL, 0x3807)], told.Select(t => (t.Lun, (int)t.Code)));
+        told.Clear();
+        world.Bad(nexus, Ready, "06/2A/09");
+        world.Device.SizeBytes = 8 << 20;
+        world.Unit.OnResized();
+        world.Unit.OnLowSpace(); // waits still
+        world.Target.SetLun(300, null);
+        world.Loop.RunUntil(() => told.Count >= 2);
+        world.Bad(nexus, Ready, "06/38/07");
+        Assert.Equal([(0UL, 0x2A09), (0UL, 0x3F0E)], told.Select(t => (t.Lun, (int)t.Code)).Order());
+        world.Target.RemoveNexus(nexus);
+        world.Device.SizeBytes = 4 << 20;
+        world.Unit.OnResized();
+        world.Good(world.Login("d", 1), Ready);
+        Assert.Equal(2, told.Count);
+    }
+
     [Fact]
     public void A_changed_table_of_luns_is_told_and_report_luns_clears_it()
     {

@@ -51,11 +51,11 @@ internal sealed class ScsiWorld
 
     public ScsiNexus B { get; }
 
-    public ScsiNexus Login(string name, ushort group, bool clears = true)
+    public ScsiNexus Login(string name, ushort group, bool clears = true, Action<ulong, ushort>? onEvent = null)
     {
         var nexus = new ScsiNexus
         {
-            InitiatorName = $"iqn.2024-01.test:{name}", InitiatorPort = $"iqn.2024-01.test:{name},i,0x400000000001", PortalGroup = group,
+            InitiatorName = $"iqn.2024-01.test:{name}", InitiatorPort = $"iqn.2024-01.test:{name},i,0x400000000001", PortalGroup = group, OnEvent = onEvent,
         };
         Target.AddNexus(nexus);
         if (clears) Assert.Equal(0x2900, Send(nexus, "00 00 00 00 00 00").Code);
