@@ -18,6 +18,8 @@ internal static partial class ApiRouteTable
             [(404, "no-such-disk"), (409, "disk-in-use"), (400, "invalid-query")]) { Role = ApiRole.Admin },
         new("POST", "disks/{id}/drain", "Begins to move every volume off a disk; nothing new is placed there.", 202, typeof(TaskInfo), typeof(DrainDisk), [],
             [(404, "no-such-disk"), (409, "no-other-disk")]) { Role = ApiRole.Admin },
+        new("DELETE", "disks/{id}/drain", "Lets a disk be used again: what still drains it ends, and new volumes may be placed there. What was moved stays where it is.", 204, null, null, [],
+            [(404, "no-such-disk"), (409, "not-draining")]) { Role = ApiRole.Admin },
         new("POST", "disks/{id}/replace", "Puts another disk into service, moves everything to it, and takes the old one out.", 202, typeof(TaskInfo), typeof(AddDisk), [],
             [(404, "no-such-disk"), (400, "invalid-path"), s_badName, (400, "invalid-size"), (409, "disk-in-service"), (409, "disk-is-a-copy"), (409, "disk-refused"),
                 (409, "damaged-store"), (409, "name-taken"), (409, "no-such-file"), (409, "not-a-disk"), (409, "not-blank"),

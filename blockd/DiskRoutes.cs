@@ -23,6 +23,7 @@ internal sealed class DiskRoutes
         {
             ["POST volumes/{name}/move"] = MoveAsync,
             ["POST disks/{id}/drain"] = DrainAsync,
+            ["DELETE disks/{id}/drain"] = UndoDrainAsync,
             ["POST disks/{id}/replace"] = ReplaceAsync,
             ["POST rebalance"] = RebalanceAsync,
             ["POST disks/{id}/scrub"] = ScrubAsync,
@@ -61,6 +62,19 @@ internal sealed class DiskRoutes
     {
         await call.ReadAsync(ApiJson.Default.DrainDisk);
         await AnswerAsync(call, () => _drains.BeginAsync(IdOf(call)));
+    }
+
+    private async Task UndoDrainAsync(ApiCall call)
+    {
+        try
+        {
+            await _drains.UndoAsync(IdOf(call), call.Aborted);
+            await call.AnswerNothingAsync();
+        }
+        catch (DiskException e)
+        {
+            throw new ApiException(e.Status, e.Code, e.Message, e.Field);
+        }
     }
 
     private async Task ReplaceAsync(ApiCall call)

@@ -29,6 +29,24 @@ internal sealed class Drains(Daemon daemon, Moves moves)
         return Run(host, null);
     }
 
+    /// <summary>Lets a disk be used again, while it is drained or afterwards. Answers when its task has ended. Throws <see cref="DiskException"/>.</summary>
+    public async Task UndoAsync(Guid id, CancellationToken cancel)
+    {
+        StoreHost host = Host(id);
+        if (!daemon.Directory.IsDraining(id)) throw new DiskException(409, "not-draining", $"disk {host.Name} is not being drained, nor was it", null);
+        TaskInfo? running;
+        lock (_lock) running = _running.GetValueOrDefault(id);
+        if (running is not null)
+        {
+            daemon.Tasks.Cancel(running.Id);
+            await daemon.Tasks.EndedAsync(running.Id, cancel);
+            if (!daemon.Directory.IsDraining(id)) return; // it took the mark away itself
+            Host(id); // a replacement that came to its end meanwhile has taken the disk out
+        }
+
+        await daemon.Disks.MarkDrainingAsync(id, false);
+    }
+
     /// <summary>Puts a new disk into service, moves everything from an old one to it, and takes the old one out.</summary>
     public async Task<TaskInfo> ReplaceAsync(Guid id, AddDisk request)
     {

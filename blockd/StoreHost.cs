@@ -125,7 +125,7 @@ internal sealed class StoreHost : IMoveSide
 
     /// <inheritdoc/>
     public Task<IoStatus> PromiseAsync(uint volumeId, ulong bytes, bool isForced) =>
-        AskAsync(() => new ValueTask<IoStatus>(Store.Promise(volumeId, bytes, isForced)));
+        AskAsync(() => Store.PromiseAsync(volumeId, bytes, isForced));
 
     /// <inheritdoc/>
     public Task<IReadOnlyList<VolumeHead>> ListAsync() =>

@@ -14,7 +14,7 @@ public interface IVolumeHost
     /// <summary>Bytes that may be promised to a volume; null when the store has failed.</summary>
     Task<ulong?> PromisableBytesAsync();
 
-    /// <summary>As <see cref="ILayeredStore.Promise"/>.</summary>
+    /// <summary>As <see cref="ILayeredStore.PromiseAsync"/>.</summary>
     Task<IoStatus> PromiseAsync(uint volumeId, ulong bytes, bool isForced);
 
     /// <summary>Heads of all volumes that lie there.</summary>

@@ -58,7 +58,7 @@ public sealed partial class VolumeDirectory
 
         ulong promised = family.Aggregate(0UL, (sum, v) => sum + v.PromisedBytes);
         if (promised > 0 && await target.PromisableBytesAsync() is { } left && left < promised)
-            return (null, CapacityFault(promised, left, "storeId"));
+            return (null, CapacityFault(promised, left, "storeId", "choose a disk with more room, add one (pfcli add_disk), or make some of what goes along thin (pfcli resize_volume --thin)"));
         var record = new MoveRecord([.. family.Select(v => new MoveMember(v.Id))], volume.StoreId, to, []);
         MetaResult written = await CommitAsync([new(MoveKey(record.Id), 0)], [new(MoveKey(record.Id), Encode(record))]);
         if (written.Outcome != MetaOutcome.Committed) return (null, MetaCommit.FaultOf(written.Outcome));

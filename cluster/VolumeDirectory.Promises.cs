@@ -19,10 +19,11 @@ public sealed partial class VolumeDirectory
             IoStatus status => StoreFault(status),
         };
 
-    private static DirectoryFault CapacityFault(ulong bytes, ulong left, string field) => new(
+    private const string SmallerAdvice = "choose a smaller size, make it thin (it takes what is written, as long as there is room), delete something, or add a disk";
+
+    private static DirectoryFault CapacityFault(ulong bytes, ulong left, string field, string advice = SmallerAdvice) => new(
         IoStatus.NoSpace, "capacity-exceeded",
-        $"{SizeText.Format(bytes)} cannot be promised: {SizeText.Format(left / Units.MiB * Units.MiB)} of the disk are neither used nor promised to other volumes (pfcli capacity); "
-        + "choose a smaller size, make it thin (it takes what is written, as long as there is room), delete something, or add a disk", field);
+        $"{SizeText.Format(bytes)} cannot be promised: {SizeText.Format(left / Units.MiB * Units.MiB)} of the disk are neither used nor promised to other volumes (pfcli capacity); {advice}", field);
 
     /// <summary>Thick is promised, and cannot be thin.</summary>
     private static DirectoryFault? ThinFault(bool? thin, ExportOptions export) => thin == true && export.Thick

@@ -200,7 +200,7 @@ public sealed partial class VolumeDirectory
         string[] kept = [.. known.Snapshots.Where(s => s.Record is not { IsForCopy: true }).Select(s => s.Info.Name)];
         return kept.Length == 0 ? null : new DirectoryFault(
             IoStatus.Conflict, "volume-has-snapshots",
-            $"'{volume.Name}' has {kept.Length} snapshots ({Few(kept)}); delete them first, or say that they go too");
+            $"'{volume.Name}' has {kept.Length} snapshots ({Few(kept)}); delete them first, or say that they go too (pfcli delete_volume --snapshots)");
     }
 
     private DirectoryFault? CloneFault(VolumeSnapshot snapshot)

@@ -127,6 +127,7 @@ public sealed partial class Store
             done += got;
         }
 
+        _relaying = (ulong)count;
         return true;
     }
 
@@ -135,6 +136,7 @@ public sealed partial class Store
     {
         for (int i = 0; i < _relayTakenCount; i++) _blocks.Give(_relayTaken[i].Block, (uint)_relayTaken[i].Count);
         _relayTakenCount = 0;
+        _relaying = 0;
     }
 
     /// <summary>Place of the n-th block that holds data, and how many of those behind it lie together with it.</summary>

@@ -14,15 +14,25 @@ public sealed partial class Store
     private readonly uint _blocksKept;
     private readonly uint _slotsKept;
     private ulong _returning;
+    private ulong _relaying; // blocks that a relayout holds besides those that it will give back
     private ulong _blocksPromised;
     private ulong _slotsPromised;
 
     /// <summary>Blocks that are free when all that is in the log is applied and durable.</summary>
-    private ulong BlocksFreeSoon => _blocks.Free + _quarantined + _returning;
+    private ulong BlocksFreeSoon => _blocks.Free + _quarantined + _returning + (Breaks(BrokenRules.RelayTakesPromises) ? 0 : _relaying);
 
     /// <inheritdoc/>
-    public IoStatus Promise(uint volumeId, ulong bytes, bool isForced)
+    public async ValueTask<IoStatus> PromiseAsync(uint volumeId, ulong bytes, bool isForced)
     {
+        if (TryPromise(volumeId, bytes, isForced, out bool isMore) is var status and not IoStatus.Ok) return status;
+        // What was given back a moment ago a power cut takes back, and deletions that it interrupts have given back less: a promise
+        // that counts on them is one when they are durable. Whatever comes later in the log finds the promise made.
+        return isMore && !isForced && !Breaks(BrokenRules.PromiseEarly) ? await EnsureDurable(_appliedLsn) : IoStatus.Ok;
+    }
+
+    private IoStatus TryPromise(uint volumeId, ulong bytes, bool isForced, out bool isMore)
+    {
+        isMore = false;
         if (Refusal is { } refusal) return refusal;
         if (!_volumes.TryGetValue(volumeId, out Volume? volume) || volume.IsDeleting) return IoStatus.NotFound;
         (ulong blocks, uint slots) before = (volume.PromisedBlocks, volume.PromisedSlots);
@@ -30,7 +40,8 @@ public sealed partial class Store
         volume.PromisedSlots = (uint)((bytes + Units.ExtentBytes - 1) >> Units.ExtentShift);
         NotePromise(volume);
         bool isTooMuch = BlocksFreeSoon < _blocksKept + _blocksPromised || _slots.FreeCount < _slotsKept + _slotsPromised;
-        if (isForced || volume.PromisedBlocks <= before.blocks || !isTooMuch) return IoStatus.Ok;
+        isMore = volume.PromisedBlocks > before.blocks;
+        if (isForced || !isMore || !isTooMuch) return IoStatus.Ok;
         (volume.PromisedBlocks, volume.PromisedSlots) = before;
         NotePromise(volume);
         return IoStatus.NoSpace;
@@ -41,7 +52,7 @@ public sealed partial class Store
     {
         _blocksPromised -= volume.BlocksLeft;
         _slotsPromised -= volume.SlotsLeft;
-        ulong used = volume.UsedBlocks + volume.GrowthInLog;
+        ulong used = volume.UsedBlocks + (Breaks(BrokenRules.PromiseTwice) ? 0 : volume.GrowthInLog);
         volume.BlocksLeft = volume.PromisedBlocks > used ? volume.PromisedBlocks - used : 0;
         volume.SlotsLeft = volume.PromisedSlots > volume.Pages ? volume.PromisedSlots - volume.Pages : 0;
         _blocksPromised += volume.BlocksLeft;
@@ -79,6 +90,7 @@ public sealed partial class Store
         if (growth == 0) return true;
         if (volume.BlocksLeft >= growth) return BlocksFreeSoon >= _reserve + growth;
         bool isNew = !volume.Line.TryGetSlot(ExtentOf(first), out _) || !volume.Line.TryGetSlot(ExtentOf(first + (ulong)count - 1), out _);
+        if (Breaks(BrokenRules.IgnorePromises)) return BlocksFreeSoon >= (isNew ? _blocksKept : _reserve) + growth;
         return BlocksFreeSoon >= (isNew ? _blocksKept : _reserve) + (_blocksPromised - volume.BlocksLeft) + growth;
     }
 

@@ -414,6 +414,7 @@ public sealed partial class Store
         Span<byte> entries = _slots.Entries(record.Slot);
         int crc = 0, change = 0, mapped = 0, cuts = _slots[record.Slot].Cuts;
         ulong shared = SharedUpTo(record.Slot);
+        if (record.IsRelaid) _relaying = 0; // what it left goes into quarantine below
         for (int r = 0; r < record.RunCount; r++)
         {
             BlockRun run = record.Runs[r];

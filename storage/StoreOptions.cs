@@ -178,6 +178,18 @@ public enum BrokenRules : long
     /// <summary>The volumes of a group are cut one after the other (B5).</summary>
     CutApart = 1L << 46,
 
+    /// <summary>Growth takes what was promised to others (decision 0014).</summary>
+    IgnorePromises = 1L << 48,
+
+    /// <summary>What of a promise lies in the log and is not applied yet is counted as not taken, and so kept twice (decision 0014).</summary>
+    PromiseTwice = 1L << 49,
+
+    /// <summary>A promise counts on room that a power cut takes back (decision 0014).</summary>
+    PromiseEarly = 1L << 50,
+
+    /// <summary>What a relayout holds for a moment is missing from what was promised (decision 0014).</summary>
+    RelayTakesPromises = 1L << 51,
+
     /// <summary>Recovery keeps an append although one in front of it is lost (B1.7, step 3).</summary>
     AppendOverGap = 1L << 44,
 

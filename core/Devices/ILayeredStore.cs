@@ -84,9 +84,9 @@ public interface ILayeredStore : IStore
 
     /// <summary>Promises a volume that it, with all its snapshots, may take <paramref name="bytes"/> whatever others do, and the
     /// metadata for extents of that size; 0 takes the promise back. It lasts until the store is closed. NoSpace, and nothing
-    /// changed: what is free is promised to others, or kept; never with <paramref name="isForced"/>. Errors: NotFound,
-    /// Unavailable.</summary>
-    IoStatus Promise(uint volumeId, ulong bytes, bool isForced);
+    /// changed: what is free is promised to others, or kept; never with <paramref name="isForced"/>. Ok is said when the room
+    /// that it counts on is there after a power cut too. Errors: NotFound, Unavailable.</summary>
+    ValueTask<IoStatus> PromiseAsync(uint volumeId, ulong bytes, bool isForced);
 
     /// <summary>Which part of its allocated blocks a volume shares with no base, 0 to 1.</summary>
     double OwnPart(uint volumeId);

@@ -64,6 +64,31 @@ public sealed class DirectedRulesTests
     }
 
     /// <summary>
+    /// PromiseEarly (decision 0014). A promise counts on blocks that a trim has given back a moment ago. A power cut takes the trim, and
+    /// there is less room than was promised.
+    /// </summary>
+    [Theory]
+    [InlineData(BrokenRules.PromiseEarly)]
+    [InlineData(BrokenRules.None)]
+    public void What_is_promised_outlives_a_power_cut_that_takes_back_what_was_given_back(BrokenRules broken)
+    {
+        Kill();
+        Open(Honest with { BrokenRules = broken });
+        var store = (ILayeredStore)_store!;
+        Assert.Equal(IoStatus.Ok, _loop.Run(store.CreateVolumeAsync(new VolumeHead(2, Guid.NewGuid(), "promised", 64 * Units.MiB, 1))));
+        Write(0, 1, WriteFlags.Fua, blocks: 256);
+        Assert.Equal(IoStatus.Ok, _loop.Run(Device.TrimAsync(0, Units.MiB, WriteFlags.None)));
+        StoreStats stats = store.GetStats();
+        ulong bytes = (stats.BlocksFreeSoon - stats.BlocksKept) * Units.BlockBytes;
+        Assert.Equal(IoStatus.Ok, _loop.Run(store.PromiseAsync(2, bytes, isForced: false)));
+        // Of what was not flushed nothing is left.
+        var loop = new SimLoop(9);
+        SimDisk left = _disk.ForkAfterPowerCut(loop, 9, (_, _) => 0);
+        var again = (ILayeredStore)loop.Run(Store.OpenAsync(loop, left, null, Honest)).Store!;
+        Assert.Equal(broken == BrokenRules.None ? IoStatus.Ok : IoStatus.NoSpace, loop.Run(again.PromiseAsync(2, bytes, isForced: false)));
+    }
+
+    /// <summary>
     /// ReuseAtDurable (B1.5, 4a). A request of two blocks is durable, no page says so yet; one of its blocks is replaced, which
     /// is durable too. Given out again at once, that block takes data whose log page a power cut takes: recovery finds that the
     /// request's data does not match, and drops its other block with it.

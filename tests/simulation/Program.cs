@@ -24,7 +24,7 @@ else if (Value("--hours") is not null) (from, to) = (new SeededRandom((ulong)Sto
 if (to < from)
 {
     Console.Error.WriteLine(
-        "usage: simulate [--sessions|--imports|--groups] --seed N | --seeds A..B | --hours H [--store log] [--broken RULE] [--lying yes|no] [--small-disk] [--appends] [--crash-states N] [--keep-going]");
+        "usage: simulate [--sessions|--imports|--groups] --seed N | --seeds A..B | --hours H [--store log] [--broken RULE] [--lying yes|no] [--small-disk] [--appends] [--promises] [--crash-states N] [--keep-going]");
     return 2;
 }
 
@@ -50,6 +50,7 @@ var options = new SimulationOptions
     LyingDisk = Value("--lying") is { } lying ? lying == "yes" : null,
     SmallDisk = args.Contains("--small-disk") ? true : null,
     Appends = args.Contains("--appends"),
+    Promises = args.Contains("--promises"),
     CrashStates = Value("--crash-states") is { } states ? int.Parse(states, CultureInfo.InvariantCulture) : Settings.StatesPerSeed,
 };
 return SweepProgram.Run(from, to, StoreSimulation.RunnerOf(options), args.Contains("--keep-going"), hours).Failures.Count == 0 ? 0 : 1;

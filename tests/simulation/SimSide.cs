@@ -25,7 +25,7 @@ internal sealed class SimSide(ILayeredStore store, Func<ValueTask>? pause = null
 
     public Task<ulong?> PromisableBytesAsync() => RunAsync(s => new ValueTask<ulong?>(s.State == StoreState.Online ? DiskSpace.PromisableBytes(s.GetStats()) : null));
 
-    public Task<IoStatus> PromiseAsync(uint volumeId, ulong bytes, bool isForced) => RunAsync(s => new ValueTask<IoStatus>(s.Promise(volumeId, bytes, isForced)));
+    public Task<IoStatus> PromiseAsync(uint volumeId, ulong bytes, bool isForced) => RunAsync(s => s.PromiseAsync(volumeId, bytes, isForced));
 
     public Task<IReadOnlyList<VolumeHead>> ListAsync() => RunAsync(s => new ValueTask<IReadOnlyList<VolumeHead>>([.. s.Volumes]));
 

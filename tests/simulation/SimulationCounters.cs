@@ -170,6 +170,24 @@ public enum Did
 
     /// <summary>Times that the whole of a snapshot of one was compared.</summary>
     AppendSnapshotsJudged,
+
+    /// <summary>Promises of room that were made. From here on: only with <see cref="SimulationOptions.Promises"/>.</summary>
+    PromisesMade,
+
+    /// <summary>Promises that were refused because there was no room.</summary>
+    PromisesRefused,
+
+    /// <summary>Promises taken back.</summary>
+    PromisesTakenBack,
+
+    /// <summary>Promises for which there was room after a restart.</summary>
+    PromisesKept,
+
+    /// <summary>Times that what is kept was compared with what is promised.</summary>
+    PromisesJudged,
+
+    /// <summary>Volumes that were filled to the last block because they were promised it.</summary>
+    PromisedFilled,
 }
 
 /// <summary>Plain counts of a run, or of many.</summary>
@@ -197,7 +215,11 @@ public sealed class SimulationCounters : IRunCounters<SimulationCounters>
 
     /// <summary>Everything about appends that never happened.</summary>
     public IReadOnlyList<string> MissingAppends =>
-        [.. Enum.GetValues<Did>().Where(what => what >= Did.Appends && this[what] == 0).Select(what => what.ToString())];
+        [.. Enum.GetValues<Did>().Where(what => what is >= Did.Appends and < Did.PromisesMade && this[what] == 0).Select(what => what.ToString())];
+
+    /// <summary>Everything about promises that never happened.</summary>
+    public IReadOnlyList<string> MissingPromises =>
+        [.. Enum.GetValues<Did>().Where(what => what >= Did.PromisesMade && this[what] == 0).Select(what => what.ToString())];
 
     /// <summary>Adds another run's counts.</summary>
     public void Add(SimulationCounters other)

@@ -26,6 +26,9 @@ public sealed record SimulationOptions
     /// <summary>Append-only volumes beside the others. Seeds without them are what they are without them.</summary>
     public bool Appends { get; init; }
 
+    /// <summary>Volumes are promised room. Seeds without promises are what they are without them.</summary>
+    public bool Promises { get; init; }
+
     /// <summary>Processes that live one after another on the medium.</summary>
     public int Lives { get; init; } = 4;
 

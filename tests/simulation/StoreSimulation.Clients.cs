@@ -12,6 +12,7 @@ public sealed partial class StoreSimulation
         int clients = _clientsRunning;
         for (int i = 0; i < clients; i++) _ = ClientAsync(store);
         StartAppenders(store);
+        StartPromiser(store);
         bool ended = _loop.RunUntil(() => _clientsRunning == 0, EventsPerLifeMax);
         if (!ended && !_loop.IsStopped && !_disk.HasHung) Violate(ViolationKind.Hang, "clients hang");
     }
@@ -87,12 +88,15 @@ public sealed partial class StoreSimulation
     private async ValueTask<bool> DeleteAsync(IStore store, VolumeModel volume)
     {
         volume.IsDeleting = true;
+        // The daemon writes down first that the volume goes: nothing is promised to it any more, whatever becomes of that.
+        bool wasPromised = _promises.Remove(volume.Head.Id, out Promised promised);
         IoStatus status = await store.DeleteVolumeAsync(volume.Head.Id);
         if (status == IoStatus.Ok) volume.IsGone = true;
         if (status == IoStatus.Conflict && _snapshots.Exists(s => s.VolumeId == volume.Head.Id && s.WasCloned))
         {
             _counters[Did.HeldByClones]++;
             volume.IsDeleting = false;
+            if (wasPromised) _promises[volume.Head.Id] = promised;
             return true;
         }
 
@@ -141,16 +145,24 @@ public sealed partial class StoreSimulation
     private async ValueTask<bool> WriteAsync(IBlockDevice device, VolumeModel volume)
     {
         (ulong first, ulong count) = DrawRange(volume, _clients.NextChance(0.03) ? 6144UL : 64UL);
+        await PutAsync(device, volume, first, count, _clients.NextChance(0.1) ? WriteFlags.Fua : WriteFlags.None);
+        return true;
+    }
+
+    /// <summary>Writes new content; true when it was taken.</summary>
+    private async ValueTask<bool> PutAsync(IBlockDevice device, VolumeModel volume, ulong first, ulong count, WriteFlags flags)
+    {
         ulong id = _nextId++;
         var data = new byte[count * Units.SectorBytes];
         VolumeModel.Fill(data, id, volume.Head.Id, first);
-        WriteFlags flags = _clients.NextChance(0.1) ? WriteFlags.Fua : WriteFlags.None;
-        ModelWrite write = volume.Begin(id, first, count, isZero: false, ++_now);
+        ulong start = ++_now;
+        ModelWrite write = volume.Begin(id, first, count, isZero: false, start);
         _inFlight.Add((volume, write));
         IoStatus status = await device.WriteAsync(first * Units.SectorBytes, data, flags);
         EndWrite(volume, write, status == IoStatus.Ok, flags.HasFlag(WriteFlags.Fua));
+        if (status == IoStatus.NoSpace) JudgeRefusal(volume, "a write", start);
         if (status != IoStatus.Ok) ExpectOf(volume, status, "write", IoStatus.NoSpace);
-        return true;
+        return status == IoStatus.Ok;
     }
 
     private async ValueTask<bool> ZeroAsync(IBlockDevice device, VolumeModel volume, bool isTrim)
@@ -170,12 +182,14 @@ public sealed partial class StoreSimulation
         }
 
         if (count == 0) return true;
-        ModelWrite write = volume.Begin(_nextId++, begin, end - begin, isZero: true, ++_now);
+        ulong start = ++_now;
+        ModelWrite write = volume.Begin(_nextId++, begin, end - begin, isZero: true, start);
         _inFlight.Add((volume, write));
         IoStatus status = isTrim
             ? await device.TrimAsync(first * Units.SectorBytes, count * Units.SectorBytes, flags)
             : await device.WriteZeroesAsync(first * Units.SectorBytes, count * Units.SectorBytes, flags);
         EndWrite(volume, write, status == IoStatus.Ok, flags.HasFlag(WriteFlags.Fua));
+        if (status == IoStatus.NoSpace) JudgeRefusal(volume, isTrim ? "a trim" : "zeroing", start);
         // S10: a trim needs no block, so it is never refused for want of one. Over a snapshot it needs a metadata slot.
         bool mayLack = !isTrim || _layerChance > 0;
         if (status != IoStatus.Ok) ExpectOf(volume, status, isTrim ? "trim" : "zero", mayLack ? IoStatus.NoSpace : IoStatus.Unavailable);

@@ -57,6 +57,7 @@ public sealed partial class StoreSimulation
         _crashStatesLeft = options.CrashStates;
         bool hasLayers = _random.NextChance(0.5);
         _appendDice = new SeededRandom(seed ^ 0xA99E4D);
+        _promiseDice = new SeededRandom(seed ^ 0x9120715E);
         _layerChance = options.Layers ?? hasLayers ? 0.05 + _random.NextBelow(10UL) / 50.0 : 0;
     }
 
@@ -75,6 +76,7 @@ public sealed partial class StoreSimulation
             + (options.LyingDisk is { } lying ? $" --lying {(lying ? "yes" : "no")}" : "")
             + (options.SmallDisk == true ? " --small-disk" : "")
             + (options.Appends ? " --appends" : "")
+            + (options.Promises ? " --promises" : "")
             + options.Driver.Arguments);
 
     /// <summary>Runs many seeds: see <see cref="SeedSweep{TCounters}"/>.</summary>
@@ -154,6 +156,8 @@ public sealed partial class StoreSimulation
 
         _loop.StopBeforeEvent = null;
         if (!JudgeAll(store!)) return false;
+        KeepPromises(store!);
+        if (IsBroken) return false;
         bool endsClean = _random.NextChance(0.25);
         _disk.Faults = _faults;
         ulong start = _loop.EventCount;
@@ -213,7 +217,10 @@ public sealed partial class StoreSimulation
             }
 
             if (!JudgeAll(store!)) return;
+            KeepPromises(store!);
+            if (IsBroken) return;
             if (round == 0) Work(store!);
+            if (round == 0) FillPromised(store!);
             if (!IsBroken) JudgeScrub(store!);
             if (IsBroken) return;
             CloseCleanly(store!);
@@ -297,6 +304,7 @@ public sealed partial class StoreSimulation
     private void CloseCleanly(IStore store)
     {
         if (!MayMiss && store.State == StoreState.Online && _inFlight.Count == 0) JudgeSpace(store);
+        if (!MayMiss && store.State == StoreState.Online && _inFlight.Count == 0 && !IsBroken) JudgePromises(store);
         if (!MayMiss && store.State == StoreState.Online && _inFlight.Count == 0 && !IsBroken) Audit(store);
         if (store.State == StoreState.Failed || _disk.HasHung)
         {

@@ -51,6 +51,9 @@ public enum ViolationKind
     /// <summary>The disk was used against its rules: a flush after a failed one, lent memory changed, misalignment.</summary>
     DiskMisuse,
 
+    /// <summary>A volume did not get the room that it was promised.</summary>
+    BrokenPromise,
+
     /// <summary>A peer of a session sent what its protocol does not allow: numbers, windows, lengths, order.</summary>
     WrongProtocol,
 

@@ -205,6 +205,7 @@ internal static class AofCommands
             AofInfo info = await Asked(context.Blockd.StatAofAsync(context.Get(name)!, cancel));
             context.Confirm($"deleting '{info.Name}' with {info.LengthBytes} bytes");
             await Asked(Deleting());
+            context.Printer.Line($"Append-only volume {info.Name} deleted.");
             return ExitCode.Done;
 
             async Task<int> Deleting()

@@ -20,8 +20,7 @@ public static class CommandLine
                 PrefixExpander.Expand(root, args), new ParserConfiguration { ResponseFileTokenReplacer = null });
             if (parsed.Action is ParseErrorAction or null)
             {
-                string error = parsed.Errors.Count > 0 ? parsed.Errors[0].Message : "no command was given";
-                throw new CliException(error.TrimEnd('.') + "; see " + HelpOf(root, parsed), ExitCode.Usage);
+                throw new CliException(ErrorOf(root, parsed) + "; see " + HelpOf(root, parsed), ExitCode.Usage);
             }
 
             int code = await parsed.InvokeAsync(
@@ -98,6 +97,42 @@ public static class CommandLine
         foreach (HelpOption option in root.Options.OfType<HelpOption>())
             option.Action = new HelpWithExamples((SynchronousCommandLineAction)option.Action!, commands, host);
         return (root, commands);
+    }
+
+    private static string ErrorOf(RootCommand root, ParseResult parsed)
+    {
+        if (!ReferenceEquals(parsed.CommandResult.Command, root))
+            return parsed.Errors.Count > 0 ? parsed.Errors[0].Message.TrimEnd('.') : "that is not a whole command";
+        if (parsed.UnmatchedTokens.Count == 0) return "no command was given";
+        string typed = parsed.UnmatchedTokens[0];
+        if (typed.StartsWith('-')) return $"there is no option '{typed}'";
+        string[] near = [.. root.Subcommands.Where(c => !c.Hidden).Select(c => (c.Name, Distance: Distance(typed, c.Name)))
+            .Where(c => c.Distance <= Math.Min(NearMax, typed.Length / 3) || c.Name.StartsWith(typed, StringComparison.Ordinal))
+            .OrderBy(c => c.Distance).ThenBy(c => c.Name, StringComparer.Ordinal).Take(NamesMax).Select(c => c.Name)];
+        return $"there is no command '{typed}'" + (near.Length == 0 ? "" : "; did you mean " + string.Join(", ", near) + "?");
+    }
+
+    // So many letters may be wrong, and so many names are offered: one line is all that is read.
+    private const int NearMax = 3, NamesMax = 4;
+
+    // Letters to put in, take out or change.
+    private static int Distance(string typed, string name)
+    {
+        if (typed.Length > name.Length + NearMax) return int.MaxValue;
+        int[] row = [.. Enumerable.Range(0, name.Length + 1)];
+        for (int i = 1; i <= typed.Length; i++)
+        {
+            int corner = row[0];
+            row[0] = i;
+            for (int j = 1; j <= name.Length; j++)
+            {
+                int changed = corner + (typed[i - 1] == name[j - 1] ? 0 : 1);
+                corner = row[j];
+                row[j] = Math.Min(changed, Math.Min(row[j], row[j - 1]) + 1);
+            }
+        }
+
+        return row[name.Length];
     }
 
     private static string HelpOf(RootCommand root, ParseResult parsed) =>

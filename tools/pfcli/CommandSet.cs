@@ -114,35 +114,14 @@ public sealed class CommandSet(RootCommand root, CliHost host, GeneralOptions ge
         ParseResult parsed, Func<CommandContext, CancellationToken, Task<int>> run, CancellationToken cancel)
     {
         string given = parsed.GetValue(general.Server)!;
-        string? socket = given.StartsWith(UnixPrefix, StringComparison.Ordinal) ? given[UnixPrefix.Length..] : null;
-        Uri server = socket is null ? ServerOf(given) : new Uri("http://localhost/");
+        ServerWay way = ServerWay.Of(given, parsed.GetValue(general.CaFile) ?? host.Environment("BLOCKD_CA_FILE"), host);
         string tokenFile = parsed.GetValue(general.TokenFile) ?? AccessToken.DefaultPath(host.Environment);
         string token = AccessToken.Read(tokenFile);
         // The daemon's socket for files lies beside its token.
-        string? files = host.HandsFiles && server.IsLoopback && Path.GetDirectoryName(Path.GetFullPath(tokenFile)) is { } folder ? Path.Combine(folder, "files.sock") : null;
+        string? files = host.HandsFiles && way.Server.IsLoopback && Path.GetDirectoryName(Path.GetFullPath(tokenFile)) is { } folder ? Path.Combine(folder, "files.sock") : null;
         var printer = new Printer(host, parsed.GetValue(general.Json));
-        string? authority = parsed.GetValue(general.CaFile) ?? host.Environment("BLOCKD_CA_FILE");
-        HttpMessageHandler Transport() =>
-            socket is null ? Authority.Trust(host.Transport(), string.IsNullOrEmpty(authority) ? null : authority) : host.UnixTransport(socket);
-        using var client = new AdminClient(server, token, Transport(), given);
-        using var blockd = new BlockdClient(server, token, Transport());
+        using var client = new AdminClient(way.Server, token, way.Transport(), given);
+        using var blockd = new BlockdClient(way.Server, token, way.Transport());
         return await run(new CommandContext(host, parsed, client, blockd, printer, parsed.GetValue(general.Yes), files), cancel);
-    }
-
-    private const string UnixPrefix = "unix:";
-
-    /// <summary>The daemon's address; throws when it is none, or when the token would go in the clear.</summary>
-    public static Uri ServerOf(string text)
-    {
-        if (!Uri.TryCreate(text, UriKind.Absolute, out Uri? server) || server.Scheme is not ("http" or "https")
-            || server.UserInfo.Length > 0 || server.AbsolutePath != "/" || server.Query.Length > 0)
-        {
-            throw new CliException(
-                $"--server wants an address like {GeneralOptions.DefaultServer}, without a path, or unix:/PATH", ExitCode.Usage);
-        }
-
-        if (server.Scheme == "http" && !server.IsLoopback)
-            throw new CliException($"the admin token is not sent unencrypted to another host; use https://{server.Authority}");
-        return server;
     }
 }

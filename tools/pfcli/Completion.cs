@@ -17,9 +17,18 @@ public static class Completion
 
     private const string Bash = """
         # pfcli for bash: source <(pfcli completion bash)
+        # bash parts words at : and =, names and addresses hold them: the words are taken from the line, and of what fits only
+        # the piece is handed back that bash will replace.
         _pfcli() {
-            local IFS=$'\n'
-            COMPREPLY=($(pfcli __complete "$COMP_CWORD" "${COMP_WORDS[@]}" 2>/dev/null))
+            local IFS=$' \t\n' line=${COMP_LINE:0:COMP_POINT} piece=${COMP_WORDS[COMP_CWORD]} words cur head
+            read -ra words <<< "$line"
+            [[ $line == *[[:space:]] ]] && words+=("")
+            cur=${words[${#words[@]}-1]}
+            case $piece in : | =) piece= ;; esac
+            head=${cur%"$piece"}
+            IFS=$'\n'
+            COMPREPLY=($(pfcli __complete "$((${#words[@]} - 1))" "${words[@]}" 2>/dev/null))
+            COMPREPLY=("${COMPREPLY[@]#"$head"}")
         }
         complete -o default -F _pfcli pfcli
         """;
@@ -76,50 +85,94 @@ public static class Completion
     {
         Command? command = before.Select(w => root.Subcommands.FirstOrDefault(c => c.Name == w)).FirstOrDefault(c => c is not null);
         IEnumerable<Option> options = (command?.Options ?? []).Concat(root.Options.Where(o => command is null || o.Recursive)).Where(o => !o.Hidden);
-        Option? asked = before.Length == 0 ? null : options.FirstOrDefault(o => o.Name == before[^1] || o.Aliases.Contains(before[^1]));
-        if (asked is not null && asked.Arity.MinimumNumberOfValues > 0)
-        {
-            string[] known = Static(asked);
-            return known.Length > 0 ? known : await LiveAsync(asked.Name, general, host, before, cancel);
-        }
-
+        Option? Named(string word) => options.FirstOrDefault(o => o.Name == word || o.Aliases.Contains(word));
+        if (before.Length > 0 && Named(before[^1]) is { } asked && asked.Arity.MinimumNumberOfValues > 0) return await ValuesAsync(asked);
+        // --option=value
+        if (typed.StartsWith("--", StringComparison.Ordinal) && typed.IndexOf('=', StringComparison.Ordinal) is > 0 and var cut && Named(typed[..cut]) is { } joined)
+            return (await ValuesAsync(joined)).Select(v => typed[..(cut + 1)] + v);
         if (typed.StartsWith('-')) return options.SelectMany(o => o.Aliases.Append(o.Name)).Where(n => n.StartsWith("--", StringComparison.Ordinal));
         if (command is null) return root.Subcommands.Where(c => !c.Hidden).Select(c => c.Name);
         if (command.Arguments.Count == 0) return [];
         string[] words = Static(command.Arguments[0]);
-        return words.Length > 0 ? words : await LiveAsync(command.Arguments[0].Name, general, host, before, cancel);
+        return words.Length > 0 ? words : await LiveAsync(WhatOf(command, command.Arguments[0].Name), general, host, before, cancel);
+
+        async Task<IEnumerable<string>> ValuesAsync(Option option)
+        {
+            string[] known = Static(option);
+            return known.Length > 0 ? known : await LiveAsync(WhatOf(command, option.Name), general, host, before, cancel);
+        }
     }
+
+    /// <summary>Kinds of things whose names the daemon tells.</summary>
+    private enum Live
+    {
+        None, Volume, Log, Snapshot, Target, Disk, Task, Policy, Session, Tenant, Token, Node, Initiator,
+    }
+
+    // What a word of a command names. New names (rename_volume -n, create_volume -v) are nobody's to offer.
+    private static Live WhatOf(Command? command, string word) => (command?.Name, word) switch
+    {
+        ("create_volume" or "aof_create" or "create_pfs2", "--volume_name") => Live.None,
+        ("create_snapshot", "--snapshot_name") => Live.None,
+        ("create_target", "--target") or ("create_policy", "--policy_name") or ("create_token", "--token_name") => Live.None,
+        ("create_tenant", "--tenant") => Live.None,
+        ("watch", "--from") => Live.None,
+        ("diff_snapshot", "--from" or "--to") or (_, "--base" or "--snapshot_name") => Live.Snapshot,
+        (['a', 'o', 'f', '_', ..], "--volume_name") => Live.Log,
+        (_, "--volume_name" or "--from") => Live.Volume,
+        (_, "--target") => Live.Target,
+        (_, "--disk" or "disk") => Live.Disk,
+        (_, "task") => Live.Task,
+        (_, "--policy_name") => Live.Policy,
+        (_, "session") => Live.Session,
+        (_, "--tenant") => Live.Tenant,
+        (_, "--token_name") => Live.Token,
+        (_, "--node" or "--host_id" or "node") => Live.Node,
+        ("deny_initiator", "--initiator") => Live.Initiator,
+        _ => Live.None,
+    };
 
     private static string[] Static(Symbol symbol) => [.. symbol.GetCompletions(System.CommandLine.Completions.CompletionContext.Empty).Select(c => c.Label)];
 
     private static async Task<IEnumerable<string>> LiveAsync(
-        string what, GeneralOptions general, CliHost host, string[] before, CancellationToken cancel)
+        Live what, GeneralOptions general, CliHost host, string[] before, CancellationToken cancel)
     {
-        if (what is not ("--volume_name" or "--from" or "--snapshot_name" or "--target" or "--disk" or "disk" or "task" or "--policy_name" or "session")) return [];
+        if (what == Live.None) return [];
         try
         {
             using var patience = CancellationTokenSource.CreateLinkedTokenSource(cancel);
             patience.CancelAfter(s_patience);
             CancellationToken stop = patience.Token;
+            var way = ServerWay.Of(
+                After(before, general.Server.Name) ?? GeneralOptions.DefaultServer, After(before, general.CaFile.Name) ?? host.Environment("BLOCKD_CA_FILE"), host);
             using var client = new AdminClient(
-                CommandSet.ServerOf(After(before, general.Server.Name) ?? GeneralOptions.DefaultServer),
-                AccessToken.Read(After(before, general.TokenFile.Name) ?? AccessToken.DefaultPath(host.Environment)), host.Transport());
+                way.Server, AccessToken.Read(After(before, general.TokenFile.Name) ?? AccessToken.DefaultPath(host.Environment)), way.Transport());
             switch (what)
             {
-                case "--volume_name" or "--from":
+                case Live.Volume:
                     return (await client.GetAsync("v1/volumes", ApiJson.Default.VolumeList, stop)).Volumes.Select(v => v.Name);
-                case "--snapshot_name" when (After(before, "-v") ?? After(before, "--volume_name")) is { } volume:
+                case Live.Log:
+                    return (await client.GetAsync("v1/volumes", ApiJson.Default.VolumeList, stop)).Volumes.Where(v => v.AppendOnly).Select(v => v.Name);
+                case Live.Snapshot when (After(before, "-v") ?? After(before, "--volume_name")) is { } volume:
                     return (await client.GetAsync(Inputs.PathOf(volume) + "/snapshots", ApiJson.Default.SnapshotList, stop)).Snapshots.Select(s => s.Name);
-                case "--target":
+                case Live.Target:
                     return (await client.GetAsync("v1/targets", ApiJson.Default.TargetList, stop)).Targets.Select(t => t.Name);
-                case "--disk" or "disk":
+                case Live.Disk:
                     return (await client.GetAsync("v1/disks", ApiJson.Default.DiskList, stop)).Disks.Select(d => d.Name);
-                case "task":
+                case Live.Task:
                     return (await client.GetAsync("v1/tasks", ApiJson.Default.TaskList, stop)).Tasks.Select(t => t.Id.ToString(System.Globalization.CultureInfo.InvariantCulture));
-                case "--policy_name":
+                case Live.Policy:
                     return (await client.GetAsync("v1/policies", ApiJson.Default.PolicyList, stop)).Policies.Select(p => p.Name);
-                case "session":
+                case Live.Session:
                     return (await client.GetAsync("v1/sessions", ApiJson.Default.SessionList, stop)).Sessions.Select(s => s.Id);
+                case Live.Tenant:
+                    return (await client.GetAsync("v1/tenants", ApiJson.Default.TenantList, stop)).Tenants.Select(t => t.Name);
+                case Live.Token:
+                    return (await client.GetAsync("v1/tokens", ApiJson.Default.TokenList, stop)).Tokens.Select(t => t.Name);
+                case Live.Node:
+                    return [(await client.GetAsync("v1/node", ApiJson.Default.NodeInfo, stop)).Id];
+                case Live.Initiator when (After(before, "-t") ?? After(before, "--target")) is { } target:
+                    return (await client.GetAsync("v1/targets/" + Uri.EscapeDataString(target), ApiJson.Default.TargetInfo, stop)).Access.Select(a => a.Initiator);
                 default:
                     return [];
             }
@@ -132,6 +185,7 @@ public static class Completion
 
     private static string? After(string[] words, string option)
     {
+        if (words.LastOrDefault(w => w.StartsWith(option + "=", StringComparison.Ordinal)) is { } joined) return joined[(option.Length + 1)..];
         int at = Array.LastIndexOf(words, option);
         return at >= 0 && at + 1 < words.Length ? words[at + 1] : null;
     }

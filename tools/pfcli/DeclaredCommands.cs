@@ -44,8 +44,8 @@ internal static class DeclaredCommands
         var file = new Option<string>("--file", "-f") { Description = "JSON file with volumes, targets and policies (docs/operating.md); - is standard input", HelpName = "FILE", Required = true };
         var dryRun = new Option<bool>("--dry-run") { Description = "Only show what would be done" };
         var prune = new Option<bool>("--prune") { Description = "Delete volumes, targets and policies that the file does not name; asks first" };
-        var timeout = new Option<int>("--timeout") { Description = "Wait at most so many seconds until everything is as declared (default: 60)", HelpName = "SECONDS", DefaultValueFactory = _ => 60 };
-        var waiting = new Waiting(isHabit: true);
+        var timeout = new Option<int>("--timeout") { Description = "Wait at most so many seconds until everything is as declared", HelpName = "SECONDS", DefaultValueFactory = _ => 60 };
+        var waiting = new Waiting(isHabit: true, "Only declare it; look with show_declared");
         commands.Add("apply", "Declares what is to be there; the daemon brings it about and keeps it so", [file, dryRun, prune, timeout, .. waiting.Options], async (context, cancel) =>
         {
             DeclaredState state = Read(context, context.Get(file)!);

@@ -9,7 +9,7 @@ namespace BlockServer.Pfcli;
 internal static class DiskCommands
 {
     private static readonly string[] Headings =
-        ["Name", "uuid", "Status", "Kind", "Size", "Used", "Free", "Volumes", "Errors", "Bad blocks", "Path"];
+        ["Store ID", "Name", "uuid", "Status", "Kind", "Size", "Used", "Free", "Volumes", "Errors", "Bad blocks", "Path"];
 
     public static void AddTo(CommandSet commands)
     {
@@ -19,26 +19,49 @@ internal static class DiskCommands
         AddRemove(commands);
     }
 
-    private static string[] Row(DiskInfo d) =>
+    private static string[] Row(string node, DiskInfo d) =>
     [
-        d.Name, d.Id.ToString(), d.FailReason is { Length: > 0 } ? $"{d.Status}: {d.FailReason}" : d.Status, d.Kind,
+        node, d.Name, d.Id.ToString(), StatusOf(d), d.Kind,
         SizeText.Format(d.SizeBytes), SizeText.Format(d.UsedBytes), SizeText.Format(d.FreeBytes),
         d.Volumes.ToString(CultureInfo.InvariantCulture),
         (d.ChecksumErrors + d.IoErrors).ToString(CultureInfo.InvariantCulture), d.BlocksBad.ToString(CultureInfo.InvariantCulture), d.Path,
     ];
+
+    // Empty because it was emptied, and kept so, is not what "online" alone would say.
+    private static string StatusOf(DiskInfo d) => d.Status
+        + (d.Health is "good" or "" || d.Health == d.Status ? "" : ", " + d.Health)
+        + (!d.Draining ? "" : d.Volumes == 0 ? ", drained" : ", draining")
+        + (d.FailReason is { Length: > 0 } ? ": " + d.FailReason : "");
+
+    // The disk is shown whatever becomes of this: it may have been added already.
+    private static async Task<string> NodeIdAsync(CommandContext context, CancellationToken cancel)
+    {
+        try
+        {
+            return (await NodeAsync(context, cancel)).Id;
+        }
+        catch (CliException)
+        {
+            return "-";
+        }
+    }
+
+    private static Task<NodeInfo> NodeAsync(CommandContext context, CancellationToken cancel) =>
+        context.Client.GetAsync("v1/node", ApiJson.Default.NodeInfo, cancel);
 
     private static async Task<int> ListDisksAsync(CommandContext context, CancellationToken cancel)
     {
         DiskList list = await context.Client.GetAsync("v1/disks", ApiJson.Default.DiskList, cancel);
         if (context.Printer.TryJson(list, ApiJson.Default.DiskList)) return ExitCode.Done;
         context.Printer.Line($"{list.Disks.Count} disks returned.");
-        context.Printer.Table(Headings, [.. list.Disks.Select(Row)]);
+        string node = await NodeIdAsync(context, cancel);
+        context.Printer.Table(Headings, [.. list.Disks.Select(d => Row(node, d))]);
         return ExitCode.Done;
     }
 
     private static async Task<int> ListNodesAsync(CommandContext context, CancellationToken cancel)
     {
-        NodeInfo node = await context.Client.GetAsync("v1/node", ApiJson.Default.NodeInfo, cancel);
+        NodeInfo node = await NodeAsync(context, cancel);
         if (context.Printer.TryJson(node, ApiJson.Default.NodeInfo)) return ExitCode.Done;
         // The node has answered at this very address.
         context.Printer.Table(["Id", "Management IP", "Status"], [[node.Id, context.Client.Server.Authority, "OK"]]);
@@ -66,7 +89,7 @@ internal static class DiskCommands
             var request = new AddDisk(wanted, context.Get(name), context.IsGiven(size) ? context.Get(size) : null, overwrite);
             DiskInfo disk = await context.Client.ChangeAsync(
                 HttpMethod.Post, "v1/disks", request, ApiJson.Default.AddDisk, ApiJson.Default.DiskInfo, cancel);
-            if (!context.Printer.TryJson(disk, ApiJson.Default.DiskInfo)) context.Printer.Table(Headings, [Row(disk)]);
+            if (!context.Printer.TryJson(disk, ApiJson.Default.DiskInfo)) context.Printer.Table(Headings, [Row(await NodeIdAsync(context, cancel), disk)]);
             return ExitCode.Done;
         });
     }

@@ -20,6 +20,7 @@ internal static class EventCommands
         {
             if (result.Tokens.Count == 1 && !Severities.Contains(result.Tokens[0].Value)) result.AddError("--severity is " + string.Join(", ", Severities));
         });
+        severity.CompletionSources.Add(Severities);
         var limit = new Option<int>("--limit", "-c") { Description = "At most so many", HelpName = "N", DefaultValueFactory = _ => 50 };
         limit.Validators.Add(result =>
         {
@@ -33,6 +34,7 @@ internal static class EventCommands
             if (context.Get(severity) is { } least) query += "&severity=" + least;
             EventList list = await context.Client.GetAsync(query, ApiJson.Default.EventList, cancel);
             if (context.Printer.TryJson(list, ApiJson.Default.EventList)) return ExitCode.Done;
+            context.Printer.Line($"{list.Events.Count} events returned.");
             if (context.Get(advice))
             {
                 foreach (EventInfo e in list.Events)

@@ -72,7 +72,7 @@ internal static class ExportImageCommand
     /// <summary>An option with a few words to choose from.</summary>
     public static Option<string> Choice(string name, string description, string standard, string[] words)
     {
-        var option = new Option<string>(name) { Description = $"{description} (default: {standard})", HelpName = string.Join('|', words), DefaultValueFactory = _ => standard };
+        var option = new Option<string>(name) { Description = description, HelpName = string.Join('|', words), DefaultValueFactory = _ => standard };
         option.AcceptOnlyFromAmong(words);
         return option;
     }

@@ -65,7 +65,7 @@ internal sealed class ExportTarget : IDisposable
         catch (Exception e) when (e is IOException or UnauthorizedAccessException)
         {
             string advice = e is IOException && System.IO.File.Exists(name) && !resumes ? "; choose another name, or go on with it by --resume" : "";
-            throw new CliException($"{name}: {e.Message}{advice}", inner: e);
+            throw new CliException($"{name}: {e.Message.TrimEnd('.')}{advice}", inner: e);
         }
     }
 

@@ -20,7 +20,7 @@ internal static class ImportImageCommand
         });
         var scratch = new Option<string>("--scratch")
         {
-            Description = "Folder for what is fetched or converted (default: the system's for temporary files)", HelpName = "DIR", DefaultValueFactory = _ => Path.GetTempPath(),
+            Description = "Folder for what is fetched or converted", HelpName = "DIR", DefaultValueFactory = _ => Path.GetTempPath(),
         };
         Option<ulong> size = Inputs.Size("--size", "-s", "Size of the volume, for a raw image from a pipe", required: false);
         var disk = new Option<string?>("--disk") { Description = "Disk that a new volume must lie on", HelpName = "NAME|ID" };

@@ -37,15 +37,24 @@ internal static class MoveCommands
     private static void AddDrain(CommandSet commands)
     {
         var which = new Argument<string>("disk") { Description = "Name or id of the disk" };
+        var undo = new Option<bool>("--undo") { Description = "Use the disk again: what still drains it ends, and new volumes may be placed there; what was moved stays where it is" };
         var waiting = new Waiting(isHabit: true);
-        commands.Add("drain_disk", "Moves every volume off a disk while clients go on; nothing new is placed there", [which, .. waiting.Options], async (context, cancel) =>
+        commands.Add("drain_disk", "Moves every volume off a disk while clients go on; nothing new is placed there", [which, undo, .. waiting.Options], async (context, cancel) =>
         {
             DiskInfo disk = await Inputs.DiskAsync(context, context.Get(which)!, cancel);
+            if (context.Get(undo))
+            {
+                await context.Client.DeleteAsync($"v1/disks/{disk.Id:D}/drain", cancel);
+                context.Printer.Line($"Disk {disk.Name} is used again.");
+                return ExitCode.Done;
+            }
+
             return await TaskCommands.BeginAsync(
                 context, waiting, $"v1/disks/{disk.Id:D}/drain", new DrainDisk(), ApiJson.Default.DrainDisk, cancel);
         },
         "pfcli drain_disk nvme0",
-        "pfcli drain_disk nvme0 --no-wait");
+        "pfcli drain_disk nvme0 --no-wait",
+        "pfcli drain_disk nvme0 --undo                             # use it again, during the drain or after it");
     }
 
     private static void AddReplace(CommandSet commands)

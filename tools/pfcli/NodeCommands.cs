@@ -33,6 +33,7 @@ internal static class NodeCommands
         },
         "pfcli get_conn_str");
         AddSharedDevice(commands);
+        AddDrain(commands);
     }
 
     private static Task<NodeInfo> NodeAsync(CommandContext context, CancellationToken cancel) =>
@@ -45,7 +46,7 @@ internal static class NodeCommands
         {
             NodeInfo info = await NodeAsync(context, cancel);
             if (context.Get(node) is { } wanted && wanted != info.Id)
-                throw new CliException($"there is no node '{wanted}' here; this daemon is '{info.Id}', see pfcli list_store");
+                throw new CliException(NoNode(wanted, info));
             if (context.Printer.TryJson(info, ApiJson.Default.NodeInfo)) return ExitCode.Done;
             context.Printer.Line($"{info.Listeners.Count} ports returned.");
             context.Printer.Table(["Name", "IP Address", "Store Id", "Purpose"], [.. info.Listeners.Select((l, i) => new[]
@@ -58,6 +59,22 @@ internal static class NodeCommands
         "pfcli list_port",
         "pfcli list_port -i node-1");
     }
+
+    // A daemon alone has nobody to hand its volumes to.
+    private static void AddDrain(CommandSet commands)
+    {
+        var which = new Argument<string>("node") { Description = "Id of the node, as list_store shows it" };
+        commands.Add("drain_node", "Moves every volume off a node; a node that is alone has nowhere to move them to and refuses", [which], async (context, cancel) =>
+        {
+            NodeInfo node = await NodeAsync(context, cancel);
+            string wanted = context.Get(which)!;
+            throw new CliException(wanted != node.Id ? NoNode(wanted, node)
+                : $"'{node.Id}' is the only node, so nothing was moved; pfcli drain_disk empties one of its disks, and pfcli export_image takes a volume elsewhere");
+        },
+        "pfcli drain_node node-1                                   # refused while there is one node: use drain_disk");
+    }
+
+    private static string NoNode(string wanted, NodeInfo node) => $"there is no node '{wanted}' here; this daemon is '{node.Id}', see pfcli list_store";
 
     private static void AddSharedDevice(CommandSet commands)
     {

@@ -1,6 +1,7 @@
 using System.CommandLine;
 using System.Globalization;
 using System.Security.Cryptography;
+using System.Text.Json.Serialization;
 using BlockServer.Core.Api;
 
 namespace BlockServer.Pfcli;
@@ -230,6 +231,9 @@ internal static class TargetCommands
             bool isTarget = context.Get(name) is not null;
             if (isTarget) await context.Client.ChangeAsync(HttpMethod.Post, path, request, ApiJson.Default.AddChapUser, ApiJson.Default.TargetInfo, cancel);
             else await context.Client.ChangeAsync(HttpMethod.Post, path, request, ApiJson.Default.AddChapUser, ApiJson.Default.DiscoveryInfo, cancel);
+            // A secret that was made is shown whatever the form of the output is: nobody could ask for it again.
+            var shown = new ChapUserMade(request.User, context.Get(file) is null ? secret : null, request.Mutual);
+            if (context.Printer.TryJson(shown, TargetJson.Default.ChapUserMade)) return ExitCode.Done;
             context.Printer.Line(context.Get(file) is null
                 ? $"Secret of {request.User}, shown only now: {secret}" : $"User {request.User} added.");
             return ExitCode.Done;
@@ -287,3 +291,18 @@ internal static class TargetCommands
         }
     }
 }
+
+/// <summary>What <c>add_chap_user --json</c> writes.</summary>
+/// <param name="User">Name of the user.</param>
+/// <param name="Secret">The secret that was made, which is shown only now; null when it came from a file.</param>
+/// <param name="Mutual">It is the name by which the target proves itself.</param>
+internal sealed record ChapUserMade(string User, string? Secret, bool Mutual)
+{
+    /// <summary>Without the secret, wherever it is written.</summary>
+    public override string ToString() => $"{nameof(ChapUserMade)} {User}";
+}
+
+/// <summary>Source-generated JSON of what only pfcli says of targets.</summary>
+[JsonSourceGenerationOptions(PropertyNamingPolicy = JsonKnownNamingPolicy.CamelCase)]
+[JsonSerializable(typeof(ChapUserMade))]
+internal sealed partial class TargetJson : JsonSerializerContext;

@@ -17,6 +17,7 @@ internal static class TaskCommands
         Option<string?> state = new("--state") { Description = "Only those in this state", HelpName = "STATE" };
         state.AcceptOnlyFromAmong(TaskStates.Running, TaskStates.Cancelling, TaskStates.Succeeded, TaskStates.Failed, TaskStates.Cancelled);
         var kind = new Option<string?>("--kind") { Description = "Only those of this kind: scrub, import, flatten, ...", HelpName = "KIND" };
+        kind.CompletionSources.Add("allocate", "delete-snapshot", "drain", "export", "flatten", "import", "move", "populate", "rebalance", "replace", "scrub", "scrub-disk");
         commands.Add("list_task", "Lists the tasks that run and the last ones that have ended, newest first", [state, kind], async (context, cancel) =>
         {
             string[] query = [.. new[] { ("state", context.Get(state)), ("kind", context.Get(kind)) }
@@ -31,7 +32,7 @@ internal static class TaskCommands
         "pfcli list_task",
         "pfcli list_task --state running --json");
         var queried = new Argument<long>("task") { Description = "Number of the task" };
-        var waiting = new Waiting(isHabit: false);
+        var waiting = new Waiting(isHabit: false, "Only look (default)");
         commands.Add("query_task", "Shows a task and its history; exits 1 when it failed or was cancelled", [queried, .. waiting.Options], async (context, cancel) =>
         {
             TaskInfo task = await context.Client.GetAsync(PathOf(context.Get(queried)), ApiJson.Default.TaskInfo, cancel);
@@ -43,19 +44,18 @@ internal static class TaskCommands
         "pfcli query_task 17",
         "pfcli query_task 17 --wait && echo done");
         var cancelled = new Argument<long>("task") { Description = "Number of the task" };
-        var ending = new Waiting(isHabit: false);
+        var ending = new Waiting(isHabit: false, "Only ask; look with query_task (default)");
         commands.Add("cancel_task", "Asks a running task to end", [cancelled, .. ending.Options], async (context, cancel) =>
         {
             long id = context.Get(cancelled);
+            TaskInfo task = await context.Client.GetAsync(PathOf(id), ApiJson.Default.TaskInfo, cancel);
+            if (!TaskStates.IsOpen(task.State) && task.State != TaskStates.Cancelled)
+                throw new CliException($"task {id} has ended already ({task.State}); there is nothing left to cancel");
             await context.Client.DeleteAsync(PathOf(id), cancel);
-            if (ending.IsWanted(context))
-            {
-                TaskInfo task = await Waiting.FollowAsync(context, await context.Client.GetAsync(PathOf(id), ApiJson.Default.TaskInfo, cancel), cancel);
-                context.Printer.Line(string.Create(CultureInfo.InvariantCulture, $"Task {id}: {task.State}."));
-                return ExitCode.Done;
-            }
-
-            context.Printer.Line(string.Create(CultureInfo.InvariantCulture, $"Task {id} is being cancelled."));
+            task = await context.Client.GetAsync(PathOf(id), ApiJson.Default.TaskInfo, cancel);
+            if (ending.IsWanted(context)) task = await Waiting.FollowAsync(context, task, cancel);
+            if (context.Printer.TryJson(task, ApiJson.Default.TaskInfo)) return ExitCode.Done;
+            context.Printer.Line(TaskStates.IsOpen(task.State) ? $"Task {id} is being cancelled." : $"Task {id}: {task.State}.");
             return ExitCode.Done;
         },
         "pfcli cancel_task 17",

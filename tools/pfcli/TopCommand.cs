@@ -32,9 +32,11 @@ internal static class TopCommand
         });
         var volume = new Option<string>("--volume_name", "-v") { Description = "Only this volume", HelpName = "NAME" };
         Inputs.CheckName(volume);
-        commands.Add("top", "Shows live rates and latencies", [count, interval, volume], async (context, cancel) =>
+        commands.Add("top", "Shows live rates and latencies of the volumes that have been used since the daemon started", [count, interval, volume], async (context, cancel) =>
         {
             TimeSpan every = TimeSpan.FromSeconds(context.Get(interval));
+            // One that nobody has used is empty, and one that does not exist a mistake.
+            if (context.Get(volume) is { } only) await Inputs.VolumeAsync(context, only, cancel);
             StatsInfo before = await context.Client.GetAsync("v1/stats", ApiJson.Default.StatsInfo, cancel);
             for (int taken = 0; context.Get(count) is not { } last || taken < last; taken++)
             {

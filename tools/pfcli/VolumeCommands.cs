@@ -173,6 +173,7 @@ internal static class VolumeCommands
         {
             VolumeInfo v = await Inputs.VolumeAsync(context, context.Get(name)!, cancel);
             if (context.Printer.TryJson(v, ApiJson.Default.VolumeInfo)) return ExitCode.Done;
+            SessionInfo[] here = v.Sessions == 0 ? [] : await SessionsOfAsync(context, v, cancel);
             context.Printer.Pairs(
             [
                 ("Id", v.Id.ToString(CultureInfo.InvariantCulture)),
@@ -188,15 +189,47 @@ internal static class VolumeCommands
                 ("Exports", ExportCommands.Describe(v.Export)),
                 ("Qos", QosCommands.Describe(v.Qos)),
                 ("Reservation", ReservationCommands.Describe(v.Reservation)),
-                ("Sessions", v.Sessions.ToString(CultureInfo.InvariantCulture)),
+                ("Sessions", v.Sessions == 0 ? "none" : string.Create(CultureInfo.InvariantCulture, $"{v.Sessions}: ")
+                    + string.Join(", ", here.Take(SessionsMax).Select(s => $"{s.Protocol} from {s.Peer}")) + (here.Length > SessionsMax ? ", ..." : "")),
                 ("Snapshots", v.Snapshots.ToString(CultureInfo.InvariantCulture)),
                 ("Base", v.Base is null ? "" : v.Flattening ? v.Base + ", being flattened" : v.Base),
-                ("Disk", v.StoreId.ToString()),
+                ("Disk", await DiskOfAsync(context, v.StoreId, cancel)),
                 ("Revision", v.Revision.ToString(CultureInfo.InvariantCulture)),
                 ("Created", v.CreatedAt.ToString("u", CultureInfo.InvariantCulture)),
             ]);
             return ExitCode.Done;
         });
+    }
+
+    // More are for list_session.
+    private const int SessionsMax = 5;
+
+    // What follows is a courtesy: the volume is shown whatever becomes of it.
+    private static async Task<SessionInfo[]> SessionsOfAsync(CommandContext context, VolumeInfo volume, CancellationToken cancel)
+    {
+        try
+        {
+            SessionList list = await context.Client.GetAsync("v1/sessions", ApiJson.Default.SessionList, cancel);
+            return [.. list.Sessions.Where(s => s.Volume == volume.Name)];
+        }
+        catch (CliException)
+        {
+            return [];
+        }
+    }
+
+    // Who is confined to volumes sees no disks.
+    private static async Task<string> DiskOfAsync(CommandContext context, Guid id, CancellationToken cancel)
+    {
+        try
+        {
+            DiskList list = await context.Client.GetAsync("v1/disks", ApiJson.Default.DiskList, cancel);
+            return list.Disks.FirstOrDefault(d => d.Id == id) is { } disk ? $"{disk.Name} ({id})" : id.ToString();
+        }
+        catch (CliException)
+        {
+            return id.ToString();
+        }
     }
 
     private static void AddResize(CommandSet commands)

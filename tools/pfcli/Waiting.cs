@@ -14,8 +14,8 @@ internal sealed class Waiting
     private readonly Option<bool> _noWait = new("--no-wait");
     private readonly bool _isHabit;
 
-    /// <summary><paramref name="isHabit"/>: it waits unless it is told otherwise.</summary>
-    public Waiting(bool isHabit)
+    /// <summary><paramref name="isHabit"/>: it waits unless it is told otherwise. <paramref name="without"/>: what --no-wait means there.</summary>
+    public Waiting(bool isHabit, string? without = null)
     {
         _isHabit = isHabit;
         _wait.Description = "Stay until it is done, and show how far it is" + (isHabit ? " (default)" : "");
@@ -23,7 +23,7 @@ internal sealed class Waiting
         {
             if (!result.Implicit && result.GetResult(_wait) is { Implicit: false }) result.AddError("--wait and --no-wait at once; choose one");
         });
-        _noWait.Description = "Only start it; look with query_task" + (isHabit ? "" : " (default)");
+        _noWait.Description = without ?? "Only start it; look with query_task" + (isHabit ? "" : " (default)");
     }
 
     /// <summary>Both.</summary>

@@ -91,6 +91,40 @@ public sealed class DrainTests
     }
 
     [Fact]
+    public async Task A_drained_disk_is_used_again_when_that_is_asked_for_during_the_drain_and_after_it()
+    {
+        await using TestDaemon test = await TestDaemon.StartAsync("store-size=160m");
+        Guid first = test.Daemon.Stores.All[0].StoreId;
+        (Drains drains, TaskRegistry tasks) = Begin(test);
+        CancellationToken stop = TestContext.Current.CancellationToken;
+        Assert.Equal("not-draining", (await Assert.ThrowsAsync<DiskException>(() => drains.UndoAsync(first, stop))).Code);
+        Assert.Equal("no-such-disk", (await Assert.ThrowsAsync<DiskException>(() => drains.UndoAsync(Guid.NewGuid(), stop))).Code);
+        for (int i = 0; i < 4; i++) await WriteAsync(test, await test.CreateAsync($"v{i}", 8 * Units.MiB), 8 * Units.MiB);
+        Guid second = await AddAsync(test, "second");
+
+        TaskInfo going = await drains.BeginAsync(first);
+        await drains.UndoAsync(first, stop);
+        Assert.Contains((await EndedAsync(tasks, going)).State, new[] { "cancelled", "succeeded" });
+        Assert.False(test.Daemon.Directory.IsDraining(first));
+
+        Assert.Equal("succeeded", (await EndedAsync(tasks, await drains.BeginAsync(first))).State);
+        Assert.True(test.Daemon.Directory.IsDraining(first));
+        await drains.UndoAsync(first, stop);
+        // For good: a restart does not begin to drain it again, and the other disk can be drained onto it.
+        await test.RestartAsync();
+        Assert.False(test.Daemon.Directory.IsDraining(first));
+        (drains, tasks) = Begin(test);
+        drains.Resume();
+        Assert.DoesNotContain(tasks.List(), t => t.Kind == "drain" && t.EndedAt is null);
+        Assert.Equal("succeeded", (await EndedAsync(tasks, await drains.BeginAsync(second))).State);
+        for (int i = 0; i < 4; i++)
+        {
+            Assert.Equal(first, test.Daemon.Directory.Find($"v{i}")!.StoreId);
+            await CheckAsync(test, $"v{i}", 8 * Units.MiB);
+        }
+    }
+
+    [Fact]
     public async Task A_replaced_disk_is_out_of_service_with_everything_on_the_new_one()
     {
         await using TestDaemon test = await TestDaemon.StartAsync("store-size=160m");

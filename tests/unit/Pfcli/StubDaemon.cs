@@ -81,6 +81,7 @@ internal sealed class StubDaemon : HttpMessageHandler
             Width = 120,
             Environment = name => name == "HOME" ? "/nonexistent" : name == "BLOCKD_TOKEN_FILE" && _isTokenKnown ? _tokenFile : null,
             Transport = () => this,
+            UnixTransport = _ => this,
             Delay = (_, cancel) => cancel.IsCancellationRequested ? Task.FromCanceled(cancel) : Task.CompletedTask,
         });
         Out = output.ToString();

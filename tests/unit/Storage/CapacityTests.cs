@@ -13,6 +13,9 @@ public sealed class CapacityTests
 
     private readonly byte[] _extent = StoreWorld.Pattern(1, MiB);
 
+    private static IoStatus Promise(StoreWorld world, ILayeredStore store, uint id, ulong bytes, bool isForced) =>
+        world.Loop.Run(store.PromiseAsync(id, bytes, isForced));
+
     [Theory]
     [InlineData(96, 2, 0.02, 100, false)]
     [InlineData(96, 8, 0.02, 95, true)]
@@ -73,8 +76,8 @@ public sealed class CapacityTests
         StoreWorld world = World(95);
         ILayeredStore store = Make(world, 8, 9);
         const ulong promised = 20 * MiB;
-        Assert.Equal(IoStatus.Ok, store.Promise(8, promised, isForced: false));
-        Assert.Equal(IoStatus.Ok, store.Promise(9, promised, isForced: false));
+        Assert.Equal(IoStatus.Ok, Promise(world, store, 8, promised, isForced: false));
+        Assert.Equal(IoStatus.Ok, Promise(world, store, 9, promised, isForced: false));
         ulong thin = Fill(world.Loop, store, 7);
         Assert.InRange(thin, Units.MiB, StoreCapacity.Of(world.Geometry, 95).UsableBytes - 2 * promised + Units.MiB);
         // Both take theirs at once, block by block and in disorder, while the third tries to get in between.
@@ -113,18 +116,18 @@ public sealed class CapacityTests
         StoreWorld world = World(95);
         ILayeredStore store = Make(world, 8);
         ulong usable = StoreCapacity.Of(world.Geometry, 95).UsableBytes;
-        Assert.Equal(IoStatus.NoSpace, store.Promise(8, usable + Units.MiB, isForced: false));
+        Assert.Equal(IoStatus.NoSpace, Promise(world, store, 8, usable + Units.MiB, isForced: false));
         Assert.Equal(0UL, store.GetStats().BlocksPromised);
-        Assert.Equal(IoStatus.Ok, store.Promise(8, usable, isForced: false));
-        Assert.Equal(IoStatus.NoSpace, store.Promise(7, Units.MiB, isForced: false));
+        Assert.Equal(IoStatus.Ok, Promise(world, store, 8, usable, isForced: false));
+        Assert.Equal(IoStatus.NoSpace, Promise(world, store, 7, Units.MiB, isForced: false));
         Assert.Equal(IoStatus.NoSpace, Write(world, 7, 0, 4096));
-        Assert.Equal(IoStatus.Ok, store.Promise(7, Units.MiB, isForced: true)); // it was promised in an earlier life
-        Assert.Equal(IoStatus.Ok, store.Promise(7, 0, isForced: false));
-        Assert.Equal(IoStatus.Ok, store.Promise(8, usable - 2 * Units.MiB, isForced: false));
+        Assert.Equal(IoStatus.Ok, Promise(world, store, 7, Units.MiB, isForced: true)); // it was promised in an earlier life
+        Assert.Equal(IoStatus.Ok, Promise(world, store, 7, 0, isForced: false));
+        Assert.Equal(IoStatus.Ok, Promise(world, store, 8, usable - 2 * Units.MiB, isForced: false));
         Assert.Equal(IoStatus.Ok, Write(world, 7, 0, 4096));
         Assert.Equal(IoStatus.Ok, world.Loop.Run(store.DeleteVolumeAsync(8)));
         Assert.Equal((0UL, 0UL), (store.GetStats().BlocksPromised, store.GetStats().SlotsPromised));
-        Assert.Equal(IoStatus.NotFound, store.Promise(8, Units.MiB, isForced: true));
+        Assert.Equal(IoStatus.NotFound, Promise(world, store, 8, Units.MiB, isForced: true));
     }
 
     [Fact]
@@ -132,7 +135,7 @@ public sealed class CapacityTests
     {
         StoreWorld world = World(100);
         ILayeredStore store = Make(world, 8);
-        Assert.Equal(IoStatus.Ok, store.Promise(8, 8 * Units.MiB, isForced: false));
+        Assert.Equal(IoStatus.Ok, Promise(world, store, 8, 8 * Units.MiB, isForced: false));
         for (ulong at = 0; at < 4 * Units.MiB; at += MiB) Assert.Equal(IoStatus.Ok, Write(world, 8, at, MiB));
         var cut = new SnapshotRequest(8, Guid.NewGuid(), "before", 0);
         Assert.Equal(IoStatus.Ok, world.Loop.Run(store.CreateSnapshotsAsync([cut])));
@@ -176,7 +179,7 @@ public sealed class CapacityTests
         Assert.Equal(IoStatus.Ok, Write(world, 7, at, 4096));
         // A promise is of slots too: this one would need more than the level leaves.
         ILayeredStore store = Make(world, 8);
-        Assert.Equal(IoStatus.NoSpace, store.Promise(8, Units.MiB, isForced: false));
+        Assert.Equal(IoStatus.NoSpace, Promise(world, store, 8, Units.MiB, isForced: false));
     }
 
     private static StoreWorld World(int protect) =>
