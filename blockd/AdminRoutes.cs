@@ -188,6 +188,8 @@ internal sealed class AdminRoutes : IAdminRoutes
 
         Must(await SnapshotRoutes.PatientlyAsync(
             () => _daemon.Directory.DeleteAsync(volume.Name, volume.Id, revision, isForced, withSnapshots), r => r.Fault, call.Aborted));
+        // What was cut for a copy goes with it, also when its copying had stopped and nobody follows it any more.
+        if (volume.IsPopulating) _populations.Follow(volume);
         HashSet<uint> gone = [volume.Id];
         foreach (Session session in _daemon.Sessions.List().Where(s => s.Touches(gone))) session.Cut("the volume was deleted");
         _daemon.Meters.Forget(volume.Id);

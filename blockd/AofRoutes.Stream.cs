@@ -66,12 +66,12 @@ internal sealed partial class AofRoutes
         VolumeAdmission door = daemon.Volumes.Doors.Of(volume, host.Thread, host);
         var frames = new AppendStream(loop, connection, host.Appends, volume.Id, door, daemon.AppendLimits);
         SocketConnection? runtime = taken is null ? null : SocketConnection.Attach(loop, taken.Value.Runtime, peer);
-        daemon.AppendStreams.Add(frames, host.Thread);
+        daemon.AppendStreams.Add(frames, host.Thread, volume.Id);
         try
         {
             if (runtime is not null) await SayAndWatchAsync(runtime, connection, frames);
             // Whoever stops the streams looks for them afterwards.
-            if (daemon.IsStopping) frames.RequestStop();
+            if (daemon.IsStopping || HasMoved(volume, host)) frames.RequestStop();
             return (await frames.RunAsync(), frames.Appends, frames.Bytes);
         }
         finally

@@ -12,6 +12,9 @@ internal sealed partial class AofRoutes(Daemon daemon, TargetRoutes targets)
 {
     private const int ReadBytesMax = 4 << 20, ReadBytesDefault = 1 << 20, WaitSecondsMax = 30;
 
+    // A volume that moves is followed so often within one call.
+    private const int HomesMax = 8;
+
     // Appends of more than this are received one after another, this many at a time: at most 128 MiB of bodies.
     private const int LargeBytes = 1 << 20, LargeAtOnce = 4;
     private static readonly SemaphoreSlim s_large = new(LargeAtOnce, LargeAtOnce);
@@ -92,8 +95,7 @@ internal sealed partial class AofRoutes(Daemon daemon, TargetRoutes targets)
 
     private async Task ReadAsync(VolumeRecord volume, ulong offset, Memory<byte> target, CancellationToken aborted)
     {
-        StoreHost host = HostOf(volume);
-        IoStatus status = await host.Thread.InvokeAsync(async () =>
+        IoStatus status = await AtHomeAsync(volume, async host =>
         {
             if (host.Store.OpenVolume(volume.Id) is not { } device) return IoStatus.Unavailable;
             for (int done = 0; done < target.Length;)
@@ -116,7 +118,7 @@ internal sealed partial class AofRoutes(Daemon daemon, TargetRoutes targets)
             }
 
             return IoStatus.Ok;
-        });
+        }, status => status != IoStatus.Ok);
         if (status == IoStatus.Unavailable) throw NoDisk();
         if (status != IoStatus.Ok) throw new ApiException(503, "unreadable", $"a block of it cannot be read ({status}); pfcli scrub_volume finds which");
     }
@@ -124,7 +126,6 @@ internal sealed partial class AofRoutes(Daemon daemon, TargetRoutes targets)
     private async Task AppendAsync(ApiCall call)
     {
         VolumeRecord volume = VolumeOf(call);
-        StoreHost host = HostOf(volume);
         AppendKey key = KeyOf(call);
         long total = call.BodyLength ?? throw new ApiException(411, "length-needed", "say how long the bytes are (Content-Length)");
         if (total == 0) throw new ApiException(400, "empty-append", "an append has at least one byte");
@@ -137,8 +138,11 @@ internal sealed partial class AofRoutes(Daemon daemon, TargetRoutes targets)
             try
             {
                 // Not cancelled when the client goes away: the memory is lent until the answer.
-                AppendResult[] results = await host.Thread.InvokeAsync(
-                    () => ThroughDoorAsync(volume, host, (ulong)total, () => AppendAllAsync(host.Appends, volume.Id, key, bytes, lengths), [], call.Aborted));
+                var results = new List<AppendResult>(lengths.Length);
+                await AtHomeAsync(
+                    volume,
+                    host => ThroughDoorAsync(volume, host, (ulong)total, () => AppendAllAsync(host.Appends, volume.Id, key, bytes, lengths, results), false, call.Aborted),
+                    isServed => isServed && results[^1].Outcome is AppendOutcome.Moved or AppendOutcome.NotFound);
                 await AnswerAsync(call, results, lengths);
             }
             finally
@@ -151,6 +155,21 @@ internal sealed partial class AofRoutes(Daemon daemon, TargetRoutes targets)
             if (isLarge) s_large.Release();
         }
     }
+
+    /// <summary>Does something on the loop of the disk that the volume lies on, and again where it lies then when it moved meanwhile and the
+    /// answer <paramref name="mayBeElsewhere"/>: nothing was done, or nothing is lost by asking anew.</summary>
+    private async Task<T> AtHomeAsync<T>(VolumeRecord volume, Func<StoreHost, ValueTask<T>> work, Func<T, bool> mayBeElsewhere)
+    {
+        for (int i = 1; ; i++)
+        {
+            StoreHost host = HostOf(daemon.Directory.Find(volume.Id) ?? volume);
+            T answer = await host.Thread.InvokeAsync(() => work(host));
+            if (i == HomesMax || !mayBeElsewhere(answer) || !HasMoved(volume, host)) return answer;
+        }
+    }
+
+    /// <summary>The volume lies on another disk than <paramref name="host"/> by now.</summary>
+    private bool HasMoved(VolumeRecord volume, StoreHost host) => daemon.Directory.Find(volume.Id) is { } now && now.StoreId != host.StoreId;
 
     /// <summary>On the loop: one operation of so many bytes, let in by the volume's door as those of the other front ends are. Who has gone
     /// away meanwhile gets <paramref name="otherwise"/>.</summary>
@@ -170,42 +189,49 @@ internal sealed partial class AofRoutes(Daemon daemon, TargetRoutes targets)
         }
     }
 
-    /// <summary>On the loop: all are asked for in one turn, so that they share a batch.</summary>
-    private static async ValueTask<AppendResult[]> AppendAllAsync(IAppendStore store, uint volumeId, AppendKey key, byte[] bytes, int[] lengths)
+    /// <summary>On the loop: all that have not landed yet are asked for in one turn, so that they share a batch. <paramref name="results"/> are
+    /// those that have landed, and behind them one that was refused.</summary>
+    private static async ValueTask<bool> AppendAllAsync(IAppendStore store, uint volumeId, AppendKey key, byte[] bytes, int[] lengths, List<AppendResult> results)
     {
+        if (results.Count > 0) results.RemoveAt(results.Count - 1); // it was not refused for good
         var under = new ValueTask<AppendResult>[lengths.Length];
-        int at = 0;
-        for (int i = 0; i < lengths.Length; i++)
+        int first = results.Count, at = lengths[..first].Sum();
+        Guid order = Guid.NewGuid(); // of those without a client: they land as far as none is refused
+        for (int i = first; i < lengths.Length; i++)
         {
             AppendKey one = key.Client == Guid.Empty ? key : key with { Sequence = key.Sequence + (ulong)i };
 #pragma warning disable CA2012 // Several at once; each is awaited exactly once below.
-            under[i] = store.AppendAsync(volumeId, one, bytes.AsMemory(at, lengths[i]));
+            under[i] = store.AppendAsync(volumeId, one, bytes.AsMemory(at, lengths[i]), order);
 #pragma warning restore CA2012
             at += lengths[i];
         }
 
-        var results = new AppendResult[lengths.Length];
-        for (int i = 0; i < under.Length; i++) results[i] = await under[i];
-        return results;
+        for (int i = first; i < under.Length; i++)
+        {
+            AppendResult result = await under[i];
+            if (results.Count == i && (i == first || results[^1].Outcome == AppendOutcome.Done)) results.Add(result);
+        }
+
+        return true;
     }
 
-    private static async Task AnswerAsync(ApiCall call, AppendResult[] results, int[] lengths)
+    private static async Task AnswerAsync(ApiCall call, List<AppendResult> results, int[] lengths)
     {
-        var landed = new List<AppendedInfo>(results.Length);
+        var landed = new List<AppendedInfo>(results.Count);
         foreach (AppendResult result in results)
         {
             if (result.Outcome != AppendOutcome.Done) break;
             landed.Add(new AppendedInfo(result.OffsetBytes, (uint)lengths[landed.Count], result.IsRepeat));
         }
 
-        ApiException? refused = landed.Count == results.Length ? null : RefusalOf(results[landed.Count].Outcome);
+        ApiException? refused = landed.Count == results.Count ? null : RefusalOf(results[landed.Count].Outcome);
         if (refused is not null && landed.Count == 0) throw refused;
         await call.AnswerAsync(new AppendAnswerInfo(landed, refused?.Code, refused?.Message), ApiJson.Default.AppendAnswerInfo);
     }
 
     private static ApiException RefusalOf(AppendOutcome outcome)
     {
-        AppendProblem problem = AppendProblem.Of((AppendCode)outcome);
+        AppendProblem problem = AppendProblem.Of(outcome == AppendOutcome.Moved ? AppendCode.Unavailable : (AppendCode)outcome);
         return new ApiException(problem.Status, problem.Code, problem.Detail, problem.Field);
     }
 
@@ -276,10 +302,12 @@ internal sealed partial class AofRoutes(Daemon daemon, TargetRoutes targets)
 
     private async Task<AppendInfo> LookAsync(VolumeRecord volume, ulong? beyond, long seconds)
     {
-        StoreHost host = HostOf(volume);
-        AppendInfo? info = await host.Thread.InvokeAsync(() => beyond is { } length && seconds > 0
-            ? host.Appends.WaitForAppendAsync(volume.Id, length, (ulong)seconds * 1_000_000_000)
-            : new ValueTask<AppendInfo?>(host.Appends.AppendInfoOf(volume.Id)));
+        AppendInfo? info = await AtHomeAsync(
+            volume,
+            host => beyond is { } length && seconds > 0
+                ? host.Appends.WaitForAppendAsync(volume.Id, length, (ulong)seconds * 1_000_000_000)
+                : new ValueTask<AppendInfo?>(host.Appends.AppendInfoOf(volume.Id)),
+            found => found is null || (seconds > 0 && found.Value.LengthBytes <= beyond));
         return info ?? throw (daemon.Directory.Find(volume.Name)?.Id == volume.Id ? NoDisk() : new ApiException(404, "no-such-volume", "the volume was deleted meanwhile"));
     }
 

@@ -33,7 +33,7 @@ internal static partial class ApiRouteTable
             [s_badName, s_noVolume, s_notAof, (426, "upgrade-needed"), (409, "volume-is-sealed"), (429, "too-many-streams"), s_noDisk]),
         new("POST", "volumes/{name}/rename", "Gives an append-only volume another name, at one moment; a volume that has it can give way.", 200, typeof(AofInfo), typeof(RenameAof), [],
             [s_badName, s_noVolume, s_notAof, s_notYours, (409, "name-taken"), (409, "volume-has-snapshots"), (409, "snapshot-has-clones"), (409, "clone-being-deleted"),
-                (409, "volume-is-lun"), s_meanwhile, s_noDisk]),
+                (409, "volume-is-lun"), (409, "volume-moving"), s_meanwhile, s_noDisk]),
         new("POST", "volumes/{name}/seal", "Seals an append-only volume: it takes nothing more, for ever.", 200, typeof(AofInfo), typeof(SealAof), [],
             [s_badName, s_noVolume, s_notAof, s_meanwhile, s_noDisk]),
     ];

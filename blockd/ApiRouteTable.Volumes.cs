@@ -25,7 +25,7 @@ internal static partial class ApiRouteTable
         new("POST", "volumes/{name}/scrub", "Begins to read a volume and to verify every checksum.", 202, typeof(TaskInfo), typeof(ScrubRequest), [],
             [s_badName, s_noVolume, (503, "disk-unavailable")]),
         new("POST", "volumes/{name}/move", "Begins to move a volume, and what shares blocks with it, to another disk while clients go on.", 202, typeof(TaskInfo), typeof(MoveVolume), [],
-            [s_badName, s_noVolume, (404, "no-disk"), (409, "volume-is-append-only"), (409, "already-there"), (409, "volume-moving"), (409, "copy-being-deleted"), (409, "clone-being-deleted"),
+            [s_badName, s_noVolume, (404, "no-disk"), (409, "already-there"), (409, "volume-moving"), (409, "copy-being-deleted"), (409, "clone-being-deleted"),
                 s_coming, (409, "volume-flattening"), s_meanwhile, s_noDisk, s_noRoom]) { Role = ApiRole.Admin, Reach = ApiReach.Node },
         new("DELETE", "volumes/{name}/reservations", "Ends every reservation and registration that initiators hold on a volume, damaged ones too.", 204,
             null, null, [], [s_badName, s_noVolume, (503, "disk-unavailable")]),

@@ -252,7 +252,7 @@ internal sealed class AppendStream
 
         var reply = new AppendReply
         {
-            Key = slot.Key, Code = (AppendCode)result.Outcome, IsRepeat = result.IsRepeat, OffsetBytes = result.OffsetBytes,
+            Key = slot.Key, Code = CodeOf(result.Outcome), IsRepeat = result.IsRepeat, OffsetBytes = result.OffsetBytes,
             LengthBytes = isDone ? _store.AppendInfoOf(_volumeId)?.LengthBytes ?? 0 : 0,
         };
         Release(slot);
@@ -260,6 +260,9 @@ internal sealed class AppendStream
         if (!isDone) End("an append was refused: " + AppendProblem.Of(reply.Code).Code);
         if (_room.IsPending) _room.Complete(true);
     }
+
+    // It is to be sent again by another stream, which finds the volume where it is by then.
+    private static AppendCode CodeOf(AppendOutcome outcome) => outcome == AppendOutcome.Moved ? AppendCode.Unavailable : (AppendCode)outcome;
 
     // Replies that wait to be sent count: so a client that reads none is not read either, and the memory for them is fixed.
     private bool IsFull => _repliesBytes + (_inFlight + 1) * AppendReply.SizeBytes > _replies.Length;

@@ -3,14 +3,14 @@ using BlockServer.Core;
 
 namespace BlockServer.Blockd;
 
-/// <summary>Holds back the changes of volumes that move, by their gates, and brings those who use them to the new home. Any
-/// thread but a loop's.</summary>
-internal sealed class MoveGate(StoreSet stores, SharedVolumes volumes, TimeSpan patience) : IMoveGate
+/// <summary>Holds back the changes of volumes that move, by their gates, and brings those who use them to the new home. Append streams
+/// end, and their clients come again. Any thread but a loop's.</summary>
+internal sealed class MoveGate(StoreSet stores, SharedVolumes volumes, AppendStreams streams, TimeSpan patience) : IMoveGate
 {
     /// <inheritdoc/>
     public async Task<IMoveHold?> HoldAsync(IReadOnlyList<VolumeRecord> members)
     {
-        var hold = new Hold(stores, volumes);
+        var hold = new Hold(stores, volumes, streams);
         Task<bool>[] taking = [.. members.Select(v => volumes.TakeGateAsync(v, hold.TryAdd))];
         // A change that does not end keeps others waiting behind the gate: not for long.
         await Task.WhenAny(Task.WhenAll(taking), Task.Delay(patience));
@@ -19,7 +19,7 @@ internal sealed class MoveGate(StoreSet stores, SharedVolumes volumes, TimeSpan 
         return null;
     }
 
-    private sealed class Hold(StoreSet stores, SharedVolumes volumes) : IMoveHold
+    private sealed class Hold(StoreSet stores, SharedVolumes volumes, AppendStreams streams) : IMoveHold
     {
         private readonly Lock _lock = new();
         private readonly List<(SharedVolume Volume, VolumeGate.Range Range)> _held = [];
@@ -39,6 +39,7 @@ internal sealed class MoveGate(StoreSet stores, SharedVolumes volumes, TimeSpan 
 
         public async Task SwitchAsync(IReadOnlyList<VolumeRecord> moved)
         {
+            foreach (VolumeRecord volume in moved.Where(v => v.IsAppendOnly)) streams.StopVolume(volume.Id);
             foreach ((SharedVolume volume, _) in _held)
             {
                 StoreHost host = stores.Find(moved.First(v => v.Id == volume.Id).StoreId)!;

@@ -17,7 +17,7 @@ internal sealed class Moves(Daemon daemon)
 
     private readonly Lock _lock = new();
     private readonly Dictionary<uint, (TaskInfo Task, Task<string> Done)> _running = [];
-    private readonly MoveGate _gate = new(daemon.Stores, daemon.Volumes, TimeSpan.FromSeconds(5));
+    private readonly MoveGate _gate = new(daemon.Stores, daemon.Volumes, daemon.AppendStreams, TimeSpan.FromSeconds(5));
     private readonly MoveSeams _seams = new(new SystemRandom(), SystemClock.Instance, time => Task.Delay(time));
 
     /// <summary>What moves may cost.</summary>

@@ -62,6 +62,12 @@ internal enum BrokenMoves
 
     /// <summary>A move that was interrupted goes on behind the place that it had reached.</summary>
     SkipAhead = 8,
+
+    /// <summary>Appends are not held back for the last difference.</summary>
+    SkipAppendHold = 16,
+
+    /// <summary>The new home of an append-only volume does not know who has appended.</summary>
+    ForgetClients = 32,
 }
 
 /// <summary>What a move may cost those who use its volumes.</summary>
@@ -220,7 +226,7 @@ internal sealed class VolumeMove(
         if (limits.Broken.HasFlag(BrokenMoves.SkipAhead) && offset > 0) offset = Math.Min(point.SizeBytes, offset + Units.MiB / 2);
         if (member.Point != point.Uuid) await KeepMemberAsync(index, member with { Point = point.Uuid, OffsetBytes = 0 });
         if (member.Base is null && offset == 0) await MakeAsync(index, point.SizeBytes);
-        await SizeAsync(member.Id, point.SizeBytes);
+        await SizeAsync(member.Id, point.SizeBytes, point.LengthBytes is { } length ? new AppendCopyState(length, []) : null);
         (Guid? basis, bool isBlank) = await BaseOfAsync(member);
         SnapshotReader reader = await from.RunAsync(store => new ValueTask<SnapshotReader?>(
             SnapshotReader.Open(store, member.Id, basis, point.Uuid, offset))) ?? throw new MoveException(true, "a snapshot was deleted meanwhile");
@@ -237,7 +243,8 @@ internal sealed class VolumeMove(
         (uint VolumeId, Guid Snapshot)? basis = await from.RunAsync(store => new ValueTask<(uint, Guid)?>(store.BaseOf(member.Id)));
         if (basis is { } cloned)
             sizeBytes = Math.Max(sizeBytes, (await SnapshotsAsync(from, cloned.VolumeId)).First(s => s.Uuid == cloned.Snapshot).SizeBytes);
-        var head = new VolumeHead(record.Id, record.Uuid, record.Name, sizeBytes, VolumeDirectory.CopyEpoch);
+        if (record.IsAppendOnly) sizeBytes = RoomOf(record, sizeBytes);
+        var head = new VolumeHead(record.Id, record.Uuid, record.Name, sizeBytes, VolumeDirectory.CopyEpoch) { IsAppendOnly = record.IsAppendOnly };
         for (int i = 0; ; i++)
         {
             if (await IsPromisedThereAsync(member.Id)) return;
@@ -268,19 +275,29 @@ internal sealed class VolumeMove(
         return (cloned?.Snapshot, cloned is null);
     }
 
-    private async Task SizeAsync(uint id, ulong sizeBytes)
+    /// <summary>The copy is so long; one that is append-only has so many bytes, and knows these clients.</summary>
+    private async Task SizeAsync(uint id, ulong sizeBytes, AppendCopyState? appends)
     {
         VolumeHead head = await to.RunAsync(store => new ValueTask<VolumeHead?>(store.Volumes.FirstOrDefault(v => v.Id == id)))
             ?? throw new MoveException(true, "the copy is gone");
-        if (head.SizeBytes == sizeBytes) return;
-        IoStatus status = await to.UpdateAsync(head with { SizeBytes = sizeBytes });
+        if (appends is not null) sizeBytes = Math.Max(head.SizeBytes, RoomOf(directory.Find(id) ?? throw new MoveException(false, "the volume was deleted"), sizeBytes));
+        // It may have been made the home already when the process ended, and that was not written down.
+        VolumeHead wanted = head with { SizeBytes = sizeBytes, Epoch = VolumeDirectory.CopyEpoch };
+        IoStatus status = head == wanted ? IoStatus.Ok : await to.UpdateAsync(wanted);
+        if (status == IoStatus.Ok && appends is not null) status = await to.RunAsync(store => ((IAppendCopy)store).SetCopyAsync(id, appends));
         if (status != IoStatus.Ok) throw Failed(status, "the disk that it goes to");
     }
+
+    /// <summary>Maximum size of the copy of an append-only volume until it becomes the home: what it shows is in whole blocks.</summary>
+    private static ulong RoomOf(VolumeRecord record, ulong shownBytes) =>
+        (Math.Max(record.SizeBytes, shownBytes) + Units.BlockBytes - 1) & ~(ulong)(Units.BlockBytes - 1);
 
     /// <summary>Copies what the reader finds, and makes it durable. False when it took too long.</summary>
     private async Task<bool> CopyAsync(uint id, SnapshotReader reader, bool isBlank, Func<ulong, Task>? keep, Task? deadline)
     {
-        IBlockDevice device = await to.RunAsync(store => new ValueTask<IBlockDevice?>(store.OpenVolume(id))) ?? throw new MoveException(true, "the copy is gone");
+        bool isAppendOnly = directory.Find(id)?.IsAppendOnly == true;
+        IBlockDevice device = await to.RunAsync(store => new ValueTask<IBlockDevice?>(isAppendOnly ? ((IAppendCopy)store).OpenCopy(id) : store.OpenVolume(id)))
+            ?? throw new MoveException(true, "the copy is gone");
         ulong sinceKept = 0;
         while (true)
         {
@@ -354,16 +371,20 @@ internal sealed class VolumeMove(
     /// meanwhile: another round, then.</summary>
     private async Task<IReadOnlyList<VolumeRecord>?> TrySwitchAsync(bool isStill)
     {
-        const string Again = "once-more";
         IMoveHold? hold = null;
+        bool hasMoved = false;
+        var heldAppends = new List<uint>();
         IReadOnlyList<MoveMember> reached = _move.Members;
         // What a failed disk shows may be gone when it is opened again: a copy of that is not gone on with.
         if (isStill) await KeepAsync(_move with { Members = [.. reached.Select(m => new MoveMember(m.Id))] });
         try
         {
             (IReadOnlyList<VolumeRecord>? moved, DirectoryFault? fault) = await directory.SwitchHomeAsync(_move.Id, BringAsync, cancel);
+            hasMoved = moved is not null;
             if (fault is { Code: Again } or { Code: "changed-meanwhile" }) return null;
             if (fault is not null) throw new MoveException(true, fault.Detail);
+            // Who waits to append is sent to the new home; whoever uses the volume otherwise goes there with all that he has begun.
+            await ReleaseAppendsAsync();
             await hold!.SwitchAsync(moved!);
             await hold.ReleaseAsync();
             IMoveHold done = hold;
@@ -373,13 +394,34 @@ internal sealed class VolumeMove(
         }
         finally
         {
+            await ReleaseAppendsAsync();
             if (hold is not null) await hold.ReleaseAsync();
+        }
+
+        async Task ReleaseAppendsAsync()
+        {
+            foreach (uint id in heldAppends)
+            {
+                await from.RunAsync(store =>
+                {
+                    ((IAppendCopy)store).ReleaseAppends(id, hasMoved);
+                    return new ValueTask<bool>(true);
+                });
+            }
+
+            heldAppends.Clear();
         }
 
         async Task<DirectoryFault?> BringAsync(MoveRecord move, IReadOnlyList<VolumeRecord> members)
         {
             hold = await gate.HoldAsync(members);
             if (hold is null) return new DirectoryFault(IoStatus.Unavailable, Again, "the volume did not come to rest in time");
+            foreach (VolumeRecord member in members.Where(m => m.IsAppendOnly && !limits.Broken.HasFlag(BrokenMoves.SkipAppendHold)))
+            {
+                heldAppends.Add(member.Id);
+                if (await HoldAppendsAsync(member.Id) is { } busy) return busy;
+            }
+
             Task deadline = isStill ? new TaskCompletionSource().Task : seams.Delay(limits.PauseMax);
             // Durable first: what a power cut would take from the old home must not be in the new one.
             IoStatus flushed = isStill || limits.Broken.HasFlag(BrokenMoves.SkipHomeFlush) ? IoStatus.Ok : await from.RunAsync(store => store.FlushAsync());
@@ -389,7 +431,8 @@ internal sealed class VolumeMove(
                 if (After(await SnapshotsAsync(from, members[i].Id), reached[i].Base).Length > 0)
                     return new DirectoryFault(IoStatus.Conflict, Again, "a snapshot was cut meanwhile");
                 if (reached[i].Base is null) await MakeAsync(i, members[i].SizeBytes);
-                await SizeAsync(members[i].Id, members[i].SizeBytes);
+                AppendCopyState? appends = members[i].IsAppendOnly ? await AppendsOfAsync(members[i].Id) : null;
+                await SizeAsync(members[i].Id, appends is null ? members[i].SizeBytes : 0, appends);
                 (Guid? basis, bool isBlank) = await BaseOfAsync(reached[i]);
                 SnapshotReader reader = await from.RunAsync(store => new ValueTask<SnapshotReader?>(SnapshotReader.OpenLive(store, members[i].Id, basis)))
                     ?? throw new MoveException(true, "its disk does not serve the volume");
@@ -400,6 +443,23 @@ internal sealed class VolumeMove(
 
             return null;
         }
+    }
+
+    private const string Again = "once-more";
+
+    private async Task<DirectoryFault?> HoldAppendsAsync(uint id)
+    {
+        IoStatus status = await from.RunAsync(store => ((IAppendCopy)store).HoldAppendsAsync(id, (ulong)limits.PauseMax.Ticks * 100));
+        if (status == IoStatus.Conflict) return new DirectoryFault(IoStatus.Unavailable, Again, "an append did not end in time");
+        return status == IoStatus.Ok ? null : throw Failed(status, "the disk that it lies on");
+    }
+
+    /// <summary>How long the volume is and who has appended what, while appends are held back.</summary>
+    private async Task<AppendCopyState> AppendsOfAsync(uint id)
+    {
+        AppendCopyState state = await from.RunAsync(store => new ValueTask<AppendCopyState?>(((IAppendCopy)store).CopyStateOf(id)))
+            ?? throw new MoveException(true, "its disk does not serve the volume");
+        return limits.Broken.HasFlag(BrokenMoves.ForgetClients) ? state with { Clients = [] } : state;
     }
 
     /// <summary>Snapshots that were deleted here and are there still go.</summary>

@@ -45,6 +45,7 @@ public sealed partial class VolumeDirectory
         if (other is not null && !replaces) return NameTaken(newName) with { Field = "newName" };
         if (other is { IsAppendOnly: false }) return NotAppendOnly(other) with { Field = "newName" };
         if (!_hosts.ContainsKey(old.StoreId) || (other is not null && !_hosts.ContainsKey(other.StoreId))) return StoreFault(IoStatus.Unavailable);
+        if (other is not null && MoveFault(other) is { } moving) return moving;
         if (Quota?.FaultOf(newName, old.SizeBytes, old, List()) is { } tooMuch) return tooMuch;
         if (other is not null && await LayerFaultAsync(other, withSnapshots: false) is { } inTheWay) return inTheWay;
         return await TakeNameAsync(old, newName, other);

@@ -198,13 +198,6 @@ public sealed partial class VolumeDirectory
             if (await host.LayersAsync(id) is not { } layers) return ([], AwayFault());
             if (ImportFault(member) is { } coming) return ([], coming);
             if (MoveFault(member) is { } moving) return ([], moving);
-            if (member.IsAppendOnly)
-            {
-                // What clients have appended, and which of their appends they were, is more than the device shows that a move copies.
-                return ([], new DirectoryFault(IoStatus.Conflict, "volume-is-append-only", $"'{member.Name}' is append-only and stays on its disk; "
-                    + $"to have its bytes elsewhere: pfcli aof_read -v {member.Name} into a file there"));
-            }
-
             if (layers.IsFlattening)
                 return ([], new DirectoryFault(IoStatus.Conflict, "volume-flattening", $"'{member.Name}' is being flattened; wait until that has ended"));
             if (_unsettled.Contains(id)) return ([], new DirectoryFault(IoStatus.Conflict, "changed-meanwhile", $"'{member.Name}' is being changed; try again in a moment"));

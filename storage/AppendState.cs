@@ -48,6 +48,15 @@ internal sealed class AppendState
     /// <summary>The batches are being written.</summary>
     public bool IsPumping;
 
+    /// <summary>Appends wait: the volume is about to get another home.</summary>
+    public bool IsHeld;
+
+    /// <summary>It has another home: nothing is appended here any more.</summary>
+    public bool HasMoved;
+
+    /// <summary>Who holds them back and waits for the pump to end; null when nobody does.</summary>
+    public LoopEvent<bool>? Rest;
+
     /// <summary>Starts the pump at the end of the turn, so that appends of one turn share a batch.</summary>
     public TurnEndHook? Pump;
 
@@ -58,6 +67,9 @@ internal sealed class AppendState
 
     /// <summary>What paces the batches; made with the first append.</summary>
     public AppendPace? Pace;
+
+    /// <summary>Appends that were ever asked for.</summary>
+    public ulong Asked;
 
     /// <summary>Bytes of the appends that are not written yet.</summary>
     public long WaitingBytes;
@@ -244,6 +256,13 @@ internal sealed class AppendRequest(Stack<AppendRequest> home) : LoopOperation<A
 {
     public AppendKey Key;
     public ReadOnlyMemory<byte> Bytes;
+
+    /// <summary>Whose order it is in: its client's, or that of one call; empty: it stands alone.</summary>
+    public Guid Order;
+
+    /// <summary>It was asked for behind <paramref name="refused"/> and must not land when that one did not.</summary>
+    public bool Follows(AppendRequest refused) =>
+        Order != Guid.Empty && Order == refused.Order && (Key.Client == Guid.Empty || Key.Sequence > refused.Key.Sequence);
 
     protected override void OnTaken()
     {

@@ -32,7 +32,9 @@ public sealed partial class Store
             if (status == IoStatus.Ok && !HasSlots(volume, at, run, begins: true)) status = IoStatus.NoSpace;
             if (status != IoStatus.Ok) break;
             ChainWrite(volume, at, zeros[..(run << Units.BlockShift)]);
+            volume.InFlight++;
             status = await StartChain();
+            EndFlight(volume);
             at += (ulong)run;
             if (status != IoStatus.Ok || at == end) break;
         }

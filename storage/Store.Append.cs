@@ -17,8 +17,9 @@ public sealed partial class Store
 
     /// <inheritdoc/>
     [AsyncMethodBuilder(typeof(LoopMethodBuilder<>))]
-    public async ValueTask<AppendResult> AppendAsync(uint volumeId, AppendKey key, ReadOnlyMemory<byte> bytes)
+    public async ValueTask<AppendResult> AppendAsync(uint volumeId, AppendKey key, ReadOnlyMemory<byte> bytes, Guid order = default)
     {
+        if (_volumes.TryGetValue(volumeId, out Volume? gone) && gone.Appends?.HasMoved == true) return new AppendResult(AppendOutcome.Moved);
         if (Refusal is not null) return new AppendResult(AppendOutcome.Unavailable);
         bool isKey = key.Client == Guid.Empty ? key.Sequence == 0 : key.Sequence > 0;
         if (bytes.Length is 0 or > Units.RequestBytesMax || !isKey) return new AppendResult(AppendOutcome.Invalid);
@@ -26,9 +27,11 @@ public sealed partial class Store
         AppendState state = volume.Appends!;
         AppendRequest request = _appendPool.TryPop(out AppendRequest? spare) ? spare : new AppendRequest(_appendPool);
         request.Key = key;
+        request.Order = key.Client == Guid.Empty ? order : key.Client;
         request.Bytes = bytes;
         state.Waiting.Enqueue(request);
         state.WaitingBytes += bytes.Length;
+        state.Asked++;
         _active++;
         StartPump(volume);
         AppendAnswer answer = await request.Begin();
@@ -53,7 +56,7 @@ public sealed partial class Store
     {
         if (FindAppends(volumeId) is not { } volume) return null;
         AppendState state = volume.Appends!;
-        if (state.DurableBytes <= lengthBytes && !volume.Head.IsSealed && Refusal is null && nanosMax > 0 && state.Waits.Count < AppendWaitsMax)
+        if (state.DurableBytes <= lengthBytes && !volume.Head.IsSealed && !state.HasMoved && Refusal is null && nanosMax > 0 && state.Waits.Count < AppendWaitsMax)
         {
             var wait = new AppendWait(lengthBytes);
             LoopTimer timer = _loop.CreateTimer(wait.End);
@@ -86,7 +89,7 @@ public sealed partial class Store
     private void WakeAppendWaits(Volume volume)
     {
         if (volume.Appends is not { Waits.Count: > 0 } state) return;
-        bool isOver = Refusal is not null || volume.IsDeleting || volume.Head.IsSealed;
+        bool isOver = Refusal is not null || volume.IsDeleting || volume.Head.IsSealed || volume.Appends.HasMoved;
         foreach (AppendWait wait in state.Waits)
         {
             if (isOver || state.DurableBytes > wait.LengthBytes) _loop.Post(wait.End);

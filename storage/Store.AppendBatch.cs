@@ -39,6 +39,7 @@ public sealed partial class Store
             return;
         }
 
+        if (state.IsHeld) return;
         state.IsPumping = true;
 #pragma warning disable CA2012 // The awaiter is kept and asked once, in EndPump.
         state.Pumped = PumpAsync(volume).GetAwaiter();
@@ -64,9 +65,10 @@ public sealed partial class Store
     private async ValueTask<IoStatus> PumpAsync(Volume volume)
     {
         AppendState state = volume.Appends!;
-        while (state.Waiting.Count > 0)
+        while (state.Waiting.Count > 0 && !state.IsHeld)
         {
             await state.Pace!.WaitAsync(AppendsAtOnce);
+            if (state.IsHeld) break;
             int bytes = Gather(volume);
             if (state.Batch.Count == 0) continue;
             state.BatchBytes = (ulong)bytes;
@@ -80,6 +82,7 @@ public sealed partial class Store
         }
 
         state.IsPumping = false;
+        EndRest(state, true);
         return IoStatus.Ok;
     }
 
@@ -101,7 +104,9 @@ public sealed partial class Store
 
             if (Refused(volume, next, (ulong)bytes, isFollower) is { } answer)
             {
-                TakeWaiting(state).Complete(answer);
+                AppendRequest request = TakeWaiting(state);
+                if (answer.Outcome == AppendOutcome.Done) request.Complete(answer);
+                else Refuse(state, [request], answer.Outcome);
                 continue;
             }
 
@@ -144,6 +149,7 @@ public sealed partial class Store
     private AppendAnswer? Refused(Volume volume, AppendRequest request, ulong inFront, bool isFollower)
     {
         AppendState state = volume.Appends!;
+        if (state.HasMoved) return new AppendAnswer(AppendOutcome.Moved, 0, false, 0);
         if (State != StoreState.Online) return new AppendAnswer(AppendOutcome.Unavailable, 0, false, 0);
         if (volume.IsDeleting) return new AppendAnswer(AppendOutcome.NotFound, 0, false, 0);
         AppendClient? client = request.Key.Client == Guid.Empty || Breaks(BrokenRules.ForgetAppends) ? null : state.Find(request.Key.Client);
@@ -160,6 +166,39 @@ public sealed partial class Store
             : state.LengthBytes + inFront + (ulong)request.Bytes.Length > volume.Head.SizeBytes ? AppendOutcome.Full
             : null;
         return outcome is { } known ? new AppendAnswer(known, 0, false, 0) : null;
+    }
+
+    /// <summary>Answers what is refused, and with it what waits behind in the same order: would one of those land, there would be a hole
+    /// in what its client asked for, and nobody would tell him in time. What has landed already keeps its own answer.</summary>
+    private void Refuse(AppendState state, List<AppendRequest> refused, AppendOutcome outcome)
+    {
+        int reasons = refused.Count;
+        ulong asked = state.Asked;
+        for (int i = 0; i < refused.Count; i++)
+        {
+            AppendRequest request = refused[i];
+            // Just before its answer: whoever was answered in front of it may have asked for one more behind it.
+            if (request.Order != Guid.Empty && (i < reasons || state.Asked != asked) && !Breaks(BrokenRules.AppendPastRefusal))
+                TakeFollowers(state, request, refused);
+            request.Complete(new AppendAnswer(outcome, 0, false, 0));
+        }
+    }
+
+    /// <summary>Moves what waits behind a refused one from the queue to their list.</summary>
+    private static void TakeFollowers(AppendState state, AppendRequest request, List<AppendRequest> refused)
+    {
+        for (int left = state.Waiting.Count; left > 0; left--)
+        {
+            AppendRequest next = TakeWaiting(state);
+            if (next.Follows(request) && state.Find(next.Key.Client)?.TryFind(next.Key.Sequence, out _) != true)
+            {
+                refused.Add(next);
+                continue;
+            }
+
+            state.Waiting.Enqueue(next);
+            state.WaitingBytes += next.Bytes.Length;
+        }
     }
 
     /// <summary>The volume went back to a snapshot meanwhile: everything is looked at anew, in the same order.</summary>
@@ -181,20 +220,27 @@ public sealed partial class Store
             _ => volume.IsDeleting ? AppendOutcome.NotFound : AppendOutcome.Unavailable,
         };
         ulong lsn = _appliedLsn;
-        int appends = volume.Appends!.Batch.Count;
         // Who is answered may append again: that goes to the queue, the pump is still running.
         List<AppendRequest> batch = volume.Appends!.Batch;
+        int appends = batch.Count;
+        if (outcome != AppendOutcome.Done)
+        {
+            Refuse(volume.Appends, batch, outcome);
+            batch.Clear();
+            return;
+        }
+
         for (int i = 0; i < batch.Count; i++)
         {
             AppendRequest request = batch[i];
             ulong offset = start;
             start += (ulong)request.Bytes.Length;
-            request.Complete(new AppendAnswer(outcome, offset, false, lsn));
+            request.Complete(new AppendAnswer(AppendOutcome.Done, offset, false, lsn));
         }
 
         batch.Clear();
 #pragma warning disable CA2012 // The pace keeps its awaiter and asks it once.
-        if (outcome == AppendOutcome.Done) volume.Appends.Pace!.OnWritten(appends, EnsureDurable(lsn));
+        volume.Appends.Pace!.OnWritten(appends, EnsureDurable(lsn));
 #pragma warning restore CA2012
     }
 
@@ -232,7 +278,7 @@ public sealed partial class Store
             ChainWrite(volume, first, whole[..(low << Units.BlockShift)]);
             if (low < count) ChainWrite(volume, first + (ulong)low, whole[(low << Units.BlockShift)..]);
             if (!Breaks(BrokenRules.LengthBeforeData)) ChainAppends(volume, start, places);
-            volume.AppendsInFlight++;
+            volume.InFlight++;
             status = await StartChain();
             EndFlight(volume);
         }

@@ -126,7 +126,9 @@ public sealed partial class Store
             if (status == IoStatus.Ok) status = Reach(volume, 0, 0, isBounded: false);
             if (status != IoStatus.Ok) break;
             ChainWrite(volume, first, data);
+            volume.InFlight++;
             status = await StartChain();
+            EndFlight(volume);
             at += count;
         }
 

@@ -182,12 +182,11 @@ public sealed partial class Store
         _slots.Detach(record.Slot);
     }
 
-    /// <summary>Changes wait from now on. Those in the log lie in front of the cut, are applied before it and become durable with it, so nobody
-    /// waits for them; but what a snapshot says of a length has all appends that its pages have: they are answered when it returns.</summary>
+    /// <summary>Changes wait from now on; those in the log are answered when it returns.</summary>
     private async ValueTask FreezeAsync(Volume volume)
     {
         volume.Freezes++;
-        if (volume.AppendsInFlight == 0 || Breaks(BrokenRules.CutUnderAppends)) return;
+        if (volume.InFlight == 0 || Breaks(BrokenRules.CutUnderWrites)) return;
         volume.Drained ??= new LoopEvent<bool>();
         await volume.Drained.WaitAsync();
     }
@@ -205,10 +204,10 @@ public sealed partial class Store
 
     private void EndFlight(Volume volume)
     {
-        if (--volume.AppendsInFlight == 0 && volume.Drained is not null) EndDrain(volume);
+        if (--volume.InFlight == 0 && volume.Drained is not null) EndDrain(volume);
     }
 
-    /// <summary>Apart, because what it captures would cost every batch an object.</summary>
+    /// <summary>Apart, because what it captures would cost every change an object.</summary>
     private void EndDrain(Volume volume)
     {
         LoopEvent<bool> drained = volume.Drained!;

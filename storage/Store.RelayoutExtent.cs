@@ -264,7 +264,9 @@ public sealed partial class Store
         }
 
         AppendBlocks(record);
+        volume.InFlight++;
         IoStatus status = await record.Begin();
+        EndFlight(volume);
         if (held is not null) _locks.Give(held);
         if (_volatileBytes >= _options.FlushBytes && !_isTidying) _loop.CallAtTurnEnd(_tidyHook);
         return status;

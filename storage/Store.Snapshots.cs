@@ -92,7 +92,7 @@ public sealed partial class Store
         !_volumes.TryGetValue(volumeId, out Volume? volume) || volume.IsDeleting ? null
         : volume.Snapshots.GetValueOrDefault(snapshot);
 
-    /// <summary>Holds changes of the volumes back, and ends their top layers in one log page, behind those that are in the log. With
+    /// <summary>Holds changes of the volumes back, waits for those in the log, and ends their top layers in one log page. With
     /// a <paramref name="target"/> the one volume goes on from there. The structure of all of them is locked.</summary>
     private async ValueTask<IoStatus> CutAsync(IReadOnlyList<SnapshotRequest> requests, Layer? target)
     {

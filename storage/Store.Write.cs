@@ -61,7 +61,9 @@ public sealed partial class Store
         {
             ChainWrite(volume, first, source[..(low << Units.BlockShift)]);
             if (low < count) ChainWrite(volume, first + (ulong)low, source[(low << Units.BlockShift)..]);
+            volume.InFlight++;
             status = await StartChain();
+            EndFlight(volume);
         }
 
         merged?.Return();
@@ -124,7 +126,12 @@ public sealed partial class Store
             if (border > inner) ChainHole(volume, inner, (int)(border - inner));
             if (innerEnd > border) ChainHole(volume, border, (int)(innerEnd - border));
             if (cutsLast) ChainWrite(volume, last, edges!.Slice(Units.BlockBytes, Units.BlockBytes));
-            if (_chainCount > 0) status = await StartChain();
+            if (_chainCount > 0)
+            {
+                volume.InFlight++;
+                status = await StartChain();
+                EndFlight(volume);
+            }
         }
 
         edges?.Return();

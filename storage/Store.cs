@@ -6,7 +6,7 @@ namespace BlockServer.Storage;
 /// One file or raw device that holds volumes: redirect on write at 4 KiB with a redo record written in parallel
 /// (engine B1). Lives on one loop.
 /// </summary>
-public sealed partial class Store : ILayeredStore, IAppendStore
+public sealed partial class Store : ILayeredStore, IAppendStore, IAppendCopy
 {
     private readonly ILoop _loop;
     private readonly IFile _file;

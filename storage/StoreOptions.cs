@@ -129,8 +129,8 @@ public enum BrokenRules : long
     /// <summary>A layer that goes frees the blocks that the layer above still has (B5).</summary>
     DropSharedBlocks = 1 << 24,
 
-    /// <summary>An append-only volume is cut while appends are under way: the snapshot's length lacks what its pages have (B1.10).</summary>
-    CutUnderAppends = 1 << 25,
+    /// <summary>A snapshot is cut while changes are under way: of an append-only volume its length lacks what its pages have (B1.10, B5).</summary>
+    CutUnderWrites = 1 << 25,
 
     /// <summary>A layer's head goes before its pages (B5).</summary>
     DropLayerFirst = 1 << 26,
@@ -179,19 +179,22 @@ public enum BrokenRules : long
     CutApart = 1L << 46,
 
     /// <summary>Growth takes what was promised to others (decision 0014).</summary>
-    IgnorePromises = 1L << 57,
+    IgnorePromises = 1L << 48,
 
     /// <summary>What of a promise lies in the log and is not applied yet is counted as not taken, and so kept twice (decision 0014).</summary>
-    PromiseTwice = 1L << 58,
+    PromiseTwice = 1L << 49,
 
     /// <summary>A promise counts on room that a power cut takes back (decision 0014).</summary>
-    PromiseEarly = 1L << 59,
+    PromiseEarly = 1L << 50,
 
     /// <summary>What a relayout holds for a moment is missing from what was promised (decision 0014).</summary>
-    RelayTakesPromises = 1L << 60,
+    RelayTakesPromises = 1L << 51,
 
     /// <summary>Recovery keeps an append although one in front of it is lost (B1.7, step 3).</summary>
     AppendOverGap = 1L << 44,
+
+    /// <summary>An append that waits behind a refused one of its client is taken all the same.</summary>
+    AppendPastRefusal = 1L << 47,
 }
 
 /// <summary>What became of opening a store.</summary>

@@ -58,10 +58,10 @@ internal sealed class Volume
     /// <summary>Those who hold changes back, for a cut.</summary>
     public int Freezes;
 
-    /// <summary>Batches of appends in the log that are not answered yet.</summary>
-    public int AppendsInFlight;
+    /// <summary>Changes in the log that are not answered yet.</summary>
+    public int InFlight;
 
-    /// <summary>Set when <see cref="AppendsInFlight"/> is 0.</summary>
+    /// <summary>Set when <see cref="InFlight"/> is 0.</summary>
     public LoopEvent<bool>? Drained;
 
     /// <summary>Changes that wait for the end of a freeze.</summary>

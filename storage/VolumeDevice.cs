@@ -4,8 +4,9 @@ using BlockServer.Core;
 
 namespace BlockServer.Storage;
 
-/// <summary>A volume, or with a view a snapshot of it, as a disk: cuts requests into extents. Lives on the store's loop.</summary>
-internal sealed class VolumeDevice(Store store, Volume volume, BufferPool buffers, Line? view = null) : IBlockDevice
+/// <summary>A volume, or with a view a snapshot of it, as a disk: cuts requests into extents. With <paramref name="isCopy"/> one that is
+/// append-only can be written as long as it is nobody's. Lives on the store's loop.</summary>
+internal sealed class VolumeDevice(Store store, Volume volume, BufferPool buffers, Line? view = null, bool isCopy = false) : IBlockDevice
 {
     // Extents of one request that are under way at a time.
     private const int PiecesAtOnce = 33;
@@ -15,7 +16,7 @@ internal sealed class VolumeDevice(Store store, Volume volume, BufferPool buffer
         : volume.Appends is { } appends ? AppendState.Shown(appends.DurableBytes)
         : volume.Head.SizeBytes;
 
-    public bool IsReadOnly => view is not null || volume.Head.IsAppendOnly;
+    public bool IsReadOnly => view is not null || (volume.Head.IsAppendOnly && !(isCopy && volume.Head.Epoch == 0));
 
     /// <summary>Where the bytes of an append-only volume end; elsewhere nowhere.</summary>
     private ulong LengthBytes => view is not null ? view.Base!.Head.SizeBytes - view.Base.Head.SlackBytes

@@ -36,6 +36,9 @@ public enum AppendOutcome
 
     /// <summary>The store stopped or is closing; the append may be repeated when it is back.</summary>
     Unavailable,
+
+    /// <summary>The volume has another home by now; nothing landed: ask there.</summary>
+    Moved,
 }
 
 /// <summary>Answer to an append.</summary>
@@ -65,8 +68,13 @@ public interface IAppendStore
 {
     /// <summary>Appends: all of <paramref name="bytes"/> or nothing, durable when done. The bytes are borrowed until the
     /// answer. With a client an append that has landed already is answered, not repeated; the last 16 of each client are
-    /// remembered, over restarts too.</summary>
-    ValueTask<AppendResult> AppendAsync(uint volumeId, AppendKey key, ReadOnlyMemory<byte> bytes);
+    /// remembered, over restarts too. One that is refused takes with it those that wait behind it in the same order and have not
+    /// landed: they are refused for the same reason, so that of what was asked for together a prefix lands and no hole is left.</summary>
+    /// <param name="volumeId">The volume.</param>
+    /// <param name="key">Who appends.</param>
+    /// <param name="bytes">1 byte to <see cref="Units.RequestBytesMax"/>.</param>
+    /// <param name="order">Names the order of appends without a client; those of a client with rising numbers are in one order anyway.</param>
+    ValueTask<AppendResult> AppendAsync(uint volumeId, AppendKey key, ReadOnlyMemory<byte> bytes, Guid order = default);
 
     /// <summary>Length and state, or null when there is no such append-only volume.</summary>
     AppendInfo? AppendInfoOf(uint volumeId);

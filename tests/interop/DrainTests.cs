@@ -1,5 +1,6 @@
 using System.Diagnostics;
 using System.Globalization;
+using System.Text.Json;
 using BlockServer.Core.Api;
 using Xunit;
 
@@ -85,6 +86,89 @@ public sealed class DrainTests : IDisposable
         Assert.Equal(0, _pfcli.Disks().Single(d => d.Path == _blockd.Store).Volumes);
         Check(Volumes);
         Assert.Equal(0, _blockd.Stop());
+    }
+
+    /// <summary>Four writers append line after line while their volume's disk is emptied, and the daemon is killed in the midst of that: they
+    /// wait, go on by themselves, and every line is there once and in its order.</summary>
+    [Fact]
+    public async Task Writers_append_while_a_disk_is_emptied_and_the_daemon_is_killed()
+    {
+        const int Writers = 4, LinesAtStart = 2_000;
+        _pfcli.Run("aof_create", "-v", "log");
+        AddSecond();
+        Process[] writers = [.. Enumerable.Range(0, Writers).Select(_ => Appender())];
+        Task<string>[] errors = [.. writers.Select(w => w.StandardError.ReadToEndAsync(TestContext.Current.CancellationToken))];
+        Task<string>[] outputs = [.. writers.Select(w => w.StandardOutput.ReadToEndAsync(TestContext.Current.CancellationToken))];
+        int goal = LinesAtStart;
+        bool isOver = false;
+        Task<int>[] feeding = [.. writers.Select((w, i) => Task.Run(() => FeedAsync(w, i)))];
+        var random = new Random(11);
+        AofLength(atLeast: 200_000);
+        _pfcli.Run("drain_disk", First, "--no-wait");
+        for (int kill = 0; kill < 3; kill++)
+        {
+            Thread.Sleep(random.Next(5, 200));
+            _blockd.Kill();
+            _blockd.Restart();
+        }
+
+        Volatile.Write(ref goal, Volatile.Read(ref goal) + 1_000);
+        for (int i = 0; i < 600 && _pfcli.Disks().Single(d => d.Path == _blockd.Store).Volumes > 0; i++) Thread.Sleep(100);
+        Assert.Equal(0, _pfcli.Disks().Single(d => d.Path == _blockd.Store).Volumes);
+        AofLength(atLeast: AofLength(atLeast: 0) + 1); // they are at work in the new home
+        Volatile.Write(ref isOver, true);
+        int[] lines = await Task.WhenAll(feeding);
+        for (int i = 0; i < Writers; i++)
+        {
+            await writers[i].WaitForExitAsync(TestContext.Current.CancellationToken);
+            Assert.True(writers[i].ExitCode == 0, await outputs[i] + await errors[i]);
+            writers[i].Dispose();
+        }
+
+        var seen = new int[Writers];
+        foreach (string line in _pfcli.Run("aof_read", "-v", "log").TrimEnd('\n').Split('\n'))
+        {
+            int writer = line[0] - '0';
+            Assert.Equal(LineOf(writer, seen[writer]++), line);
+        }
+
+        Assert.Equal(lines, seen);
+        Assert.Equal(0, _blockd.Stop());
+
+        // As fast as they are taken, up to the goal; a line now and then besides, so that there is always somebody at work.
+        async Task<int> FeedAsync(Process writer, int index)
+        {
+            int line = 0;
+            while (!Volatile.Read(ref isOver))
+            {
+                await writer.StandardInput.WriteLineAsync(LineOf(index, line++));
+                if (line <= Volatile.Read(ref goal)) continue;
+                await writer.StandardInput.FlushAsync(TestContext.Current.CancellationToken);
+                await Task.Delay(2, TestContext.Current.CancellationToken);
+            }
+
+            writer.StandardInput.Close();
+            return line;
+        }
+    }
+
+    private static string LineOf(int writer, int number) => $"{writer} {Text(number)} {new string('x', number * 37 % 300)}";
+
+    private Process Appender() => Process.Start(new ProcessStartInfo(
+        Pfcli.Program, ["--server", _blockd.ApiUrl, "--token-file", Path.Combine(_blockd.Directory, "admin.token"), "aof_append", "-v", "log", "--lines"])
+    {
+        RedirectStandardInput = true, RedirectStandardOutput = true, RedirectStandardError = true,
+    })!;
+
+    private ulong AofLength(ulong atLeast)
+    {
+        for (int i = 0; ; i++)
+        {
+            ulong length = JsonSerializer.Deserialize(_pfcli.Run("--json", "aof_stat", "-v", "log"), ApiJson.Default.AofInfo)!.LengthBytes;
+            if (length >= atLeast) return length;
+            Assert.True(i < 300, $"{length} bytes, and {atLeast} are waited for");
+            Thread.Sleep(50);
+        }
     }
 
     private void Check(int volumes)

@@ -93,11 +93,11 @@ public sealed class AppendLayerTests
     }
 
     /// <summary>
-    /// CutUnderAppends (B1.10). An append is in the log when the volume goes back: it is answered, and what the volume was is kept with it.
+    /// CutUnderWrites (B1.10). An append is in the log when the volume goes back: it is answered, and what the volume was is kept with it.
     /// Cut under it the safety snapshot has its blocks and not its length: acknowledged, durable, and nowhere.
     /// </summary>
     [Theory]
-    [InlineData(BrokenRules.CutUnderAppends)]
+    [InlineData(BrokenRules.CutUnderWrites)]
     [InlineData(BrokenRules.None)]
     public void A_rollback_under_an_append_keeps_it_or_has_it_land_afterwards(BrokenRules broken)
     {

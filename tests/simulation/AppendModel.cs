@@ -52,6 +52,8 @@ public sealed class AppendItem(uint number, AppendKey key, int lengthBytes, ulon
 /// </summary>
 public sealed class AppendModel(VolumeHead head)
 {
+    private readonly List<AppendCall> _calls = []; // under way, in their order
+
     /// <summary>The head as it is when nothing is going on.</summary>
     public VolumeHead Head { get; set; } = head;
 
@@ -122,6 +124,35 @@ public sealed class AppendModel(VolumeHead head)
         return null;
     }
 
+    /// <summary>An append is asked for.</summary>
+    public AppendCall Call(AppendKey key)
+    {
+        var call = new AppendCall(key);
+        if (key.Client != Guid.Empty) _calls.Add(call);
+        return call;
+    }
+
+    /// <summary>It is answered. Behind one that is refused nothing of the client's that waited may land: it would be a hole.</summary>
+    public Violation? Answered(AppendCall call, AppendResult result)
+    {
+        int at = _calls.IndexOf(call);
+        if (at < 0) return null; // of a life that is over, or without a client
+        _calls.RemoveAt(at);
+        if (result.Outcome == AppendOutcome.Done)
+        {
+            return call.Behind is not { } why || result.IsRepeat ? null : Wrong(
+                ViolationKind.WrongAnswer, $"number {call.Key.Sequence} of {call.Key.Client.ToString()[..4]} landed behind one that was refused ({why})");
+        }
+
+        for (; at < _calls.Count; at++)
+        {
+            AppendCall other = _calls[at];
+            if (other.Key.Client == call.Key.Client && other.Key.Sequence > call.Key.Sequence) other.Behind ??= result.Outcome;
+        }
+
+        return null;
+    }
+
     /// <summary>What it may hold at this moment, for a snapshot.</summary>
     public AppendModel Fork() => new(Head) { Settled = Settled, Items = [.. Items.Select(i => i.Copy())], IsDamaged = IsDamaged };
 
@@ -164,6 +195,7 @@ public sealed class AppendModel(VolumeHead head)
             at += (ulong)item.Bytes.Length;
         }
 
+        _calls.Clear();
         foreach (AppendItem item in Items)
         {
             item.Calls = 0;
@@ -195,6 +227,16 @@ public sealed class AppendModel(VolumeHead head)
         $"append {item.Number} (number {item.Key.Sequence} of {item.Key.Client.ToString()[..4]}, {item.Bytes.Length} bytes, {(item.Offset is { } at ? $"answered at {at}" : "not answered")}{(item.IsAmbiguous ? ", during a rollback" : "")})";
 
     private Violation Wrong(ViolationKind kind, string what) => new(kind, $"append-only volume {Head.Id}: {what}");
+}
+
+/// <summary>One call that is under way.</summary>
+public sealed class AppendCall(AppendKey key)
+{
+    /// <summary>Who asked for what.</summary>
+    public AppendKey Key => key;
+
+    /// <summary>Why one of the same client in front of it was refused while it waited; null when none was.</summary>
+    public AppendOutcome? Behind { get; set; }
 }
 
 /// <summary>A snapshot of an append-only volume as the model knows it.</summary>

@@ -124,11 +124,11 @@ public sealed class LayerRulesTests
     }
 
     /// <summary>
-    /// A cut waits for no write. One that is in the log in front of it and finds a bad block is said again behind it: it belongs to the
-    /// snapshot all the same, on the running store and on what a power cut leaves.
+    /// Writes that find bad blocks are said again while a cut waits for them: each is in the snapshot or is not, and the same on the
+    /// running store and on what a power cut leaves.
     /// </summary>
     [Fact]
-    public void A_write_that_moves_behind_a_cut_stays_in_front_of_it()
+    public void A_cut_over_writes_that_find_bad_blocks_has_each_or_not()
     {
         const int Writes = 6;
         int moved = 0, seen = 0;

@@ -7,11 +7,11 @@ using BlockServer.Tests.Simulated.Disk;
 namespace BlockServer.Tests.Simulation;
 
 /// <summary>
-/// A node with two disks between which volumes move while clients write, read and flush; and the node dies, with or without its
+/// A node with two disks between which volumes move while clients write, read, flush and append; and the node dies, with or without its
 /// power, at any event of that. After each death the metadata and both stores are opened again, what the clients must find is
 /// judged by the model, and the move goes on. Everything follows from the seed.
 /// </summary>
-internal sealed class MoveSimulation
+internal sealed partial class MoveSimulation
 {
     private const ulong EventsPerLifeMax = 4_000_000;
     private const int LivesMax = 40, Clients = 2;
@@ -40,6 +40,7 @@ internal sealed class MoveSimulation
         _broken = broken;
         _durability = _random.NextChance(0.7) ? Durability.Flush : Durability.Ack;
         _movesWanted = 1 + _random.NextBelow(3);
+        _isAppending = _random.NextChance(0.6); // what makes appends durable makes everything durable
         _loop = new SimLoop(_random.NextUInt64());
         _disks = [NewDisk(), NewDisk()];
     }
@@ -95,7 +96,7 @@ internal sealed class MoveSimulation
         if (Violation is not null) return;
         if (Moved < _movesWanted) Violate(new Violation(ViolationKind.Hang, $"{Moved} of {_movesWanted} moves ended in {LivesMax} lives"));
         _loop = new SimLoop(_random.NextUInt64());
-        if (Open()) Judge();
+        if (Open() && Judge()) JudgeRepeats();
     }
 
     private bool Open()
@@ -130,6 +131,7 @@ internal sealed class MoveSimulation
             Fill(_volumes[^1]);
         }
 
+        CreateLog();
         return true;
     }
 
@@ -160,10 +162,13 @@ internal sealed class MoveSimulation
         bool isOver = false;
         int running = Clients;
         foreach (VolumeModel volume in _volumes) Use(volume.Head.Id);
+        ChangeLog();
         if (_snapshots.Count < 2 && _directory.Moves.Count == 0 && _random.NextChance(0.5)) CutOne();
         ulong end = _loop.EventCount + length;
         _loop.StopBeforeEvent = _ => Violation is not null || _loop.EventCount >= end;
         for (int i = 0; i < Clients; i++) _ = ClientAsync(() => isOver, () => running--);
+        running += Appenders;
+        for (int i = 0; i < Appenders; i++) _ = AppenderAsync(i, () => isOver, () => running--);
         Task moving = MoveAsync(() => isOver = true);
         _loop.RunUntil(() => moving.IsCompleted && running == 0, EventsPerLifeMax);
         if (moving.IsFaulted) Violate(new Violation(ViolationKind.Exception, moving.Exception!.ToString()));
@@ -185,7 +190,8 @@ internal sealed class MoveSimulation
         MoveRecord? move = _directory.Moves is [var known, ..] ? known : null;
         if (move is null)
         {
-            VolumeRecord volume = _directory.Find(_volumes[_random.NextBelow(_volumes.Count)].Head.Name)!;
+            int which = _random.NextBelow(_volumes.Count + 1);
+            VolumeRecord volume = _directory.Find(which < _volumes.Count ? _volumes[which].Head.Name : LogName)!;
             Guid to = _sides.Single(s => s.StoreId != volume.StoreId).StoreId;
             (move, DirectoryFault? fault) = await _directory.BeginMoveAsync(volume.Name, to);
             if (fault is { Code: "copy-being-deleted" })
@@ -307,6 +313,7 @@ internal sealed class MoveSimulation
             _now++;
         }
 
+        if (Violation is null) JudgeLog();
         foreach ((uint id, string name, byte[] content) in _snapshots)
         {
             ILayeredStore store = _sides.Single(s => s.StoreId == _directory.Find(id)!.StoreId).Store;

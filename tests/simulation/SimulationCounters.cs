@@ -147,6 +147,9 @@ public enum Did
     /// <summary>Appends refused because the volume was full.</summary>
     AppendsFull,
 
+    /// <summary>Appends that waited while one in front of them, of the same client, was refused.</summary>
+    AppendsRefusedBehind,
+
     /// <summary>Append-only volumes sealed.</summary>
     AppendSeals,
 

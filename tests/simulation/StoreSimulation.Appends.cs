@@ -224,7 +224,10 @@ public sealed partial class StoreSimulation
             volume.Items.Add(item);
         }
 
+        AppendCall call = volume.Call(item.Key);
         AppendResult result = await store.AppendAsync(volume.Head.Id, item.Key, differs ? item.Bytes.AsMemory(1) : item.Bytes);
+        if (volume.Answered(call, result) is { } hole) Violate(hole);
+        if (call.Behind is not null) _counters[Did.AppendsRefusedBehind]++;
         _now++;
         if (volume.Rollbacks != rollbacks || volume.IsGoingBack)
         {
@@ -241,7 +244,7 @@ public sealed partial class StoreSimulation
         }
         else if (!(differs && result.Outcome == AppendOutcome.Differs))
         {
-            ExpectAppend(volume, item, result.Outcome, wasThere);
+            if (call.Behind != result.Outcome) ExpectAppend(volume, item, result.Outcome, wasThere);
         }
 
         _now++;

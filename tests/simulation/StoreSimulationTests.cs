@@ -117,6 +117,7 @@ public sealed class StoreSimulationTests(ITestOutputHelper output)
     [InlineData(BrokenRules.ForgetAppends)]
     [InlineData(BrokenRules.AnswerAppendEarly)]
     [InlineData(BrokenRules.AppendOverGap)]
+    [InlineData(BrokenRules.AppendPastRefusal)]
     public void A_broken_rule_of_appends_is_noticed(BrokenRules broken)
     {
         var options = new SimulationOptions { Driver = new StorageDriver(broken), Appends = true, LyingDisk = false, CrashStates = 40 };

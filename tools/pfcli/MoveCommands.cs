@@ -30,7 +30,8 @@ internal static class MoveCommands
                 context, waiting, Inputs.PathOf(context.Get(name)!) + "/move", new MoveVolume(target.Id), ApiJson.Default.MoveVolume, cancel);
         },
         "pfcli move_volume -v db -d nvme1",
-        "pfcli move_volume -v db -d nvme1 --no-wait");
+        "pfcli move_volume -v db -d nvme1 --no-wait",
+        "pfcli move_volume -v events -d nvme1            # an append-only one: its writers go on");
     }
 
     private static void AddDrain(CommandSet commands)

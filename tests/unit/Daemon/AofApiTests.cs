@@ -96,6 +96,21 @@ public sealed class AofApiTests : IAsyncLifetime
         Assert.Equal((0UL, false), (info.LengthBytes, info.Sealed));
     }
 
+    /// <summary>With a client and without one: what the answer does not name has not landed.</summary>
+    [Theory]
+    [InlineData("")]
+    [InlineData("client=11111111-2222-4333-8444-555555555555&sequence=1&")]
+    public async Task Of_several_appends_of_a_call_none_lands_behind_one_that_is_refused(string client)
+    {
+        using BlockdClient blockd = Connect();
+        await blockd.OpenAofAsync("small", 1 << 20, Cancel);
+        Assert.Equal(200, (await _server.SendAsync("POST", "/v1/volumes/small/append", new string('f', (1 << 20) - 10), Octets)).Status);
+        RawAnswer answer = await _server.SendAsync("POST", $"/v1/volumes/small/append?{client}lengths=4,7,3,2", "aaaabbbbbbbcccdd", Octets);
+        Assert.Equal(200, answer.Status);
+        Assert.Contains("\"code\":\"volume-full\"", answer.Body, StringComparison.Ordinal);
+        Assert.Equal((1UL << 20) - 6, (await blockd.StatAofAsync("small", Cancel)).LengthBytes);
+    }
+
     [Fact]
     public async Task Many_writers_append_exactly_once_over_a_restart()
     {

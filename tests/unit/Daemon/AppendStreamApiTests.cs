@@ -146,16 +146,13 @@ public sealed class AppendStreamApiTests : IAsyncLifetime
         Assert.Equal(("volume-full", 507), (why.Code, why.Status));
         foreach (Task<ulong> late in behind)
         {
-            try
-            {
-                await late; // it came with the one that was refused, and fitted
-            }
-            catch (BlockdException e)
-            {
-                Assert.Contains("in front of it", e.Message, StringComparison.Ordinal);
-            }
+            BlockdException e = await Assert.ThrowsAsync<BlockdException>(() => late);
+            Assert.Equal("volume-full", e.Code);
+            Assert.Contains("in front of it", e.Message, StringComparison.Ordinal);
         }
 
+        // None of them landed, though each would have fitted.
+        Assert.Equal(1UL << 19, (await blockd.StatAofAsync("small", Cancel)).LengthBytes);
         await Assert.ThrowsAsync<BlockdException>(() => writer.AppendAsync(new byte[1], Cancel));
     }
 

@@ -253,18 +253,6 @@ public sealed class MovesTests
     }
 
     [Fact]
-    public async Task An_append_only_volume_stays_where_it_is()
-    {
-        await using TestDaemon test = await TestDaemon.StartAsync("store-size=160m");
-        (Guid first, Guid second) = await DisksAsync(test);
-        VolumeDirectory directory = test.Daemon.Directory;
-        Assert.Null((await directory.CreateAsync(new CreateVolume("log", 8 * Units.MiB, StoreId: first, AppendOnly: true))).Fault);
-        Assert.Equal("volume-is-append-only", (await directory.BeginMoveAsync("log", second)).Fault!.Code);
-        Assert.Equal(first, directory.Find("log")!.StoreId);
-        Assert.Empty(directory.Moves);
-    }
-
-    [Fact]
     public async Task A_move_without_room_is_given_up_and_leaves_nothing()
     {
         await using TestDaemon test = await TestDaemon.StartAsync("store-size=320m");

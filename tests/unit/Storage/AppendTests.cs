@@ -199,6 +199,58 @@ public class AppendTests
         Assert.Equal((ulong)Mib + 5000, Info(world).LengthBytes);
     }
 
+    /// <summary>The client asked for all of them before it knew that the first does not fit: would the last one land, there would be a hole
+    /// in what it asked for.</summary>
+    [Theory]
+    [InlineData(true)]
+    [InlineData(false)]
+    public void What_waits_behind_a_refused_append_of_its_client_is_refused_with_it(bool hasClient)
+    {
+        StoreWorld world = World(Mib);
+        Guid order = hasClient ? default : Guid.NewGuid();
+        AppendKey Key(ulong sequence) => hasClient ? new(Ada, sequence) : default;
+        Assert.Equal(AppendOutcome.Done, Append(world, new(Bob, 1), new byte[Mib - 100]).Outcome);
+        byte[] one = StoreWorld.Pattern(1, 20), bobs = StoreWorld.Pattern(2, 5), alone = StoreWorld.Pattern(3, 6), again = StoreWorld.Pattern(4, 7);
+        ValueTask<AppendResult>[] under =
+        [
+            Store(world).AppendAsync(7, Key(1), one, order),
+            Store(world).AppendAsync(7, Key(2), new byte[200], order),
+            Store(world).AppendAsync(7, new(Bob, 2), bobs),
+            Store(world).AppendAsync(7, Key(3), new byte[3], order),
+            Store(world).AppendAsync(7, default, alone),
+            Store(world).AppendAsync(7, Key(4), new byte[4], order),
+        ];
+        ulong at = Mib - 100;
+        Assert.Equal(new AppendResult(AppendOutcome.Done, at), world.Loop.Run(under[0]));
+        Assert.Equal(AppendOutcome.Full, world.Loop.Run(under[1]).Outcome);
+        Assert.Equal(new AppendResult(AppendOutcome.Done, at + 20), world.Loop.Run(under[2]));
+        Assert.Equal(AppendOutcome.Full, world.Loop.Run(under[3]).Outcome);
+        Assert.Equal(new AppendResult(AppendOutcome.Done, at + 25), world.Loop.Run(under[4]));
+        Assert.Equal(AppendOutcome.Full, world.Loop.Run(under[5]).Outcome);
+        // Now the client knows: what it asks for next stands for itself.
+        Assert.Equal(new AppendResult(AppendOutcome.Done, at + 31), Append(world, Key(2), again));
+        AssertHolds(world, [.. new byte[at], .. one, .. bobs, .. alone, .. again]);
+    }
+
+    [Fact]
+    public void Behind_a_large_append_that_finds_no_room_its_client_lands_nothing()
+    {
+        StoreWorld world = World();
+        Append(world, new(Ada, 1), [1]);
+        while (Append(world, default, new byte[9 * Mib]).Outcome == AppendOutcome.Done)
+        {
+        }
+
+        ulong length = Info(world).LengthBytes;
+        ValueTask<AppendResult> large = Store(world).AppendAsync(7, new(Ada, 2), new byte[9 * Mib]), small = Store(world).AppendAsync(7, new(Ada, 3), new byte[9]),
+            repeat = Store(world).AppendAsync(7, new(Ada, 1), new byte[] { 1 }), other = Store(world).AppendAsync(7, new(Bob, 1), new byte[8]);
+        Assert.Equal(AppendOutcome.NoSpace, world.Loop.Run(large).Outcome);
+        Assert.Equal(AppendOutcome.NoSpace, world.Loop.Run(small).Outcome);
+        Assert.Equal(new AppendResult(AppendOutcome.Done, 0, IsRepeat: true), world.Loop.Run(repeat));
+        Assert.Equal(new AppendResult(AppendOutcome.Done, length), world.Loop.Run(other));
+        Assert.Equal(length + 8, Info(world).LengthBytes);
+    }
+
     [Fact]
     public void A_large_append_that_finds_no_room_leaves_nothing()
     {
