@@ -116,7 +116,7 @@ public sealed partial class Store
         // What gives way to the others leaves its number behind: so the floor is the same.
         if (client.Floor > 0) Add(new AppendedAt(client.Floor, 0, 1));
         foreach (AppendedAt append in client.Appends) Add(append);
-        copy.AppendsInFlight++;
+        copy.InFlight++;
         IoStatus status = await StartChain();
         EndFlight(copy);
         return status;
