@@ -48,7 +48,7 @@ internal sealed class TokenRoutes(Daemon daemon)
 }
 
 /// <summary>The admin API's tenants.</summary>
-internal sealed class TenantRoutes(Daemon daemon)
+internal sealed class TenantRoutes(Daemon daemon, Func<string, Task> forgetDeclared)
 {
     /// <summary>The handlers by the keys of <see cref="ApiRouteTable"/>.</summary>
     public IReadOnlyDictionary<string, Func<ApiCall, Task>> Handlers => new Dictionary<string, Func<ApiCall, Task>>(StringComparer.Ordinal)
@@ -73,6 +73,8 @@ internal sealed class TenantRoutes(Daemon daemon)
         call.About(r.Name);
         if (!r.Adopt && UseOf(r.Name) is { } there)
             throw new ApiException(409, "tenant-would-adopt", $"{there} would become the tenant's; rename that, choose another name, or say adopt", "name");
+        // What an earlier tenant of the name had declared, should that be left, is not the new one's.
+        if (daemon.Tenants.Find(r.Name) is null && TenantDirectory.IsName(r.Name)) await forgetDeclared(r.Name);
         Must(await daemon.Tenants.CreateAsync(new TenantRecord(r.Name, r.BytesMax, r.VolumesMax, r.IopsMax, r.Description, daemon.ApiClock.GetUtcNow())));
         daemon.ApplyLimits(r.Name);
         await call.AnswerAsync((await DescribeAsync([daemon.Tenants.Find(r.Name)!]))[0], ApiJson.Default.TenantInfo, 201);
@@ -106,6 +108,7 @@ internal sealed class TenantRoutes(Daemon daemon)
         if (UseOf(tenant.Name) is { } there)
             throw new ApiException(409, "tenant-in-use", $"the tenant still has {there}; delete or rename that first");
         Must(await daemon.Tenants.DeleteAsync(tenant.Name, revision));
+        await forgetDeclared(tenant.Name);
         daemon.ApplyLimits(tenant.Name);
         // Worth nothing from here on, whatever becomes of their records: a token of a tenant that is gone is nobody's.
         (IReadOnlyList<TokenRecord> gone, DirectoryFault? fault) = await daemon.Tokens.DeleteAsync(t => t.Tenant == tenant.Name);

@@ -19,8 +19,7 @@ internal sealed class AdminRoutes : IAdminRoutes
     private readonly SnapshotRoutes _snapshots;
     private readonly StreamRoutes _streams;
     private readonly WatchRoutes _watch;
-    private readonly DeclaredWorld _world;
-    private readonly DeclaredReconciler _declared;
+    private readonly DeclaredStates _declared;
     private readonly ApiAccess _access;
     private readonly DiskRoutes _disks;
     private readonly TaskRoutes _taskRoutes;
@@ -39,8 +38,7 @@ internal sealed class AdminRoutes : IAdminRoutes
         _streams = new StreamRoutes(daemon, DescribeAsync);
         var policies = new PolicyRoutes(daemon);
         _watch = new WatchRoutes(daemon, new WatchSource(daemon, DescribeAsync, SessionListAsync, _snapshots, _targets, policies, _taskRoutes));
-        _world = new DeclaredWorld(daemon, this, _targets, policies);
-        _declared = new DeclaredReconciler(daemon.Meta, _world);
+        _declared = new DeclaredStates(daemon.Meta, daemon.Tenants, caller => new DeclaredWorld(daemon, this, _targets, policies, caller));
         _disks = new DiskRoutes(daemon);
         _handlers = new(StringComparer.Ordinal)
         {
@@ -65,8 +63,8 @@ internal sealed class AdminRoutes : IAdminRoutes
         };
         foreach ((string key, Func<ApiCall, Task> handler) in _targets.Handlers.Concat(_snapshots.Handlers).Concat(_streams.Handlers).Concat(_disks.Handlers).Concat(new CapacityRoutes(daemon).Handlers)
             .Concat(policies.Handlers).Concat(new DenyRoutes(daemon).Handlers).Concat(new TokenRoutes(daemon).Handlers)
-            .Concat(new TenantRoutes(daemon).Handlers).Concat(new AofRoutes(daemon, _targets).Handlers).Concat(_taskRoutes.Handlers).Concat(_watch.Handlers)
-            .Concat(new SupportRoutes(new SupportBundle(daemon, this)).Handlers).Concat(new DeclaredRoutes(_declared, _world, () => _daemon.Declared).Handlers)) _handlers.Add(key, handler);
+            .Concat(new TenantRoutes(daemon, _declared.ForgetAsync).Handlers).Concat(new AofRoutes(daemon, _targets).Handlers).Concat(_taskRoutes.Handlers).Concat(_watch.Handlers)
+            .Concat(new SupportRoutes(new SupportBundle(daemon, this)).Handlers).Concat(new DeclaredRoutes(_declared, () => _daemon.Declared).Handlers)) _handlers.Add(key, handler);
         Core.Check.That(_handlers.Keys.ToHashSet().SetEquals(ApiRouteTable.All.Select(r => r.Key)));
     }
 

@@ -19,15 +19,15 @@ internal static partial class ApiRouteTable
                 new("types", "string", "Only these, with commas: volume, snapshot, target, policy, task, session, event (the last one not with a confined token)."),
                 new("initial", "boolean", "Without from: what exists comes first (default), or not.")],
             [s_badQuery, (503, "too-many-watchers")]) { Reach = ApiReach.Seen },
-        new("GET", "declared", "What is declared, what is, and what stands between.", 200, typeof(DeclaredInfo), null, [], []),
+        new("GET", "declared", "What is declared, what is, and what stands between: for a tenant's token what the tenant has declared, else what is for the whole node.", 200, typeof(DeclaredInfo), null, [], []) { Reach = ApiReach.Seen },
         new("PUT", "declared", "Declares a state, which the daemon brings about and keeps. Nothing is deleted but what prune names.", 200,
             typeof(DeclaredInfo), typeof(ApplyDeclared), [new("dryRun", "boolean", "Only says what would be done.")],
-            [(400, "invalid-declaration"), s_badQuery, s_meanwhile, (412, "revision-differs")]) { Role = ApiRole.Admin },
+            [(400, "invalid-declaration"), s_notYours, s_badQuery, s_meanwhile, (409, "declared-elsewhere"), (412, "revision-differs")]) { Role = ApiRole.Operator, Reach = ApiReach.Seen },
         new("GET", "support", "What somebody who helps needs to know, as tar.gz; without secrets and without the content of volumes.", 200, typeof(Stream), null, [], [])
         {
             Role = ApiRole.Admin,
         },
         new("DELETE", "declared", "Declares nothing any more; everything stays as it is.", 204, null, null,
-            [new("revision", "integer", "Only if this one is in force.")], [s_badQuery, s_meanwhile, (412, "revision-differs")]) { Role = ApiRole.Admin },
+            [new("revision", "integer", "Only if this one is in force.")], [s_badQuery, s_meanwhile, (412, "revision-differs")]) { Role = ApiRole.Operator, Reach = ApiReach.Seen },
     ];
 }

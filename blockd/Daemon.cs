@@ -313,19 +313,11 @@ internal sealed class Daemon
     }
 
     /// <summary>Begins to keep what is declared.</summary>
-    public async Task ReconcileAsync(DeclaredReconciler reconciler)
+    public async Task ReconcileAsync(DeclaredStates states)
     {
-        try
-        {
-            await reconciler.LoadAsync();
-        }
-        catch (InvalidDataException e)
-        {
-            Warn($"{e.Message}; nothing is reconciled until it is declared again (pfcli apply)");
-        }
-
+        await states.LoadAsync(Warn);
         if (Declared is { } old) await old.DisposeAsync();
-        Declared = new DeclaredRunner(reconciler, Watch, Warn);
+        Declared = new DeclaredRunner(states, Watch, Warn);
         Declared.Start();
     }
 

@@ -8,22 +8,28 @@ using BlockServer.Protocols.Iscsi;
 namespace BlockServer.Blockd;
 
 /// <summary>The admin API's declared state: what is to be, what is, and what stands between.</summary>
-internal sealed class DeclaredRoutes(DeclaredReconciler reconciler, IDeclaredWorld world, Func<DeclaredRunner?> runner)
+internal sealed class DeclaredRoutes(DeclaredStates states, Func<DeclaredRunner?> runner)
 {
     private const int ItemsMax = 20_000;
 
     /// <summary>The handlers by the keys of <see cref="ApiRouteTable"/>.</summary>
     public IReadOnlyDictionary<string, Func<ApiCall, Task>> Handlers => new Dictionary<string, Func<ApiCall, Task>>(StringComparer.Ordinal)
     {
-        ["GET declared"] = async c => await c.AnswerAsync(await DescribeAsync(reconciler.Document, reconciler.Differences, []), ApiJson.Default.DeclaredInfo),
+        ["GET declared"] = async c =>
+        {
+            DeclaredScope mine = states.Of(c.Caller);
+            await c.AnswerAsync(await DescribeAsync(mine.World, mine.Reconciler.Document, mine.Reconciler.Differences, []), ApiJson.Default.DeclaredInfo);
+        },
         ["PUT declared"] = ApplyAsync,
         ["DELETE declared"] = ForgetAsync,
     };
 
     private async Task ApplyAsync(ApiCall call)
     {
+        (DeclaredReconciler reconciler, IDeclaredWorld world) = Changing(call);
         ApplyDeclared request = await call.ReadAsync(ApiJson.Default.ApplyDeclared);
         DeclaredState state = Checked(request.State);
+        OnlyOwn(call, state);
         DeclaredName[] gone = [.. request.Prune ?? []];
         CurrentState current = await world.ReadAsync();
         if (call.QueryFlag("dryRun"))
@@ -33,11 +39,11 @@ internal sealed class DeclaredRoutes(DeclaredReconciler reconciler, IDeclaredWor
             var document = new DeclaredDocument(state, known) { Declared = reconciler.Document?.Declared ?? 0 };
             IReadOnlyList<DeclaredDifference> differences = [.. DeclaredPlan.Steps(state, current, known).Select(s => new DeclaredDifference(s, s.Impossible, 0))];
             DeclaredItem[] pruned = [.. gone.Where(g => DeclaredPlan.Prune(g, state, current) is not null).Select(g => Pruned(g, "differs", null))];
-            await call.AnswerAsync(await DescribeAsync(document, differences, pruned), ApiJson.Default.DeclaredInfo);
+            await call.AnswerAsync(await DescribeAsync(world, document, differences, pruned), ApiJson.Default.DeclaredInfo);
             return;
         }
 
-        if (await reconciler.DeclareAsync(state, request.Revision) is { } fault) throw AdminRoutes.Refusal(fault);
+        if (await states.DeclareAsync(call.Caller, state, request.Revision) is { } fault) throw AdminRoutes.Refusal(fault);
         var deleted = new List<DeclaredItem>();
         foreach (DeclaredName one in gone)
         {
@@ -49,19 +55,50 @@ internal sealed class DeclaredRoutes(DeclaredReconciler reconciler, IDeclaredWor
 
         await reconciler.StepAsync(runner()?.NowNanos ?? 0);
         runner()?.Wake();
-        await call.AnswerAsync(await DescribeAsync(reconciler.Document, reconciler.Differences, deleted), ApiJson.Default.DeclaredInfo);
+        await call.AnswerAsync(await DescribeAsync(world, reconciler.Document, reconciler.Differences, deleted), ApiJson.Default.DeclaredInfo);
     }
 
     private async Task ForgetAsync(ApiCall call)
     {
-        if (await reconciler.DeclareAsync(null, call.QueryNumber("revision")) is { } fault) throw AdminRoutes.Refusal(fault);
+        Changing(call);
+        if (await states.DeclareAsync(call.Caller, null, call.QueryNumber("revision")) is { } fault) throw AdminRoutes.Refusal(fault);
         await call.AnswerNothingAsync();
+    }
+
+    // A tenant's operator may do by a file what he may do by hand; the whole node's is the administrator's.
+    private DeclaredScope Changing(ApiCall call)
+    {
+        if (!call.Caller.IsConfined && call.Caller.Role < ApiRole.Admin)
+            throw new ApiException(403, "wrong-role", "what is declared for the whole node needs a token of the role admin");
+        return states.Of(call.Caller);
+    }
+
+    /// <summary>Everything that is named would be the caller's; else it is answered as making it by hand is.</summary>
+    private static void OnlyOwn(ApiCall call, DeclaredState state)
+    {
+        void Must(string name, string field)
+        {
+            if (!call.Caller.Owns(name)) throw call.NotYours(field);
+        }
+
+        foreach (DeclaredVolume v in state.Volumes ?? []) Must(v.Name, "volumes.name");
+        foreach (DeclaredTarget t in state.Targets ?? [])
+        {
+            if (!call.Caller.OwnsTarget(t.Name)) throw call.NotYours("targets.name");
+            foreach (DeclaredLun lun in t.Luns ?? []) Must(lun.Volume, "targets.luns.volume");
+        }
+
+        foreach (CreatePolicy p in state.Policies ?? [])
+        {
+            Must(p.Name, "policies.name");
+            foreach (string volume in p.Volumes) Must(volume, "policies.volumes");
+        }
     }
 
     private static DeclaredItem Pruned(DeclaredName one, string status, string? reason) =>
         new(one.Kind, one.Name, status, status == "pruned" ? [] : ["delete it: it is not declared"], reason, null, null, null);
 
-    private async Task<DeclaredInfo> DescribeAsync(DeclaredDocument? document, IReadOnlyList<DeclaredDifference> differences, IReadOnlyCollection<DeclaredItem> pruned)
+    private async Task<DeclaredInfo> DescribeAsync(IDeclaredWorld world, DeclaredDocument? document, IReadOnlyList<DeclaredDifference> differences, IReadOnlyCollection<DeclaredItem> pruned)
     {
         ILookup<(string, string), DeclaredDifference> found = differences.ToLookup(d => (d.Step.Kind, d.Step.Name));
         if (document is null) return new DeclaredInfo(0, true, [], []);

@@ -3,14 +3,14 @@ using BlockServer.Core.Api;
 
 namespace BlockServer.Blockd;
 
-/// <summary>Runs the reconciler while the daemon does: at every change of a volume, target or policy, when a try is due, and now and then.</summary>
+/// <summary>Runs the reconcilers while the daemon does: at every change of a volume, target or policy, when a try is due, and now and then.</summary>
 internal sealed class DeclaredRunner : IAsyncDisposable
 {
     // Changes come in bursts, our own among them.
     private static readonly TimeSpan s_gather = TimeSpan.FromMilliseconds(200);
     private static readonly TimeSpan s_lookEvery = TimeSpan.FromSeconds(30);
 
-    private readonly DeclaredReconciler _reconciler;
+    private readonly DeclaredStates _states;
     private readonly WatchHub _watch;
     private readonly Action<string> _warn;
     private readonly TimeProvider _time = TimeProvider.System;
@@ -18,7 +18,7 @@ internal sealed class DeclaredRunner : IAsyncDisposable
     private readonly SemaphoreSlim _wake = new(0);
     private Task _running = Task.CompletedTask;
 
-    public DeclaredRunner(DeclaredReconciler reconciler, WatchHub watch, Action<string> warn) => (_reconciler, _watch, _warn) = (reconciler, watch, warn);
+    public DeclaredRunner(DeclaredStates states, WatchHub watch, Action<string> warn) => (_states, _watch, _warn) = (states, watch, warn);
 
     /// <summary>Nanoseconds of the clock that tries go by.</summary>
     public long NowNanos => _time.GetElapsedTime(0).Ticks * 100;
@@ -44,15 +44,18 @@ internal sealed class DeclaredRunner : IAsyncDisposable
         {
             long seen = _watch.Revision;
             TimeSpan sleep = s_lookEvery;
-            try
+            foreach (DeclaredReconciler reconciler in _states.All)
             {
-                if (await _reconciler.StepAsync(NowNanos) is { } nanos) sleep = TimeSpan.FromTicks(Math.Min(nanos / 100 + 1, s_lookEvery.Ticks));
-            }
+                try
+                {
+                    if (await reconciler.StepAsync(NowNanos) is { } nanos) sleep = TimeSpan.FromTicks(Math.Min(nanos / 100 + 1, sleep.Ticks));
+                }
 #pragma warning disable CA1031 // Whatever stood in the way of one step: the next is tried, and it is told.
-            catch (Exception e)
+                catch (Exception e)
 #pragma warning restore CA1031
-            {
-                _warn($"what is declared cannot be reconciled: {e.Message}; it goes on in half a minute");
+                {
+                    _warn($"what is declared cannot be reconciled: {e.Message}; it goes on in half a minute");
+                }
             }
 
             try

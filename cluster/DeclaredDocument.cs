@@ -5,13 +5,13 @@ using BlockServer.Core.Api;
 
 namespace BlockServer.Cluster;
 
-/// <summary>What is declared, as the metadata keep it: the value of <c>declared/state</c>.</summary>
+/// <summary>What is declared, as the metadata keep it: the value of <c>declared/state</c> for the whole node, and of <c>declared/tenant/NAME</c>.</summary>
 /// <param name="State">The state.</param>
 /// <param name="Known">Numbers of declared volumes that were seen, by their declared names: one that is gone is not made anew.</param>
 public sealed record DeclaredDocument(DeclaredState State, IReadOnlyDictionary<string, uint> Known)
 {
-    /// <summary>Its key.</summary>
-    public const string Key = "declared/state";
+    /// <summary>Its key for the whole node, and what those of tenants begin with.</summary>
+    public const string Key = "declared/state", TenantKeys = "declared/tenant/";
 
     /// <summary>Revision of the declaration; what clients compare. It stays when only <see cref="Known"/> grows.</summary>
     public long Declared { get; init; }

@@ -26,7 +26,7 @@ public sealed record DeclaredDifference(DeclaredStep Step, string? Reason, long 
 /// sees to it); the rest is thread-safe.
 /// </summary>
 #pragma warning disable CA1001 // The semaphore has no handle.
-public sealed class DeclaredReconciler(IMetaStore meta, IDeclaredWorld world)
+public sealed class DeclaredReconciler(IMetaStore meta, IDeclaredWorld world, string key = DeclaredDocument.Key)
 #pragma warning restore CA1001
 {
     private const long Second = 1_000_000_000, PauseMax = 60 * Second;
@@ -47,7 +47,7 @@ public sealed class DeclaredReconciler(IMetaStore meta, IDeclaredWorld world)
     /// nothing is declared until somebody declares it again.</summary>
     public async Task LoadAsync()
     {
-        if (await meta.GetAsync(DeclaredDocument.Key) is not { } entry) return;
+        if (await meta.GetAsync(key) is not { } entry) return;
         _revision = entry.ModRevision;
         _document = DeclaredDocument.Decode(entry);
     }
@@ -144,7 +144,7 @@ public sealed class DeclaredReconciler(IMetaStore meta, IDeclaredWorld world)
     {
         ReadOnlyMemory<byte>? value = null;
         if (document is not null) value = document.Encode();
-        MetaResult result = await MetaCommit.CommitAsync(meta, [new(DeclaredDocument.Key, _revision)], [new(DeclaredDocument.Key, value)]);
+        MetaResult result = await MetaCommit.CommitAsync(meta, [new(key, _revision)], [new(key, value)]);
         if (result.Outcome != MetaOutcome.Committed) return MetaCommit.FaultOf(result.Outcome);
         _revision = document is null ? 0 : result.Revision;
         _document = document;

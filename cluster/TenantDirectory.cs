@@ -74,6 +74,9 @@ public sealed class TenantDirectory(IMetaStore meta) : IVolumeQuota, IDisposable
         return dot > 0 ? Find(name[..dot]) : null;
     }
 
+    /// <summary>A tenant may have this name.</summary>
+    public static bool IsName(string name) => VolumeName.IsValid(name, out _) && name.Length <= NameMax && !name.Contains('.', StringComparison.Ordinal);
+
     /// <summary>Makes a tenant.</summary>
     public Task<DirectoryFault?> CreateAsync(TenantRecord tenant) => _table.AloneAsync(async () =>
     {

@@ -160,7 +160,7 @@ public sealed partial class StoreSimulation
         _inFlight.Add((volume, write));
         IoStatus status = await device.WriteAsync(first * Units.SectorBytes, data, flags);
         EndWrite(volume, write, status == IoStatus.Ok, flags.HasFlag(WriteFlags.Fua));
-        if (status == IoStatus.NoSpace) JudgeRefusal(volume, "a write", start);
+        if (status == IoStatus.NoSpace) JudgeRefusal(volume, "a write", start, count);
         if (status != IoStatus.Ok) ExpectOf(volume, status, "write", IoStatus.NoSpace);
         return status == IoStatus.Ok;
     }
@@ -189,7 +189,7 @@ public sealed partial class StoreSimulation
             ? await device.TrimAsync(first * Units.SectorBytes, count * Units.SectorBytes, flags)
             : await device.WriteZeroesAsync(first * Units.SectorBytes, count * Units.SectorBytes, flags);
         EndWrite(volume, write, status == IoStatus.Ok, flags.HasFlag(WriteFlags.Fua));
-        if (status == IoStatus.NoSpace) JudgeRefusal(volume, isTrim ? "a trim" : "zeroing", start);
+        if (status == IoStatus.NoSpace) JudgeRefusal(volume, isTrim ? "a trim" : "zeroing", start, count);
         // S10: a trim needs no block, so it is never refused for want of one. Over a snapshot it needs a metadata slot.
         bool mayLack = !isTrim || _layerChance > 0;
         if (status != IoStatus.Ok) ExpectOf(volume, status, isTrim ? "trim" : "zero", mayLack ? IoStatus.NoSpace : IoStatus.Unavailable);
