@@ -46,7 +46,7 @@ internal sealed partial class MoveSimulation
     /// <summary>A snapshot of it, or back to one, when nobody appends and nothing moves.</summary>
     private void ChangeLog()
     {
-        if (_directory.Moves.Count > 0) return;
+        if (_directory.Moves.Count > 0 || !_isAppending) return;
         if (_logSnapshots.Count < 3 && _random.NextChance(0.3))
         {
             string name = $"l{_logSnapshots.Count}";

@@ -32,7 +32,8 @@ internal sealed partial class MoveSimulation
     private VolumeDirectory _directory = null!;
     private SimLoop _loop;
     private ulong _now, _nextId = 1;
-    private bool _powerWasCut;
+    private bool _powerWasCut, _mayDieAtSwitch;
+    private ulong _end;
 
     private MoveSimulation(ulong seed, BrokenMoves broken)
     {
@@ -40,7 +41,9 @@ internal sealed partial class MoveSimulation
         _broken = broken;
         _durability = _random.NextChance(0.7) ? Durability.Flush : Durability.Ack;
         _movesWanted = 1 + _random.NextBelow(3);
-        _isAppending = _random.NextChance(0.6); // what makes appends durable makes everything durable
+        // What makes appends durable makes everything durable: a flush that is left out is noticed where nobody appends.
+        bool mayAppend = _random.NextChance(0.5);
+        _isAppending = broken == BrokenMoves.None ? mayAppend : (broken & (BrokenMoves.SkipAppendHold | BrokenMoves.ForgetClients)) != 0;
         _loop = new SimLoop(_random.NextUInt64());
         _disks = [NewDisk(), NewDisk()];
     }
@@ -164,8 +167,9 @@ internal sealed partial class MoveSimulation
         foreach (VolumeModel volume in _volumes) Use(volume.Head.Id);
         ChangeLog();
         if (_snapshots.Count < 2 && _directory.Moves.Count == 0 && _random.NextChance(0.5)) CutOne();
-        ulong end = _loop.EventCount + length;
-        _loop.StopBeforeEvent = _ => Violation is not null || _loop.EventCount >= end;
+        _end = _loop.EventCount + length;
+        _mayDieAtSwitch = length < EventsPerLifeMax;
+        _loop.StopBeforeEvent = _ => Violation is not null || _loop.EventCount >= _end;
         for (int i = 0; i < Clients; i++) _ = ClientAsync(() => isOver, () => running--);
         running += Appenders;
         for (int i = 0; i < Appenders; i++) _ = AppenderAsync(i, () => isOver, () => running--);
@@ -190,7 +194,7 @@ internal sealed partial class MoveSimulation
         MoveRecord? move = _directory.Moves is [var known, ..] ? known : null;
         if (move is null)
         {
-            int which = _random.NextBelow(_volumes.Count + 1);
+            int which = _random.NextBelow(_volumes.Count + (_isAppending ? 1 : 0));
             VolumeRecord volume = _directory.Find(which < _volumes.Count ? _volumes[which].Head.Name : LogName)!;
             Guid to = _sides.Single(s => s.StoreId != volume.StoreId).StoreId;
             (move, DirectoryFault? fault) = await _directory.BeginMoveAsync(volume.Name, to);
@@ -349,6 +353,8 @@ internal sealed partial class MoveSimulation
 
         public async Task<IMoveHold?> HoldAsync(IReadOnlyList<VolumeRecord> volumes)
         {
+            // Around the moment at which the home changes a death means most.
+            if (world._mayDieAtSwitch && world._random.NextChance(0.4)) world._end = Math.Min(world._end, world._loop.EventCount + world._random.NextBelow(80UL));
             foreach (VolumeRecord volume in volumes)
             {
                 if (world._broken.HasFlag(BrokenMoves.SkipHold)) continue;
