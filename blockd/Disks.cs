@@ -422,6 +422,7 @@ internal sealed class Disks(
         MetadataBudgetBytes = settings.MetadataRamBytes / (ulong)_storesAtStart,
         ClusterUuid = ClusterId,
         RelayoutBytesPerSecond = settings.RelayoutBytesPerSecond,
+        AwaitsPromises = true,
     };
 
     private async Task<StoreHost> OpenAsync(string path, string name)

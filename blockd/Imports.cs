@@ -245,7 +245,8 @@ internal sealed class Imports(VolumeDirectory directory, IImportWorld world, Imp
         SnapshotInfo? newest = known.LastOrDefault(s => !IsOurs(s, import) && !IsOurs(s, volume.Import ?? import));
         if (newest?.Uuid != header.Base)
         {
-            if (newest is not null && known.Any(s => s.Uuid == header.Base) && CopiesOf(newest) is { Length: > 0 } copies)
+            if (newest is not null && known.Any(s => s.Uuid == header.Base) && CopiesOf(newest) is { Length: > 0 } copies
+                && await directory.IsCutForCopyAsync(volume.Id, newest.Uuid))
             {
                 throw new ApiException(409, "volume-being-copied",
                     $"{string.Join(", ", copies)} is still being populated from '{volume.Name}', whose snapshot '{newest.Name}' goes when that has ended; "

@@ -128,6 +128,13 @@ internal sealed class StoreHost : IMoveSide
         AskAsync(() => Store.PromiseAsync(volumeId, bytes, isForced));
 
     /// <inheritdoc/>
+    public Task ResumeFlatteningAsync() => Thread.InvokeAsync(() =>
+    {
+        Store.ResumeFlattening();
+        return default;
+    });
+
+    /// <inheritdoc/>
     public Task<IReadOnlyList<VolumeHead>> ListAsync() =>
         Thread.InvokeAsync(() => new ValueTask<IReadOnlyList<VolumeHead>>([.. Store.Volumes]));
 

@@ -17,6 +17,9 @@ public interface IVolumeHost
     /// <summary>As <see cref="ILayeredStore.PromiseAsync"/>.</summary>
     Task<IoStatus> PromiseAsync(uint volumeId, ulong bytes, bool isForced);
 
+    /// <summary>Every volume there has been promised anew what it was promised: as <see cref="ILayeredStore.ResumeFlattening"/>.</summary>
+    Task ResumeFlatteningAsync() => Task.CompletedTask;
+
     /// <summary>Heads of all volumes that lie there.</summary>
     Task<IReadOnlyList<VolumeHead>> ListAsync();
 

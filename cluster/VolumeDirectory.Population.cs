@@ -24,6 +24,10 @@ public sealed partial class VolumeDirectory
         return written.Outcome == MetaOutcome.Committed ? Show(wanted with { Revision = written.Revision }) : MetaCommit.FaultOf(written.Outcome);
     });
 
+    /// <summary>The snapshot was cut for a copy and goes when nothing builds on it. Throws <see cref="MetaException"/>.</summary>
+    public async Task<bool> IsCutForCopyAsync(uint volumeId, Guid snapshot) =>
+        await meta.GetAsync(new SnapshotRecord(volumeId, snapshot, false, null, null).Key) is { } entry && SnapshotRecord.TryDecode(entry) is { IsForCopy: true };
+
     /// <summary>Deletes the snapshots that were cut for copies and on which nothing builds any more. False while a deleted copy
     /// still holds one, or a disk does not serve.</summary>
     public Task<bool> SweepCopiesAsync() => AloneAsync(async () =>

@@ -68,6 +68,7 @@ public sealed partial class VolumeDirectory
             await CarryBacksAsync();
             await SweepMovesAloneAsync();
             await ForgetLostSnapshotsAsync(fresh);
+            foreach (IVolumeHost host in _hosts.Values.Where(h => fresh.Contains(h.StoreId))) await host.ResumeFlatteningAsync();
             return notes;
         }
         finally

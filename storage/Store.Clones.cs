@@ -64,6 +64,17 @@ public sealed partial class Store
         return status;
     }
 
+    /// <inheritdoc/>
+    public void ResumeFlattening()
+    {
+        foreach (Volume volume in _interrupted)
+        {
+            if (IsFreeing(volume)) StartBackground(() => FlattenAllAsync(volume));
+        }
+
+        _interrupted.Clear();
+    }
+
     private static Layer? BaseOf(Volume volume)
     {
         foreach (Layer layer in volume.Layers.Values)

@@ -165,7 +165,8 @@ public sealed partial class Store
             // Over a snapshot this takes slots; without any it is done again before the volume grows or a snapshot of it is cut.
             if (await DropBeyondAsync(volume) is not (IoStatus.Ok or IoStatus.NoSpace))
                 return "dropping what lies behind a shrunk volume failed";
-            if (volume.IsFlattening) StartBackground(() => FlattenAllAsync(volume));
+            if (volume.IsFlattening && !_options.AwaitsPromises) StartBackground(() => FlattenAllAsync(volume));
+            else if (volume.IsFlattening) _interrupted.Add(volume);
             foreach (Layer layer in volume.Layers.Values.Where(layer => layer.IsDeleting)) StartBackground(() => FreeLayerAsync(layer));
         }
 

@@ -79,6 +79,10 @@ public interface ILayeredStore : IStore
     /// on nothing. Ok when that is durable, or when it builds on nothing. Errors: Conflict (it has snapshots).</summary>
     ValueTask<IoStatus> FlattenAsync(uint volumeId);
 
+    /// <summary>Whoever was promised room has been promised it anew since the store was opened: flattening that a restart interrupted goes
+    /// on. Needed where the store was opened to wait for that.</summary>
+    void ResumeFlattening();
+
     /// <summary>The volume is being flattened, or that it is done is not durable yet.</summary>
     bool IsFlattening(uint volumeId);
 

@@ -327,6 +327,6 @@ public sealed class LogStoreDriver(LogStore.Breakage broken = LogStore.Breakage.
     public override ValueTask<string?> FormatAsync(ILoop loop, IFile file, int ring) => new((string?)null);
 
     /// <inheritdoc/>
-    public override ValueTask<Opened> OpenAsync(ILoop loop, IFile file, IFile? log, Durability durability) =>
+    public override ValueTask<Opened> OpenAsync(ILoop loop, IFile file, IFile? log, Durability durability, bool awaitsPromises = false) =>
         LogStore.OpenAsync(loop, file, durability, broken);
 }

@@ -28,11 +28,12 @@ public sealed class StorageDriver(BrokenRules broken = BrokenRules.None) : Store
         });
 
     /// <inheritdoc/>
-    public override async ValueTask<Opened> OpenAsync(ILoop loop, IFile file, IFile? log, Durability durability)
+    public override async ValueTask<Opened> OpenAsync(ILoop loop, IFile file, IFile? log, Durability durability, bool awaitsPromises = false)
     {
         StoreOptions options = DrawRelayout(loop.Random, new StoreOptions
         {
             Durability = durability,
+            AwaitsPromises = awaitsPromises,
             BrokenRules = broken,
             MetadataBudgetBytes = DrawBudget(loop.Random),
             ReusesSoon = loop.Random.NextChance(0.5),

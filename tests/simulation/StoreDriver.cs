@@ -24,6 +24,7 @@ public abstract class StoreDriver
     /// <summary>Counts every page and block of a store at rest; what contradicts S2 or S9, or null.</summary>
     public virtual ValueTask<string?> AuditAsync(IStore store) => new((string?)null);
 
-    /// <summary>Opens it, recovering as needed; <paramref name="log"/> is a second view of the medium for the log, or null.</summary>
-    public abstract ValueTask<Opened> OpenAsync(ILoop loop, IFile file, IFile? log, Durability durability);
+    /// <summary>Opens it, recovering as needed; <paramref name="log"/> is a second view of the medium for the log, or null. With
+    /// <paramref name="awaitsPromises"/> what grows by itself waits until promises are made.</summary>
+    public abstract ValueTask<Opened> OpenAsync(ILoop loop, IFile file, IFile? log, Durability durability, bool awaitsPromises = false);
 }

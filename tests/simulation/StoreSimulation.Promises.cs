@@ -33,6 +33,8 @@ public sealed partial class StoreSimulation
             if (PromiseNow(id, promised.Bytes, isForced: true) != IoStatus.Ok) return;
         }
 
+        _promising.ResumeFlattening();
+
         // Who fills an extent that exists goes below the level of write protection, but never into what others were promised.
         StoreStats stats = store.GetStats();
         if (stats.BlocksFreeSoon >= stats.BlocksReserved + stats.BlocksPromised && stats.SlotsTotal - stats.SlotsUsed >= stats.SlotsPromised)

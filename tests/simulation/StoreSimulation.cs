@@ -242,7 +242,7 @@ public sealed partial class StoreSimulation
         store = null;
         ulong readErrors = _disk.CountOf(DiskEvent.ReadError);
         Task<Opened> opening = _options.Driver
-            .OpenAsync(_loop, _disk, _hasSeparateLog ? _disk.OpenView() : null, _durability).AsTask();
+            .OpenAsync(_loop, _disk, _hasSeparateLog ? _disk.OpenView() : null, _durability, _options.Promises).AsTask();
         bool ended = _loop.RunUntil(() => opening.IsCompleted, EventsPerLifeMax);
         _wasBlind |= _disk.CountOf(DiskEvent.ReadError) > readErrors;
         if (!ended)

@@ -71,15 +71,18 @@ public sealed class StoreSimulationTests(ITestOutputHelper output)
         if (seeds >= 200) Assert.Empty(sweep.Counters.MissingPromises);
     }
 
-    /// <summary>Seeds 78, 148, 181 and 291: an extent was being laid out anew, and for as long there was less room than was promised.</summary>
+    /// <summary>Seeds 78, 148, 181 and 291: an extent was being laid out anew, and for as long there was less room than was promised. 8100105
+    /// and 9102472: flattening went on after a restart before promises were made again, and copied into the room of others.</summary>
     [Theory]
-    [InlineData(78)]
-    [InlineData(148)]
-    [InlineData(181)]
-    [InlineData(291)]
-    public void A_seed_with_promises_that_showed_a_fault_shows_none(ulong seed)
+    [InlineData(78, 7)]
+    [InlineData(148, 7)]
+    [InlineData(181, 7)]
+    [InlineData(291, 7)]
+    [InlineData(8100105, 7)]
+    [InlineData(9102472, 3)]
+    public void A_seed_with_promises_that_showed_a_fault_shows_none(ulong seed, int crashStates)
     {
-        var options = new SimulationOptions { Driver = Drivers.Default(), Promises = true, CrashStates = 7 };
+        var options = new SimulationOptions { Driver = Drivers.Default(), Promises = true, CrashStates = crashStates };
         Assert.Empty(StoreSimulation.Run(seed, options).Violations);
     }
 

@@ -113,11 +113,13 @@ internal sealed partial class ImportSimulation
 
         if (!_contents.TryGetValue(name, out Content? content)) _contents[name] = content = new Content { IsImage = isImage };
         content.Coming = (version, stream);
+        bool isCopied = IsBeingCopied(name); // its copy may end meanwhile, or another one begin
         string? fault = await TryAsync(name, body, breaks, keeps, goesOn: false, isImage && basis is null);
+        isCopied |= IsBeingCopied(name);
         string[] expected = fate is < 2 or 6 ? ["bad-stream", "truncated-stream"] : fate < 6 ? ["truncated-stream", "interrupted-stream"] : [];
         if (content.IsImage && basis is not null) (expected, isWhole) = (["volume-is-image"], true);
         // What is being copied is held by a snapshot, which is the newest one then.
-        if (basis is not null && IsBeingCopied(name)) expected = [.. expected, "wrong-base", "volume-being-copied"];
+        if (basis is not null && isCopied) expected = [.. expected, "wrong-base", "volume-being-copied"];
         bool mayBeKept = keeps && fate is >= 2 and < 6;
         Ended(name, content, fault, isWhole, expected, mayBeKept, basis is null ? ImportDid.Fulls : ImportDid.Increments);
     }
@@ -135,10 +137,12 @@ internal sealed partial class ImportSimulation
         bool isWhole = _isOver || _random.NextChance(0.7), keeps = _random.NextChance(0.8);
         if (!isWhole) end = at + _random.NextBelow(end - at);
         byte[] body = [.. coming.Stream.AsSpan(0, StreamHeader.Size), .. coming.Stream.AsSpan(at, end - at)];
+        bool isCopied = IsBeingCopied(name);
         string? fault = await TryAsync(name, body, breaks: !isWhole, keeps, goesOn: true, content.IsImage && content.Known is null);
+        isCopied |= IsBeingCopied(name);
         if (fault is null) _counters[ImportDid.Resumed]++;
         string[] expected = isWhole ? [] : ["truncated-stream", "interrupted-stream"];
-        if (content.Known is not null && IsBeingCopied(name)) expected = [.. expected, "wrong-base", "volume-being-copied"];
+        if (content.Known is not null && isCopied) expected = [.. expected, "wrong-base", "volume-being-copied"];
         Ended(name, content, fault, isWhole, expected, mayBeKept: keeps || fault is "volume-in-use" or "wrong-base" or "volume-being-copied",
             content.Known is null ? ImportDid.Fulls : ImportDid.Increments);
     }
@@ -232,8 +236,9 @@ internal sealed partial class ImportSimulation
     private async Task WrongBaseAsync(string name, int version, bool isImage)
     {
         int[] wrong = [.. Enumerable.Range(1, SourceStreams.Versions - 1).Where(v => v != version + 1)];
+        bool isCopied = IsBeingCopied(name);
         string? fault = await TryAsync(name, _source.Increment[wrong[_random.NextBelow(wrong.Length)]], breaks: false, keeps: true, goesOn: false, isImage: false);
-        string[] right = isImage ? ["volume-is-image"] : ["wrong-base", "volume-in-use", .. (ReadOnlySpan<string>)(IsBeingCopied(name) ? ["volume-being-copied"] : [])];
+        string[] right = isImage ? ["volume-is-image"] : ["wrong-base", "volume-in-use", .. (ReadOnlySpan<string>)(isCopied || IsBeingCopied(name) ? ["volume-being-copied"] : [])];
         if (fault is null || !right.Contains(fault)) Violate(new Violation(ViolationKind.WrongAnswer, $"an increment on another base into '{name}' answered {fault ?? "Ok"}"));
         _counters[ImportDid.Refused]++;
     }

@@ -202,6 +202,23 @@ public sealed class StreamApiTests
         Assert.Equal(await world.ReadAsync("vm1"), await world.ReadAsync("back"));
     }
 
+    /// <summary>A copy of a snapshot that somebody cut: that one stays when the copy has ended, so there is nothing to wait for.</summary>
+    [Fact]
+    public async Task An_increment_behind_a_snapshot_that_is_being_copied_and_stays_is_on_the_wrong_base()
+    {
+        await using StreamWorld world = await StreamWorld.StartAsync();
+        await world.CreateAsync("vm1", Size);
+        await world.WriteAsync("vm1", 0, StreamWorld.Pattern(1, 9000));
+        await world.CutAsync("vm1", 1);
+        byte[] full = await world.ExportAsync("vm1", 1);
+        await world.WriteAsync("vm1", 4096, StreamWorld.Pattern(2, 9000));
+        await world.CutAsync("vm1", 2);
+        Assert.Null(await world.ImportAsync("back", full));
+        await world.CutAsync("back", 7);
+        Assert.Null((await world.Daemon.Directory.CloneAsync("back", new CloneVolume("copy", "s7", Full: true))).Fault);
+        Assert.Equal("wrong-base", await world.ImportAsync("back", await world.ExportAsync("vm1", 2, 1)));
+    }
+
     [Fact]
     public async Task An_increment_onto_a_volume_that_is_being_copied_is_told_what_to_wait_for()
     {

@@ -227,6 +227,37 @@ public class SnapshotTests
     }
 
     [Fact]
+    public void Flattening_that_a_restart_interrupted_waits_until_promises_are_made_anew()
+    {
+        var world = new StoreWorld(1, 32 * Units.MiB, 4 * Units.MiB, new StoreOptions { RingBytes = Units.MiB, SlotFraction = 0.05, AwaitsPromises = true });
+        ILayeredStore Layered() => (ILayeredStore)world.Store;
+        ulong Later() => world.Loop.Run(AfterAsync());
+        async ValueTask<ulong> AfterAsync()
+        {
+            await world.Loop.DelayAsync(1_000_000_000);
+            return world.Store.UsedBytes(9);
+        }
+
+        byte[] old = StoreWorld.Pattern(1, 3_000_000);
+        world.Write(0, old);
+        Assert.Equal(IoStatus.Ok, world.Loop.Run(Layered().CreateSnapshotsAsync([new SnapshotRequest(7, Id(1), "s1", 1)])));
+        Assert.Equal(IoStatus.Ok, world.Loop.Run(Layered().CreateCloneAsync(StoreWorld.HeadOf(9, 4 * Units.MiB), 7, Id(1))));
+        Assert.Equal(IoStatus.Ok, world.Loop.Run(Layered().FlattenAsync(9)));
+        world.Reopen(false);
+        ulong used = world.Store.UsedBytes(9);
+        Assert.Equal((used, (7u, Id(1))), (Later(), Layered().BaseOf(9))); // nothing was copied
+        Assert.True(used < 3_000_000);
+        Layered().ResumeFlattening();
+        Layered().ResumeFlattening();
+        Assert.InRange(Later(), 3_000_000u, 3_010_000u);
+        Assert.Null(Layered().BaseOf(9));
+        var copied = new byte[old.Length];
+        Assert.Equal(IoStatus.Ok, world.Loop.Run(world.Store.OpenVolume(9)!.ReadAsync(0, copied)).Status);
+        Assert.Equal(old, copied);
+        Assert.Null(world.Loop.Run(((Store)world.Store).AuditAsync()));
+    }
+
+    [Fact]
     public void A_diff_names_what_was_written_in_between()
     {
         _world.Write(0, StoreWorld.Pattern(1, 1_500_000));
