@@ -260,7 +260,7 @@ internal sealed class Imports(VolumeDirectory directory, IImportWorld world, Imp
 
         if (header.Target is { } target && known.FirstOrDefault(s => s.Uuid == target || s.Name == header.TargetName) is { } taken)
             throw new ApiException(409, "snapshot-exists", $"'{volume.Name}' has a snapshot '{taken.Name}' already, which the stream would bring");
-        if (volume.SizeBytes != newest!.SizeBytes || await HasChangedAsync(volume, host, newest.Uuid))
+        if (volume.SizeBytes != newest!.SizeBytes || await HasChangedAsync(volume, host, newest.Uuid, newest.SizeBytes))
         {
             throw new ApiException(409, "changed-since-base",
                 $"'{volume.Name}' has changed since its snapshot '{newest.Name}'; take that back first: pfcli rollback_snapshot -v {volume.Name} -n {newest.Name}");
@@ -391,7 +391,9 @@ internal sealed class Imports(VolumeDirectory directory, IImportWorld world, Imp
     {
         if (limits.Broken.HasFlag(BrokenImports.LeavePart)) return;
         Guid basis = import.Base!.Value;
-        if (volume.SizeBytes != import.BaseSizeBytes || await HasChangedAsync(volume, host, basis)) await RollBackAsync(volume, host, basis, prefix);
+        // Not by its size: a start gives a volume that has gone back the size of its record again. Going back twice would keep the base
+        // itself in the place of what has come.
+        if (await HasChangedAsync(volume, host, basis, import.BaseSizeBytes)) await RollBackAsync(volume, host, basis, prefix);
         if (volume.SizeBytes != import.BaseSizeBytes) Must(await directory.ResizeForImportAsync(volume.Id, import.BaseSizeBytes));
     }
 
@@ -419,10 +421,12 @@ internal sealed class Imports(VolumeDirectory directory, IImportWorld world, Imp
         }
     }
 
-    private static async Task<bool> HasChangedAsync(VolumeRecord volume, IMoveSide host, Guid since)
+    /// <summary>It holds something else than the snapshot, which is of <paramref name="sizeBytes"/>, whatever its own size is.</summary>
+    private static async Task<bool> HasChangedAsync(VolumeRecord volume, IMoveSide host, Guid since, ulong sizeBytes)
     {
         var runs = new List<DiffRun>();
-        IoStatus status = await host.RunAsync(store => store.DiffAsync(volume.Id, since, null, 0, volume.SizeBytes, 2, runs));
+        IoStatus status = await host.RunAsync(store => store.DiffAsync(
+            volume.Id, since, null, 0, Math.Max(sizeBytes, store.Volumes.FirstOrDefault(v => v.Id == volume.Id)?.SizeBytes ?? 0), 2, runs));
         if (status != IoStatus.Ok) throw Failed(status);
         return runs.Any(r => r.IsChanged);
     }

@@ -187,6 +187,36 @@ public sealed class StreamApiTests
         Assert.Equal(["s1", "s2"], (await world.SnapshotsAsync("back")).Select(s => s.Name));
     }
 
+    /// <summary>The process ended when the volume had gone back to the base, and nothing of that was written down: the next start finishes it,
+    /// and keeps what had come, not the base.</summary>
+    [Fact]
+    public async Task What_has_come_of_a_larger_volume_outlives_a_putting_aside_that_was_cut_off()
+    {
+        await using StreamWorld world = await FilledAsync();
+        Assert.Null(await world.ImportAsync("back", await world.ExportAsync("vm1", 1)));
+        byte[] before = await world.ReadAsync("back");
+        Assert.Null((await world.Daemon.Directory.ChangeAsync("vm1", new ChangeVolume(SizeBytes: 2 * Size))).Fault);
+        await world.WriteAsync("vm1", 0, StreamWorld.Pattern(8, 3 << 20));
+        await world.WriteAsync("vm1", Size + Units.MiB, StreamWorld.Pattern(9, 1 << 20));
+        await world.CutAsync("vm1", 2);
+        byte[] increment = await world.ExportAsync("vm1", 2, 1);
+        Assert.Equal("truncated-stream", await world.ImportAsync("back", increment[..(BordersOf(increment)[1] + 10)], "keep=true"));
+        Guid part = (await world.SnapshotsAsync("back"))[^1].Uuid;
+        for (int i = 0; i < 2; i++)
+        {
+            VolumeRecord volume = world.Volume("back");
+            Assert.Null((await world.Daemon.Directory.SetImportAsync(volume.Id, volume.Import, volume.Import! with { IsActive = true })).Fault);
+            Assert.Null((await world.Daemon.Directory.ResizeForImportAsync(volume.Id, 2 * Size)).Fault);
+            await world.RestartAsync();
+            Assert.False(world.Volume("back").Import!.IsActive);
+            Assert.Equal(before, await world.ReadAsync("back"));
+            Assert.Equal(part, (await world.SnapshotsAsync("back"))[^1].Uuid);
+        }
+
+        await ResumeAsync(world, increment);
+        Assert.Equal(await world.ReadAsync("vm1"), await world.ReadAsync("back"));
+    }
+
     [Fact]
     public async Task A_connection_that_breaks_leaves_nothing_or_what_can_go_on()
     {
