@@ -236,14 +236,7 @@ public sealed class StreamApiTests
     [Fact]
     public async Task An_increment_behind_a_snapshot_that_is_being_copied_and_stays_is_on_the_wrong_base()
     {
-        await using StreamWorld world = await StreamWorld.StartAsync();
-        await world.CreateAsync("vm1", Size);
-        await world.WriteAsync("vm1", 0, StreamWorld.Pattern(1, 9000));
-        await world.CutAsync("vm1", 1);
-        byte[] full = await world.ExportAsync("vm1", 1);
-        await world.WriteAsync("vm1", 4096, StreamWorld.Pattern(2, 9000));
-        await world.CutAsync("vm1", 2);
-        Assert.Null(await world.ImportAsync("back", full));
+        await using StreamWorld world = await CopiedAsync();
         await world.CutAsync("back", 7);
         Assert.Null((await world.Daemon.Directory.CloneAsync("back", new CloneVolume("copy", "s7", Full: true))).Fault);
         Assert.Equal("wrong-base", await world.ImportAsync("back", await world.ExportAsync("vm1", 2, 1)));
@@ -252,15 +245,8 @@ public sealed class StreamApiTests
     [Fact]
     public async Task An_increment_onto_a_volume_that_is_being_copied_is_told_what_to_wait_for()
     {
-        await using StreamWorld world = await StreamWorld.StartAsync();
-        await world.CreateAsync("vm1", Size);
-        await world.WriteAsync("vm1", 0, StreamWorld.Pattern(1, 9000));
-        await world.CutAsync("vm1", 1);
-        byte[] full = await world.ExportAsync("vm1", 1);
-        await world.WriteAsync("vm1", 4096, StreamWorld.Pattern(2, 9000));
-        await world.CutAsync("vm1", 2);
+        await using StreamWorld world = await CopiedAsync();
         byte[] second = await world.ExportAsync("vm1", 2, 1);
-        Assert.Null(await world.ImportAsync("back", full));
         byte[] before = await world.ReadAsync("back");
         // Nobody goes on with it, so that it is being populated for as long as is wanted.
         Assert.Null((await world.Daemon.Directory.CloneAsync("back", new CloneVolume("copy", Full: true))).Fault);
@@ -285,6 +271,20 @@ public sealed class StreamApiTests
         Assert.Null(await world.ImportAsync("back", second));
         Assert.Equal(await world.ReadAsync("vm1"), await world.ReadAsync("back"));
         Assert.Equal(before, await world.ReadAsync("copy"));
+    }
+
+    /// <summary>Volume "back" holds snapshot s1 of vm1, which has an s2 too.</summary>
+    private static async Task<StreamWorld> CopiedAsync()
+    {
+        StreamWorld world = await StreamWorld.StartAsync();
+        await world.CreateAsync("vm1", Size);
+        await world.WriteAsync("vm1", 0, StreamWorld.Pattern(1, 9000));
+        await world.CutAsync("vm1", 1);
+        byte[] full = await world.ExportAsync("vm1", 1);
+        await world.WriteAsync("vm1", 4096, StreamWorld.Pattern(2, 9000));
+        await world.CutAsync("vm1", 2);
+        Assert.Null(await world.ImportAsync("back", full));
+        return world;
     }
 
     private static async Task ResumeAsync(StreamWorld world, byte[] stream)
