@@ -156,7 +156,8 @@ internal sealed partial class ImportSimulation
         bool isDone = _loop.RunUntil(() => beginning.IsCompleted, EventsPerLifeMax);
         _loop.StopBeforeEvent = null;
         if (beginning.IsFaulted) Violate(new Violation(ViolationKind.Exception, beginning.Exception!.ToString()));
-        return isDone && Violation is null;
+        // The node may die in the very turn in which the beginning ends.
+        return isDone && !_loop.IsStopped && Violation is null;
     }
 
     private async Task BeginAsync()
