@@ -231,7 +231,7 @@ internal sealed partial class AofRoutes(Daemon daemon, TargetRoutes targets)
 
     private static ApiException RefusalOf(AppendOutcome outcome)
     {
-        AppendProblem problem = AppendProblem.Of(outcome == AppendOutcome.Moved ? AppendCode.Unavailable : (AppendCode)outcome);
+        AppendProblem problem = AppendProblem.Of(AppendStream.CodeOf(outcome));
         return new ApiException(problem.Status, problem.Code, problem.Detail, problem.Field);
     }
 

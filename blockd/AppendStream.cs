@@ -261,8 +261,8 @@ internal sealed class AppendStream
         if (_room.IsPending) _room.Complete(true);
     }
 
-    // It is to be sent again by another stream, which finds the volume where it is by then.
-    private static AppendCode CodeOf(AppendOutcome outcome) => outcome == AppendOutcome.Moved ? AppendCode.Unavailable : (AppendCode)outcome;
+    /// <summary>What the client is told: an append that met a volume which has moved is to be sent again, and finds it where it is by then.</summary>
+    internal static AppendCode CodeOf(AppendOutcome outcome) => outcome == AppendOutcome.Moved ? AppendCode.Unavailable : (AppendCode)outcome;
 
     // Replies that wait to be sent count: so a client that reads none is not read either, and the memory for them is fixed.
     private bool IsFull => _repliesBytes + (_inFlight + 1) * AppendReply.SizeBytes > _replies.Length;

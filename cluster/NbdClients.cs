@@ -40,12 +40,7 @@ public static class NbdClients
     {
         if (export.NbdClients is not { } clients) return true;
         if (identity is null) return false;
-        foreach (string pattern in clients.Split(';'))
-        {
-            // An authority that signs whatever it is asked to must not make somebody a program of this machine.
-            if (identity == Unix ? pattern == Unix : pattern != Unix && NamePattern.Matches(pattern, identity)) return true;
-        }
-
-        return false;
+        string[] patterns = clients.Split(';');
+        return identity == Unix ? patterns.Contains(Unix) : patterns.Any(pattern => NamePattern.Matches(pattern, identity));
     }
 }

@@ -75,7 +75,7 @@ public sealed class TenantDirectory(IMetaStore meta) : IVolumeQuota, IDisposable
     }
 
     /// <summary>A tenant may have this name.</summary>
-    public static bool IsName(string name) => VolumeName.IsValid(name, out _) && name.Length <= NameMax && !name.Contains('.', StringComparison.Ordinal);
+    public static bool IsName(string name) => NameFault(name) is null;
 
     /// <summary>Makes a tenant.</summary>
     public Task<DirectoryFault?> CreateAsync(TenantRecord tenant) => _table.AloneAsync(async () =>
@@ -122,12 +122,17 @@ public sealed class TenantDirectory(IMetaStore meta) : IVolumeQuota, IDisposable
             "sizeBytes");
     }
 
+    private static DirectoryFault? NameFault(string name)
+    {
+        if (!VolumeName.IsValid(name, out string? reason)) return new(IoStatus.Invalid, "invalid-name", reason, "name");
+        return name.Length <= NameMax && !name.Contains('.', StringComparison.Ordinal) ? null
+            : new(IoStatus.Invalid, "invalid-name", $"the name of a tenant has at most {NameMax} characters and no dot: a dot ends it in the names of its volumes", "name");
+    }
+
     /// <summary>Why a tenant cannot be as it says, or null.</summary>
     internal static DirectoryFault? FaultOf(TenantRecord t)
     {
-        if (!VolumeName.IsValid(t.Name, out string? reason)) return new(IoStatus.Invalid, "invalid-name", reason, "name");
-        if (t.Name.Length > NameMax || t.Name.Contains('.', StringComparison.Ordinal))
-            return new(IoStatus.Invalid, "invalid-name", $"the name of a tenant has at most {NameMax} characters and no dot: a dot ends it in the names of its volumes", "name");
+        if (NameFault(t.Name) is { } fault) return fault;
         if (t.VolumesMax < 0) return new(IoStatus.Invalid, "invalid-quota", "a number of volumes is not negative", "volumesMax");
         if (t.IopsMax is 0 or > 100_000_000) return new(IoStatus.Invalid, "invalid-quota", "operations a second are 1 to 100,000,000, or without limit", "iopsMax");
         return t.Description is { Length: > 1024 } ? new(IoStatus.Invalid, "invalid-description", "the description is longer than 1,024 characters", "description") : null;

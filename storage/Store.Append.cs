@@ -152,7 +152,7 @@ public sealed partial class Store
         {
             if (state.Pages[index] is null) continue;
             last.IsContinued = true;
-            last = AppendPageRecord(volume, index, target.Head.SizeBytes - target.Head.SlackBytes);
+            last = AppendPageRecord(volume, index, target.Head.LengthBytes);
             last.IsReset = true;
         }
 

@@ -37,7 +37,7 @@ public sealed partial class Store
         if (!_slots.TryTake(MetadataKind.VolumeHead, head.Id, 0, out uint slot)) return IoStatus.NoSpace;
         var volume = new Volume(head, slot, _slots, 0, basis) { IsDoubtful = basis.Volume.IsDoubtful };
         _volumes.Add(head.Id, volume);
-        return await WriteFirstHeadAsync(volume, basis.Head.SizeBytes - basis.Head.SlackBytes);
+        return await WriteFirstHeadAsync(volume, basis.Head.LengthBytes);
     }
 
     /// <inheritdoc/>

@@ -31,7 +31,7 @@ public sealed partial class Store
         ulong before = LengthOf(one), after = LengthOf(two);
         return before == after ? default : (Math.Min(before, after) & ~(ulong)(Units.BlockBytes - 1), Math.Max(before, after));
 
-        ulong LengthOf(Layer? layer) => layer is null ? appends.LengthBytes : layer.Head.SizeBytes - layer.Head.SlackBytes;
+        ulong LengthOf(Layer? layer) => layer is null ? appends.LengthBytes : layer.Head.LengthBytes;
     }
 
     /// <summary>Looks from place to place, and joins pieces with the same answer into runs; the first error ends it.</summary>

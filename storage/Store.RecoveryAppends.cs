@@ -17,7 +17,7 @@ public sealed partial class Store
     {
         uint volume = snapshot.Id.Volume;
         if (!snapshot.IsAppendOnly || !_appendsDropped.Contains(volume)) return snapshot;
-        ulong length = Math.Min(RecoveredLength(volume), snapshot.SizeBytes - snapshot.SlackBytes);
+        ulong length = Math.Min(RecoveredLength(volume), snapshot.LengthBytes);
         return snapshot with { SizeBytes = AppendState.Shown(length), SlackBytes = (uint)(AppendState.Shown(length) - length) };
     }
 

@@ -83,7 +83,7 @@ public sealed partial class Store
         layer.Volume.Head.Id, layer.Head.Uuid, layer.Head.Name, layer.Head.SizeBytes, layer.Head.UnixSeconds, layer.Cut,
         [.. layer.Children.Where(child => child.Volume != layer.Volume).Select(child => child.Volume.Head.Id)])
     {
-        LengthBytes = layer.Head.IsAppendOnly ? layer.Head.SizeBytes - layer.Head.SlackBytes : null,
+        LengthBytes = layer.Head.IsAppendOnly ? layer.Head.LengthBytes : null,
     };
 
     private static bool HasClone(Layer layer) => layer.Children.Any(child => child.Volume != layer.Volume);

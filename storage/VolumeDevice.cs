@@ -19,7 +19,7 @@ internal sealed class VolumeDevice(Store store, Volume volume, BufferPool buffer
     public bool IsReadOnly => view is not null || (volume.Head.IsAppendOnly && !(isCopy && volume.Head.Epoch == 0));
 
     /// <summary>Where the bytes of an append-only volume end; elsewhere nowhere.</summary>
-    private ulong LengthBytes => view is not null ? view.Base!.Head.SizeBytes - view.Base.Head.SlackBytes
+    private ulong LengthBytes => view is not null ? view.Base!.Head.LengthBytes
         : volume.Appends?.DurableBytes ?? ulong.MaxValue;
 
     public ValueTask<ReadResult> ReadAsync(ulong offsetBytes, Memory<byte> target)

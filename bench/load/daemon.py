@@ -67,3 +67,10 @@ class Daemon(Blockd):
                 raise BenchError(f"blockd ended with {self.process.returncode}:\n{self.said()}")
             time.sleep(0.005)
         raise BenchError(f"blockd is not ready after {limit} s:\n{self.said()}")
+
+    def start_whole(self):
+        """Starts it with a store whose file is written in full."""
+        self.start_ready()
+        self.stop()
+        self.make_whole()
+        self.start_ready()

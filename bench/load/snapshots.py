@@ -216,10 +216,7 @@ def run(options, folder):
     bench = Bench(options, folder)
     parts, figures, lines = options.only or PARTS, {}, []
     try:
-        bench.daemon.start_ready()
-        bench.daemon.stop()
-        bench.daemon.make_whole()
-        bench.daemon.start_ready()
+        bench.daemon.start_whole()
         _, empty = bench.snapshot("bench")
         bench.fill("bench")
         full = statistics.median(bench.snapshot("bench")[1] for _ in range(5))

@@ -157,10 +157,7 @@ def run(options, folder):
     bench = Bench(options, folder)
     rounds = {"export": [], "import": []}
     try:
-        bench.daemon.start_ready()
-        bench.daemon.stop()
-        bench.daemon.make_whole()
-        bench.daemon.start_ready()
+        bench.daemon.start_whole()
         bench.make_image()
         bench.pfcli("import_image", "-v", "bench", "-i", bench.image)
         bench.pfcli("create_snapshot", "-v", "bench", "-n", "s0")

@@ -58,6 +58,9 @@ public readonly record struct SnapshotLayout : IFixedLayout<SnapshotLayout>
     /// <summary>Bytes at the end that are behind the length and read as zeros.</summary>
     public uint SlackBytes { get; init; }
 
+    /// <summary>Where its bytes end: its size, but for the slack of an append-only volume's.</summary>
+    public ulong LengthBytes => SizeBytes - SlackBytes;
+
     /// <summary>The operator's name of it.</summary>
     public string Name { get; init; }
 
