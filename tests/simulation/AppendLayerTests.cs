@@ -135,7 +135,7 @@ public sealed class AppendLayerTests
     /// <summary>The pieces of a large append lie behind the length before it is said. A snapshot that is cut in between shares them with the
     /// next one and shows none of them: what was changed since it has them all the same, or an increment would lack them.</summary>
     [Fact]
-    public void What_was_changed_since_a_snapshot_has_the_pieces_that_lay_behind_its_end()
+    public void What_was_changed_since_a_snapshot_and_its_depth_have_the_pieces_that_lay_behind_its_end()
     {
         byte[] first = Bytes(1, 100_000), large = Bytes(3, (3 << 20) + 77), all = [.. first, .. large];
         int between = 0;
@@ -170,6 +170,17 @@ public sealed class AppendLayerTests
 
                 Assert.True(content.AsSpan().SequenceEqual(wanted), $"after {wait} events: equal up to byte {content.AsSpan().CommonPrefixLength(wanted)}");
                 Assert.True(wanted.AsSpan(0, all.Length).SequenceEqual(all));
+            }
+
+            // A clone of the second counts one layer more.
+            Assert.Equal(IoStatus.Ok, loop.Run(store.CreateCloneAsync(new VolumeHead(9, new Guid(9, 2, 3, new byte[8]), "clone", s_head.SizeBytes, 1) { IsAppendOnly = true }, Volume, Id(2))));
+            foreach ((uint volume, Guid? view, uint down) in new (uint, Guid?, uint)[] { (Volume, Id(2), 0), (Volume, null, 1), (9, null, 1) })
+            {
+                var depths = new List<DepthRun>();
+                Assert.Equal(IoStatus.Ok, loop.Run(store.DepthAsync(volume, view, 0, (ulong)all.Length, 1000, depths)));
+                // The block that the first append ends in was filled up by the second one.
+                ulong length = (ulong)all.Length, old = store.Snapshots(Volume)[0].SizeBytes < length ? (ulong)first.Length & ~(ulong)(Units.BlockBytes - 1) : length;
+                Assert.Equal(old == length ? [new(length, down + 2)] : [new(old, down + 2), new DepthRun(length - old, down + 1)], depths);
             }
         }
 

@@ -124,7 +124,7 @@ internal sealed class GroupSimulation
         _loop.StopBeforeEvent = _ => Violation is not null || _loop.EventCount >= end;
         bool isDone = _loop.RunUntil(done, EventsPerLifeMax);
         _loop.StopBeforeEvent = null;
-        return isDone;
+        return isDone && !_loop.IsStopped; // the nodes may die in the very turn in which it is done
     }
 
     private async Task Watched(Task work)
