@@ -332,8 +332,8 @@ internal sealed class Daemon
     /// <summary>Takes a disk out of service; its file stays. Throws <see cref="DiskException"/>.</summary>
     public Task RemoveDiskAsync(Guid id, bool isForced) => Disks.RemoveAsync(id, isForced, store =>
     {
-        Volumes.Doors.ForgetDisk(store);
         var volumes = Directory.List().Where(v => v.StoreId == store).Select(v => v.Id).ToHashSet();
+        Volumes.Doors.ForgetDisk(store, volumes);
         foreach (Session session in Sessions.List().Where(s => s.Touches(volumes))) session.Cut("the disk was removed");
     });
 

@@ -46,9 +46,21 @@ internal sealed class Metrics(Daemon daemon)
     private VolumeFigures Look(StoreHost host, VolumeRecord volume)
     {
         ulong used = host.Store.State == StoreState.Online && host.Store.OpenVolume(volume.Id) is not null ? host.Store.UsedBytes(volume.Id) : 0;
-        DoorFigures? door = daemon.Volumes.Doors.Find(volume.Id) is { } d
-            ? new DoorFigures(d.Limits, d.Inside, d.Waiting, d.Throttled, d.ThrottledNanos) : null;
-        return new VolumeFigures(volume, used, daemon.Meters.Find(volume.Id)?.ToFigures(volume.Name), door);
+        return new VolumeFigures(volume, used, daemon.Meters.Find(volume.Id)?.ToFigures(volume.Name), DoorOf(volume.Id));
+    }
+
+    /// <summary>Of all doors of a volume together; null when nobody has used it.</summary>
+    private DoorFigures? DoorOf(uint volumeId)
+    {
+        DoorFigures? all = null;
+        foreach (VolumeAdmission door in daemon.Volumes.Doors.Find(volumeId))
+        {
+            all = new DoorFigures(
+                door.Limits, (all?.Inside ?? 0) + door.Inside, (all?.Waiting ?? 0) + door.Waiting,
+                (all?.Throttled ?? 0) + door.Throttled, (all?.ThrottledNanos ?? 0) + door.ThrottledNanos);
+        }
+
+        return all;
     }
 
     private void WriteNode(MetricsWriter to)

@@ -270,6 +270,7 @@ internal sealed class SharedVolumes(IMetaStore meta, VolumeDirectory directory, 
             snapshot.Switch(there?.Device ?? new AwayDevice(snapshot.SizeBytes));
         }
 
+        Doors.OnMoved(volume.Id, host);
         volume.IsHeld = false;
         return opened is not null;
     }

@@ -55,10 +55,13 @@ public sealed class DiskShare
     /// <summary>One volume of the disk.</summary>
     internal sealed class Part
     {
-        private readonly DiskShare _disk;
+        private DiskShare _disk;
         private ulong _requests, _bytes, _period, _movedNanos;
 
         internal Part(DiskShare disk) => _disk = disk;
+
+        /// <summary>It is one of another disk from now on, and what is in flight counts there.</summary>
+        internal void MoveTo(DiskShare disk) => (_disk, _period) = (disk, 0);
 
         internal bool IsContested(ulong now) => _disk.IsContested(now);
 

@@ -20,18 +20,20 @@ public sealed class VolumeAdmission
 
     private readonly ILoop _loop;
     private readonly LoopTimer _timer;
-    private RateBucket _ops, _bytes;
+    private readonly SharedLimiter.Part _own;
+    private readonly SharedLimiter.Turn _ownTurn, _tenantTurn;
     private SharedLimiter.Part? _tenant;
-    private QosLimits _limits = QosLimits.None;
     private AdmissionWaiter? _first, _last;
     private readonly Action _nextTurn;
-    private bool _isLimited, _isPumping, _isTurnAsked;
+    private bool _isPumping, _isTurnAsked;
     private ulong _timerAt;
 
-    /// <summary>A door without limits. <paramref name="disk"/> divides the disk among its volumes; null: nothing does.</summary>
-    public VolumeAdmission(ILoop loop, DiskShare? disk = null)
+    /// <summary>A door. <paramref name="disk"/> divides the disk among its volumes; null: nothing does. <paramref name="own"/> is what the
+    /// doors of its volume take from together; null: it is the only one, without limits.</summary>
+    public VolumeAdmission(ILoop loop, DiskShare? disk = null, SharedLimiter? own = null)
     {
-        (_loop, Share, Turn) = (loop, disk?.Add(), new LinkedListNode<VolumeAdmission>(this));
+        (_loop, Share, _own) = (loop, disk?.Add(), (own ?? new SharedLimiter()).PartOf(loop));
+        (_ownTurn, _tenantTurn) = (new SharedLimiter.Turn(this), new SharedLimiter.Turn(this));
         _timer = loop.CreateTimer(Pump);
         _nextTurn = OnNextTurn;
     }
@@ -39,8 +41,8 @@ public sealed class VolumeAdmission
     /// <summary>Other volumes have used the disk of late: what is large should be done in pieces.</summary>
     public bool HasNeighbours => Share?.IsContested(_loop.NowNanos) == true;
 
-    /// <summary>The limits in force.</summary>
-    public QosLimits Limits => _limits;
+    /// <summary>The limits of its volume that are in force. Any thread.</summary>
+    public QosLimits Limits => _own.Owner.Limits;
 
     /// <summary>The limits of its tenant, or null.</summary>
     public QosLimits? TenantLimits => _tenant?.Owner.Limits;
@@ -57,34 +59,31 @@ public sealed class VolumeAdmission
     /// <summary>How long those waited together, nanoseconds.</summary>
     public ulong ThrottledNanos { get; private set; }
 
-    /// <summary>It waits for its tenant.</summary>
-    internal bool IsInRing { get; set; }
-
-    /// <summary>Its place in the ring of its tenant.</summary>
-    internal LinkedListNode<VolumeAdmission> Turn { get; }
-
     private DiskShare.Part? Share { get; }
 
-    /// <summary>Sets limits, which hold for who waits too. Setting those in force again changes nothing.</summary>
+    /// <summary>Sets the limits of the volume, at all of its doors: they hold for who waits too, with nothing owed and nothing saved up.
+    /// Setting those in force again changes nothing.</summary>
     public void SetLimits(QosLimits? limits)
     {
-        limits ??= QosLimits.None;
-        if (limits == _limits) return;
-        _limits = limits;
-        ulong now = _loop.NowNanos, burst = RateBucket.BurstNanos(limits);
-        _ops.Set(limits.Iops, burst, now);
-        _bytes.Set(limits.BytesPerSecond, burst, now);
-        _isLimited = _ops.IsSet || _bytes.IsSet;
-        _timer.Stop();
-        Pump();
+        _own.Owner.SetLimits(limits, _loop.NowNanos);
+        _own.Pump();
     }
 
     /// <summary>From now on the volume takes from that limiter too; null: from none.</summary>
     public void SetTenant(SharedLimiter? tenant)
     {
         if (_tenant?.Owner == tenant) return;
-        _tenant?.Leave(this);
+        _tenant?.Leave(_tenantTurn);
         _tenant = tenant?.PartOf(_loop);
+        Pump();
+    }
+
+    /// <summary>The volume lies on another disk: it has its part of that from now on, and what is still inside counts there. Null when
+    /// nothing divides the disks.</summary>
+    public void SetDisk(DiskShare? disk)
+    {
+        if (disk is null) return;
+        Share?.MoveTo(disk);
         Pump();
     }
 
@@ -142,13 +141,13 @@ public sealed class VolumeAdmission
         Pump();
     }
 
-    /// <summary>The tenant's turn has come to this volume: lets one in; true when more wait for the tenant.</summary>
-    internal bool AdmitOne(ulong now)
+    /// <summary>The turn of the door has come at one of its limiters: lets one in; true when more wait for that limiter.</summary>
+    internal bool AdmitOne(SharedLimiter.Part limiter, ulong now)
     {
         if (_first is not { } waiter) return false;
-        if (OwnWaitNanos(now) > 0 || Share?.MayEnter(waiter.Bytes, now) == false)
+        if (!MayEnter(waiter.Bytes, now, limiter))
         {
-            Arrange(now);
+            Arrange(now, limiter);
             return false;
         }
 
@@ -183,33 +182,24 @@ public sealed class VolumeAdmission
         waiter.Admit();
     }
 
-    private ulong OwnWaitNanos(ulong now) => _isLimited ? Math.Max(_ops.WaitNanos(now), _bytes.WaitNanos(now)) : 0;
-
-    private bool MayEnter(ulong bytes, ulong now)
-    {
-        if (_isLimited && OwnWaitNanos(now) > 0) return false;
-        return Share?.MayEnter(bytes, now) != false && _tenant?.MayEnter(now) != false;
-    }
+    /// <summary>Nothing holds the first one back; <paramref name="asked"/> has been asked already.</summary>
+    private bool MayEnter(ulong bytes, ulong now, SharedLimiter.Part? asked = null) =>
+        (_own == asked || _own.MayEnter(now)) && Share?.MayEnter(bytes, now) != false && (_tenant is null || _tenant == asked || _tenant.MayEnter(now));
 
     private void Take(ulong bytes, ulong now)
     {
         Inside++;
         Share?.Enter(bytes, now);
-        if (_isLimited)
-        {
-            _ops.Take(1, now);
-            _bytes.Take(bytes, now);
-        }
-
+        _own.Take(bytes, now);
         _tenant?.Take(bytes, now);
     }
 
-    /// <summary>Sees to it that the first one is looked at again.</summary>
-    private void Arrange(ulong now)
+    /// <summary>Sees to it that the first one is looked at again: by the first thing that holds it back.</summary>
+    private void Arrange(ulong now, SharedLimiter.Part? asked = null)
     {
-        if (OwnWaitNanos(now) is var wait and > 0) StartTimer(now, Math.Max(wait, WaitNanosMin));
+        if (_own != asked && !_own.MayEnter(now)) _own.Join(_ownTurn);
         else if (Share?.MayEnter(_first!.Bytes, now) == false) StartTimer(now, DiskShare.StallNanos); // an exit does it sooner
-        else _tenant?.Join(this);
+        else _tenant?.Join(_tenantTurn);
     }
 
     // Every exit comes here: a timer that elapses soon enough is left alone.

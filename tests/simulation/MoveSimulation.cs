@@ -20,6 +20,7 @@ internal sealed partial class MoveSimulation
     private readonly SeededRandom _random;
     private readonly Durability _durability;
     private readonly BrokenMoves _broken;
+    private readonly bool _aimsAtSwitch;
     private readonly StorageDriver _driver = new();
     private readonly MemoryMetaStore _meta = new();
     private readonly SimDisk[] _disks;
@@ -35,11 +36,11 @@ internal sealed partial class MoveSimulation
     private bool _powerWasCut, _mayDieAtSwitch;
     private ulong _end;
 
-    private MoveSimulation(ulong seed, BrokenMoves broken)
+    private MoveSimulation(ulong seed, BrokenMoves broken, bool aimsAtSwitch)
     {
         _random = new SeededRandom(seed);
-        _broken = broken;
-        _durability = _random.NextChance(0.7) ? Durability.Flush : Durability.Ack;
+        (_broken, _aimsAtSwitch) = (broken, aimsAtSwitch);
+        _durability = _random.NextChance(0.7) || aimsAtSwitch ? Durability.Flush : Durability.Ack;
         _movesWanted = 1 + _random.NextBelow(3);
         // What makes appends durable makes everything durable: a flush that is left out is noticed where nobody appends.
         bool mayAppend = _random.NextChance(0.5);
@@ -60,10 +61,11 @@ internal sealed partial class MoveSimulation
     /// <summary>Deaths in the middle of a move.</summary>
     public int Deaths { get; private set; }
 
-    /// <summary>Runs one seed.</summary>
-    public static MoveSimulation Run(ulong seed, BrokenMoves broken = BrokenMoves.None)
+    /// <summary>Runs one seed. With <paramref name="aimsAtSwitch"/> nothing is durable that was not flushed, and nearly every death is a
+    /// power cut in the last difference, of which little is in any other world.</summary>
+    public static MoveSimulation Run(ulong seed, BrokenMoves broken = BrokenMoves.None, bool aimsAtSwitch = false)
     {
-        var simulation = new MoveSimulation(seed, broken);
+        var simulation = new MoveSimulation(seed, broken, aimsAtSwitch);
         try
         {
             simulation.RunLives();
@@ -90,7 +92,7 @@ internal sealed partial class MoveSimulation
             _loop = new SimLoop(_random.NextUInt64());
             if (!Open() || (life == 0 ? !Create() : !Judge())) return;
             // The last lives are long enough for a move to end.
-            ulong length = life > LivesMax - 10 ? EventsPerLifeMax : _random.NextBelow(_random.NextChance(0.2) ? 2_000UL : 150UL);
+            ulong length = life > LivesMax - 10 ? EventsPerLifeMax : _aimsAtSwitch ? 20_000 : _random.NextBelow(_random.NextChance(0.2) ? 2_000UL : 150UL);
             Live(length);
             Hash = (Hash ^ _loop.EventHash) * 1099511628211;
             Die();
@@ -114,7 +116,7 @@ internal sealed partial class MoveSimulation
                 return false;
             }
 
-            _sides[i] = new SimSide(store);
+            _sides[i] = new SimSide(store, updating: OnUpdating);
         }
 
         _inFlight.Clear();
@@ -152,6 +154,14 @@ internal sealed partial class MoveSimulation
             Check.That(_loop.Run(device.WriteAsync(first * Units.SectorBytes, data, WriteFlags.Fua)) == IoStatus.Ok);
             volume.End(write, true, true, ++_now);
         }
+    }
+
+    /// <summary>A store is told what it is to say of a volume. As the home of one that moves it is the last that is heard of the move before
+    /// the metadata say so.</summary>
+    private void OnUpdating(VolumeHead head)
+    {
+        if (_aimsAtSwitch && _mayDieAtSwitch && head.Epoch != VolumeDirectory.CopyEpoch && _random.NextChance(0.7))
+            _end = Math.Min(_end, _loop.EventCount + _random.NextBelow(4UL));
     }
 
     private T Finish<T>(Task<T> task)
@@ -234,7 +244,8 @@ internal sealed partial class MoveSimulation
     {
         try
         {
-            for (int i = 0; i < 2_000 && Violation is null && !isOver(); i++)
+            int requests = _aimsAtSwitch ? 10 : 2_000; // few: what is overwritten later shows nothing
+            for (int i = 0; i < requests && Violation is null && !isOver(); i++)
             {
                 VolumeModel volume = _volumes[_random.NextBelow(_volumes.Count)];
                 IoStatus status = await RequestAsync(volume, _used[volume.Head.Id].Device);
@@ -251,11 +262,20 @@ internal sealed partial class MoveSimulation
         return true;
     }
 
-    private async ValueTask<IoStatus> RequestAsync(VolumeModel volume, IBlockDevice device)
+    /// <summary>What the last difference has to bring, and nobody has flushed.</summary>
+    private async Task WriteSomeAsync(IReadOnlyList<VolumeRecord> volumes)
+    {
+        foreach (VolumeModel volume in _volumes.Where(v => volumes.Any(one => one.Id == v.Head.Id)))
+        {
+            for (int i = 0; i < 4; i++) await RequestAsync(volume, Use(volume.Head.Id).Device, flushes: false);
+        }
+    }
+
+    private async ValueTask<IoStatus> RequestAsync(VolumeModel volume, IBlockDevice device, bool flushes = true)
     {
         ulong count = 1 + _random.NextBelow(_random.NextChance(0.05) ? 1024UL : 32UL), first = _random.NextBelow(volume.Sectors - count + 1);
         int dice = _random.NextBelow(100);
-        if (dice < 10)
+        if (dice < 10 && flushes)
         {
             ulong start = ++_now;
             IoStatus flushed = await device.FlushAsync();
@@ -280,7 +300,7 @@ internal sealed partial class MoveSimulation
         ulong id = _nextId++;
         var data = new byte[isZero ? 0 : count * Units.SectorBytes];
         VolumeModel.Fill(data, id, volume.Head.Id, first);
-        WriteFlags flags = _random.NextChance(0.1) ? WriteFlags.Fua : WriteFlags.None;
+        WriteFlags flags = flushes && _random.NextChance(0.1) ? WriteFlags.Fua : WriteFlags.None;
         ModelWrite write = volume.Begin(id, first, count, isZero, ++_now);
         _inFlight.Add((volume, write));
         IoStatus status = isZero
@@ -294,7 +314,7 @@ internal sealed partial class MoveSimulation
 
     private void Die()
     {
-        _powerWasCut = _random.NextChance(0.5);
+        _powerWasCut = _random.NextChance(0.5) || _aimsAtSwitch;
         foreach (SimDisk disk in _disks)
         {
             if (_powerWasCut) disk.CutPower();
@@ -354,7 +374,8 @@ internal sealed partial class MoveSimulation
         public async Task<IMoveHold?> HoldAsync(IReadOnlyList<VolumeRecord> volumes)
         {
             // Around the moment at which the home changes a death means most.
-            if (world._mayDieAtSwitch && world._random.NextChance(0.4)) world._end = Math.Min(world._end, world._loop.EventCount + world._random.NextBelow(80UL));
+            if (world._aimsAtSwitch) await world.WriteSomeAsync(volumes);
+            else if (world._mayDieAtSwitch && world._random.NextChance(0.4)) world._end = Math.Min(world._end, world._loop.EventCount + world._random.NextBelow(80UL));
             foreach (VolumeRecord volume in volumes)
             {
                 if (world._broken.HasFlag(BrokenMoves.SkipHold)) continue;

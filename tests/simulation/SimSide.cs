@@ -5,8 +5,9 @@ using BlockServer.Core;
 namespace BlockServer.Tests.Simulation;
 
 /// <summary>A store as the directory and the jobs of the daemon see it. <paramref name="pause"/>: what passes on the way to the
-/// store's loop and back; null: nothing. <paramref name="lies"/>: it says of every clone that it shares nothing any more.</summary>
-internal sealed class SimSide(ILayeredStore store, Func<ValueTask>? pause = null, bool lies = false) : IMoveSide
+/// store's loop and back; null: nothing. <paramref name="lies"/>: it says of every clone that it shares nothing any more. <paramref name="updating"/> is told of
+/// every head that is about to be changed.</summary>
+internal sealed class SimSide(ILayeredStore store, Func<ValueTask>? pause = null, bool lies = false, Action<VolumeHead>? updating = null) : IMoveSide
 {
     public ILayeredStore Store => store;
 
@@ -31,7 +32,11 @@ internal sealed class SimSide(ILayeredStore store, Func<ValueTask>? pause = null
 
     public Task<IoStatus> CreateAsync(VolumeHead head) => RunAsync(s => s.CreateVolumeAsync(head));
 
-    public Task<IoStatus> UpdateAsync(VolumeHead head) => RunAsync(s => s.UpdateVolumeAsync(head));
+    public Task<IoStatus> UpdateAsync(VolumeHead head)
+    {
+        updating?.Invoke(head);
+        return RunAsync(s => s.UpdateVolumeAsync(head));
+    }
 
     public Task<IoStatus> DeleteAsync(uint volumeId) => RunAsync(s => s.DeleteVolumeAsync(volumeId));
 

@@ -118,6 +118,66 @@ public sealed class AdmissionTests
         InRange(first.Started, 9_000, 11_000);
     }
 
+    [Theory]
+    [InlineData(false)]
+    [InlineData(true)]
+    public void Doors_of_a_volume_on_two_loops_share_its_limit_in_equal_parts(bool hasTenant)
+    {
+        var one = new SimLoop(16);
+        var two = new SimLoop(17);
+        var limiter = new SharedLimiter();
+        VolumeAdmission first = new(one, new DiskShare(), limiter), second = new(two, new DiskShare(), limiter);
+        first.SetLimits(new QosLimits(Iops: 2000));
+        Assert.Equal(2000UL, second.Limits.Iops);
+        var tenant = new SharedLimiter();
+        tenant.SetLimits(new QosLimits(Iops: 3000));
+        if (hasTenant)
+        {
+            first.SetTenant(tenant);
+            second.SetTenant(tenant);
+        }
+
+        // Of the tenant's other volume on the first loop there is what the two leave.
+        Client[] clients = [new(one, first, 64, 4096, deviceNanos: 50_000), new(two, second, 4, 4096, deviceNanos: 50_000), Client.Of(one, tenant, 16)];
+        for (int i = 0; i < 10_000; i++)
+        {
+            RunFor(one, Second / 1000); // one always comes first
+            RunFor(two, Second / 1000);
+        }
+
+        InRange(clients[0].Started + clients[1].Started, (hasTenant ? 15_000 : 20_000) * 0.95, 20_000 * 1.05);
+        InRange(clients[0].Started, hasTenant ? 5_000 : 9_000, 11_000);
+        InRange(clients[1].Started, hasTenant ? 5_000 : 9_000, 11_000);
+        double all = clients[2].Started + (hasTenant ? clients[0].Started + clients[1].Started : 0);
+        InRange(all, 30_000 * 0.95, 30_000 * 1.05);
+        first.SetLimits(null);
+        first.SetTenant(null);
+        second.SetTenant(null);
+        RunFor(two, Second / 1000); // it is told by a message
+        Assert.Equal((0, 0), (first.Waiting, second.Waiting));
+    }
+
+    [Fact]
+    public void A_volume_that_moves_has_its_part_of_the_disk_where_it_is()
+    {
+        var loop = new SimLoop(18);
+        DiskShare before = new(), after = new();
+        VolumeAdmission volume = new(loop, before), neighbour = new(loop, after);
+        var client = new Client(loop, volume, 8, 131072, deviceNanos: Second / 1000);
+        var other = new Client(loop, neighbour, 1, 4096, deviceNanos: Second / 1000);
+        RunFor(loop, Second);
+        Assert.Equal((8, 0), (volume.Inside, volume.Waiting));
+        volume.SetDisk(after);
+        RunFor(loop, Second);
+        Assert.Equal((1, 7), (volume.Inside, volume.Waiting));
+        Assert.True(volume.HasNeighbours && neighbour.HasNeighbours);
+        volume.SetDisk(new DiskShare());
+        Assert.Equal((8, 0), (volume.Inside, volume.Waiting));
+        client.IsStopped = other.IsStopped = true;
+        loop.RunToQuiescence();
+        Assert.Equal((0, 0), (volume.Inside, volume.Waiting));
+    }
+
     [Fact]
     public void A_volumes_own_limit_holds_within_its_tenants()
     {

@@ -171,7 +171,7 @@ public sealed class AofApiTests : IAsyncLifetime
         byte[] bytes = [.. Enumerable.Range(0, 100).Select(i => (byte)i)];
         AofWriter[] writers = [.. Enumerable.Range(0, 4).Select(_ => new AofWriter(blockd, "limited"))];
         await Task.WhenAll(Enumerable.Range(0, 60).Select(i => writers[i % 4].AppendAsync(bytes, Cancel)));
-        VolumeAdmission door = _server.Test.Daemon.Volumes.Doors.Find(id)!;
+        VolumeAdmission door = Assert.Single(_server.Test.Daemon.Volumes.Doors.Find(id));
         ulong throttled = door.Throttled;
         Assert.True(throttled > 0, "no append waited");
         for (int i = 0; i < 60 && door.Throttled == throttled; i++)

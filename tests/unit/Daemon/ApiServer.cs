@@ -1,6 +1,7 @@
 using System.Net;
 using System.Text;
 using BlockServer.Blockd;
+using BlockServer.Core;
 
 namespace BlockServer.Tests.Unit.Daemon;
 
@@ -23,9 +24,16 @@ public sealed class ApiServer : IAsyncDisposable
 
     internal TestDaemon Test => _test;
 
-    internal static async Task<ApiServer> StartAsync(ApiLimits? limits = null, TimeProvider? time = null, params string[] arguments)
+    internal static Task<ApiServer> StartAsync(ApiLimits? limits = null, TimeProvider? time = null, params string[] arguments) =>
+        BeginAsync(TestDaemon.StartAsync(arguments), limits, time);
+
+    /// <summary>With a layer in front of its disks.</summary>
+    internal static Task<ApiServer> StartOnAsync(Func<IFile, IFile> layer, params string[] arguments) =>
+        BeginAsync(TestDaemon.StartAsync(layer, arguments), null, null);
+
+    private static async Task<ApiServer> BeginAsync(Task<TestDaemon> starting, ApiLimits? limits, TimeProvider? time)
     {
-        var server = new ApiServer { _test = await TestDaemon.StartAsync(arguments) };
+        var server = new ApiServer { _test = await starting };
         await server.ListenAsync(limits, time);
         return server;
     }

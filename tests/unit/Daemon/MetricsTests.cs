@@ -119,7 +119,7 @@ public sealed class MetricsTests
         string socket = "/tmp/blockd-metrics-" + Guid.NewGuid().ToString("N") + ".sock";
         await using ApiServer server = await ApiServer.StartAsync(null, null, "nbd=unix:" + socket);
         await UseAsync(server);
-        VolumeAdmission door = server.Test.Daemon.Volumes.Doors.Find(1)!;
+        VolumeAdmission door = Assert.Single(server.Test.Daemon.Volumes.Doors.Find(1));
         Assert.Equal(5000UL, door.Limits.Iops);
         await server.DoneAsync("set_qos", "-v", "v", "--iops", "70");
         for (int i = 0; i < 500 && door.Limits.Iops != 70; i++) await Task.Delay(10); // on the volume's loop
