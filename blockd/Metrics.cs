@@ -38,7 +38,7 @@ internal sealed class Metrics(Daemon daemon)
         Task<DiskFigures> looking = host.Thread.InvokeAsync(() => new ValueTask<DiskFigures>(new DiskFigures(
             host.Store.State, host.Store.GetStats(), host.FreeBytesNow,
             [new("read", host.Medium.Reads), new("write", host.Medium.Writes), new("flush", host.Medium.Flushes)],
-            host.Thread.Loop.Buffers.LentBytes,
+            host.Thread.Loop.Buffers.LentBytes, host.Store.CutPauses.Nanos, host.Store.CutPauses.NanosMax, [.. host.Store.CutPauses.Histogram],
             [.. volumes.Select(v => Look(host, v))])));
         return await Task.WhenAny(looking, Task.Delay(s_patience)) == looking && looking.IsCompletedSuccessfully ? await looking : null;
     }
@@ -136,6 +136,14 @@ internal sealed class Metrics(Daemon daemon)
                 to.Histogram(histogram, nanos, ("disk", hosts[i].Name), ("kind", kind));
         }
 
+        to.Family("blockd_disk_cut_pause_seconds", MetricKind.Histogram, "How long cuts of snapshots held changes back.");
+        for (int i = 0; i < hosts.Length; i++)
+        {
+            if (disks[i] is { } figures) to.Histogram(figures.CutPauses, figures.CutNanos, ("disk", hosts[i].Name));
+        }
+
+        Each("blockd_disk_cut_pause_max_seconds", "The longest of them since the start.", s => s.CutNanosMax / 1e9);
+
         void Each(string name, string help, Func<DiskFigures, double> value, bool isCounter = false)
         {
             to.Family(name, isCounter ? MetricKind.Counter : MetricKind.Gauge, help);
@@ -182,7 +190,8 @@ internal sealed record DiskKind(string Kind, ulong Operations, ulong Bytes, ulon
 
 /// <summary>A disk in service and its volumes, copied on its loop.</summary>
 internal sealed record DiskFigures(
-    StoreState State, StoreStats Stats, ulong FreeBytes, DiskKind[] Kinds, long LentBytes, VolumeFigures[] Volumes);
+    StoreState State, StoreStats Stats, ulong FreeBytes, DiskKind[] Kinds, long LentBytes,
+    ulong CutNanos, ulong CutNanosMax, ulong[] CutPauses, VolumeFigures[] Volumes);
 
 /// <summary>A volume's door, copied on its loop.</summary>
 internal sealed record DoorFigures(QosLimits Limits, int Inside, int Waiting, ulong Throttled, ulong ThrottledNanos);

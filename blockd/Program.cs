@@ -1,6 +1,7 @@
 using System.CommandLine;
 using System.Reflection;
 using System.Runtime.InteropServices;
+using BlockServer.Io;
 
 namespace BlockServer.Blockd;
 
@@ -115,6 +116,7 @@ internal static class Program
         }
 
         Daemon daemon = await starting;
+        await using ThreadOrder? order = settings.BackgroundNice > 0 ? new ThreadOrder(new BackgroundThreads(daemon.Threads, settings.BackgroundNice), Log) : null;
         using PosixSignalRegistration hangUp = PosixSignalRegistration.Create(PosixSignal.SIGHUP, context =>
         {
             context.Cancel = true; // it means: look at your files again

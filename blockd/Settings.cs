@@ -77,6 +77,9 @@ internal sealed record Settings
     /// <summary>How long a loop looks for the next request before it sleeps, in microseconds; 0: never.</summary>
     public required int BusyPollMicros { get; init; }
 
+    /// <summary>How much behind the loops all other threads run, as a nice value; 0: beside them.</summary>
+    public required int BackgroundNice { get; init; }
+
     public required string? TlsCert { get; init; }
 
     public required string? TlsKey { get; init; }
@@ -185,6 +188,7 @@ internal static class SettingsReader
         ("relayout-rate", "SIZE", false, "Most that --relayout writes to a disk in a second. Default: 64m."),
         ("loops", "COUNT", false, "Threads that serve, 1 to 64. Default: 1. Stores are spread over them."),
         ("busy-poll", "MICROSECONDS", false, "How long a thread that serves looks for the next request before it sleeps, while requests come faster than that; 0 to 1000. Default: 50, and 0 unless there is a processor more than --loops. 0 saves processor time, a sleep costs a client that waits for each answer some latency. io_uring only."),
+        ("background-nice", "NICE", false, "How much behind the threads that serve the others run (the admin API, exports, the runtime's compiler), as a nice value, 0 to 19. Default: 5. 0: beside them; then clients wait for them some milliseconds now and then where processors are short."),
         ("tls", "MODE", false, "off, optional or required: whether NBD clients use TLS. Default: off without --tls-cert, else optional, but required when an address is beyond loopback or --tls-clients is required. Beyond loopback optional means required unless --insecure."),
         ("tls-cert", "FILE", false, "Certificate (PEM) for NBD's STARTTLS and for HTTPS, with its intermediates behind it. Read again when the file changes."),
         ("tls-key", "FILE", false, "Private key (PEM, no passphrase) of --tls-cert."),
@@ -284,6 +288,7 @@ internal static class SettingsReader
             ScrubBytesPerSecond = Size("scrub-rate", Units.MiB, Units.TiB) ?? 20 * Units.MiB,
             Loops = loops,
             BusyPollMicros = Number("busy-poll", loops < Environment.ProcessorCount ? 50 : 0, 0, 1000),
+            BackgroundNice = Number("background-nice", 5, 0, 19),
             Connections = Number("connections", 256, 1, 65536),
             ConnectionsPerAddress = Number("connections-per-address", 32, 1, 65536),
             Limits = new ClientLimits

@@ -170,6 +170,11 @@ internal sealed class StoreHost : IMoveSide
     });
 
     /// <inheritdoc/>
+    public Task<CutSight?> SightAsync(uint volumeId, string snapshot) => Thread.InvokeAsync(() => new ValueTask<CutSight?>(
+        Store.State == StoreState.Closed || Store.OpenVolume(volumeId) is null ? null
+        : new CutSight(Store.FindSnapshot(volumeId, snapshot), Store.IsFlattening(volumeId))));
+
+    /// <inheritdoc/>
     public Task<IoStatus> CutAsync(IReadOnlyList<SnapshotRequest> requests) => AskAsync(() => Store.CreateSnapshotsAsync(requests));
 
     /// <inheritdoc/>

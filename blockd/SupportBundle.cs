@@ -131,6 +131,7 @@ internal sealed class SupportBundle(Daemon daemon, IAdminRoutes routes)
         Add("relayout-rate", s.RelayoutBytesPerSecond);
         Add("loops", s.Loops);
         Add("busy-poll-micros", s.BusyPollMicros);
+        Add("background-nice", s.BackgroundNice);
         Add("tls", $"{s.Tls}, clients {s.TlsClients}, certificate {s.TlsCert}, authority {s.TlsCa}, key {(s.TlsKey is null ? "none" : "a file is set")}");
         Add("connections", $"{s.Connections}, of one address {s.ConnectionsPerAddress}");
         Add("limits", s.Limits);

@@ -38,6 +38,12 @@ public interface IVolumeHost
     /// <summary>The layers of a volume; null when the store does not serve it.</summary>
     Task<VolumeLayers?> LayersAsync(uint volumeId);
 
+    /// <summary>What a cut asks of the layers before and after it; null when the store does not serve the volume. Clients wait while
+    /// the store's loop looks, so that a store with ten thousand snapshots has to answer it without listing them.</summary>
+    async Task<CutSight?> SightAsync(uint volumeId, string snapshot) =>
+        await LayersAsync(volumeId) is not { } layers ? null
+        : new CutSight(layers.Snapshots.FirstOrDefault(s => s.Name == snapshot), layers.IsFlattening);
+
     /// <summary>As <see cref="ILayeredStore.CreateSnapshotsAsync"/>.</summary>
     Task<IoStatus> CutAsync(IReadOnlyList<SnapshotRequest> requests);
 

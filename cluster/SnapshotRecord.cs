@@ -63,6 +63,11 @@ public sealed record SnapshotResult(IReadOnlyList<VolumeSnapshot> Snapshots, Dir
 public sealed record VolumeLayers(
     IReadOnlyList<SnapshotInfo> Snapshots, (uint VolumeId, Guid Snapshot)? Base, bool IsFlattening, string? BaseName = null);
 
+/// <summary>What a cut asks of the layers of a volume.</summary>
+/// <param name="Snapshot">The snapshot of the name that was asked for, or null.</param>
+/// <param name="IsFlattening">See <see cref="VolumeLayers"/>.</param>
+public sealed record CutSight(SnapshotInfo? Snapshot, bool IsFlattening);
+
 [JsonSourceGenerationOptions(PropertyNamingPolicy = JsonKnownNamingPolicy.CamelCase, RespectRequiredConstructorParameters = true)]
 [JsonSerializable(typeof(SnapshotRecord))]
 internal sealed partial class SnapshotRecordJson : JsonSerializerContext;

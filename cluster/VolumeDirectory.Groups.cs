@@ -55,8 +55,8 @@ public sealed partial class VolumeDirectory
         var done = new List<VolumeSnapshot>();
         for (int i = 0; i < cuts.Length; i++)
         {
-            VolumeLayers? layers = await LayersAsync(members[i]);
-            if (layers?.Snapshots.FirstOrDefault(s => s.Uuid == cuts[i].Request.Uuid) is not { } info) return AwayFault();
+            CutSight? sight = await SightAsync(members[i], name);
+            if (sight?.Snapshot is not { } info || info.Uuid != cuts[i].Request.Uuid) return AwayFault();
             done.Add(new VolumeSnapshot(members[i], info, isLabelled ? records[i] : null));
             SnapshotChanged?.Invoke(members[i], info.Uuid, info.Name, false);
         }

@@ -173,14 +173,17 @@ public sealed partial class VolumeDirectory
         return known.Snapshots.FirstOrDefault(s => s.Info.Name == snapshot) is { } found ? (found, null) : (null, NoSnapshot(volume, snapshot));
     }
 
+    private async Task<CutSight?> SightAsync(VolumeRecord volume, string snapshot) =>
+        _hosts.TryGetValue(volume.StoreId, out IVolumeHost? host) ? await host.SightAsync(volume.Id, snapshot) : null;
+
     /// <summary>Why no snapshot of that name can be cut, or null.</summary>
     private async Task<DirectoryFault?> CutFaultAsync(VolumeRecord volume, string name)
     {
         if (ImportFault(volume) is { } coming) return coming;
-        if (await LayersAsync(volume) is not { } layers) return AwayFault();
-        if (layers.IsFlattening)
+        if (await SightAsync(volume, name) is not { } sight) return AwayFault();
+        if (sight.IsFlattening)
             return new DirectoryFault(IoStatus.Conflict, "volume-flattening", $"'{volume.Name}' is being flattened; wait until that has ended");
-        return layers.Snapshots.Any(s => s.Name == name)
+        return sight.Snapshot is not null
             ? new DirectoryFault(IoStatus.Conflict, "snapshot-exists", $"'{volume.Name}' has a snapshot '{name}'; choose another name", "name")
             : null;
     }

@@ -42,6 +42,9 @@ public sealed class LoopThread : IDisposable
     /// <summary>What it is called.</summary>
     public string Name => _thread.Name!;
 
+    /// <summary>The kernel's number of the thread.</summary>
+    public int SystemId { get; private set; }
+
     /// <summary>Why <c>auto</c> took aio; null when it did not.</summary>
     public string? FallbackReason { get; private set; }
 
@@ -92,6 +95,7 @@ public sealed class LoopThread : IDisposable
 
     private void Run(string engine, long poolBytes, IRandom random, ulong busyPollNanos)
     {
+        SystemId = Native.ThreadId;
         KernelLoop loop;
         try
         {

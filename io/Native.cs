@@ -7,7 +7,7 @@ namespace BlockServer.Io;
 /// <summary>The few calls into the C library and the kernel that this room needs, Linux on x86-64 and arm64.</summary>
 internal static unsafe partial class Native
 {
-    public const int EPERM = 1, ENOENT = 2, EINTR = 4, EAGAIN = 11, EACCES = 13, EBUSY = 16, EEXIST = 17, EINVAL = 22, ENFILE = 23, EMFILE = 24,
+    public const int EPERM = 1, ENOENT = 2, ESRCH = 3, EINTR = 4, EAGAIN = 11, EACCES = 13, EBUSY = 16, EEXIST = 17, EINVAL = 22, ENFILE = 23, EMFILE = 24,
         ENOSPC = 28, EPIPE = 32, ENOSYS = 38, ETIME = 62, EPROTO = 71, EOPNOTSUPP = 95, EADDRINUSE = 98, ENOBUFS = 105,
         ECONNABORTED = 103, ECONNREFUSED = 111, ECANCELED = 125, EDQUOT = 122, ENOTTY = 25, ENOMEM = 12;
 
@@ -29,6 +29,16 @@ internal static unsafe partial class Native
     public static int Errno => -Marshal.GetLastPInvokeError();
 
     public static string Text(int errno) => Marshal.GetPInvokeErrorMessage(Math.Abs(errno));
+
+    /// <summary>The kernel's number of the calling thread.</summary>
+    public static int ThreadId => (int)syscall(IsArm ? 178 : 186, 0, 0, 0, 0, 0, 0);
+
+    /// <summary>The nice value of a thread of this process; 20 when it has ended.</summary>
+    public static int NiceOf(int thread) => 20 - Math.Max(0, (int)syscall(IsArm ? 141 : 140, 0, thread, 0, 0, 0, 0));
+
+    /// <summary>Gives a thread of this process a nice value; why that is refused, or null, also when it has ended.</summary>
+    public static string? SetNice(int thread, int nice) =>
+        syscall(IsArm ? 140 : 141, 0, thread, nice, 0, 0, 0) == 0 || Errno == -ESRCH ? null : $"setpriority: {Text(Errno)}";
 
     [LibraryImport("libc", SetLastError = true)]
     public static partial nint syscall(nint number, nint a, nint b, nint c, nint d, nint e, nint f);

@@ -182,13 +182,12 @@ public sealed partial class Store
         _slots.Detach(record.Slot);
     }
 
-    /// <summary>Changes wait from now on; those in the log are answered when it returns.</summary>
-    private async ValueTask FreezeAsync(Volume volume)
+    /// <summary>The changes of a frozen volume that are in the log are answered when it returns.</summary>
+    private ValueTask<bool> DrainAsync(Volume volume)
     {
-        volume.Freezes++;
-        if (volume.InFlight == 0 || Breaks(BrokenRules.CutUnderWrites)) return;
+        if (volume.InFlight == 0 || Breaks(BrokenRules.CutUnderWrites)) return new(true);
         volume.Drained ??= new LoopEvent<bool>();
-        await volume.Drained.WaitAsync();
+        return volume.Drained.WaitAsync();
     }
 
     private static void Thaw(Volume volume)

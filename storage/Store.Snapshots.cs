@@ -12,9 +12,17 @@ public sealed partial class Store
     private const uint StructureLock = uint.MaxValue, FreeingLock = uint.MaxValue - 1;
 
     /// <inheritdoc/>
+    public PauseCounters CutPauses { get; } = new();
+
+    /// <inheritdoc/>
     public IReadOnlyList<SnapshotInfo> Snapshots(uint volumeId) =>
         !_volumes.TryGetValue(volumeId, out Volume? volume) || volume.IsDeleting ? []
         : [.. volume.Layers.Values.Where(layer => layer is { IsTop: false, IsDeleting: false }).Select(InfoOf)];
+
+    /// <inheritdoc/>
+    public SnapshotInfo? FindSnapshot(uint volumeId, string name) =>
+        _volumes.TryGetValue(volumeId, out Volume? volume) && !volume.IsDeleting && volume.SnapshotsByName.TryGetValue(name, out Layer? layer)
+            ? InfoOf(layer) : null;
 
     /// <inheritdoc/>
     public async ValueTask<IoStatus> CreateSnapshotsAsync(IReadOnlyList<SnapshotRequest> requests)
@@ -100,7 +108,7 @@ public sealed partial class Store
         foreach (SnapshotRequest request in requests)
         {
             if (!_volumes.TryGetValue(request.VolumeId, out Volume? volume) || volume.IsDeleting) return IoStatus.NotFound;
-            if (volume.IsFlattening || volume.Snapshots.ContainsKey(request.Uuid) || volume.SnapshotNames.Contains(request.Name)) return IoStatus.Conflict;
+            if (volume.IsFlattening || volume.Snapshots.ContainsKey(request.Uuid) || volume.SnapshotsByName.ContainsKey(request.Name)) return IoStatus.Conflict;
             volumes.Add(volume);
         }
 
@@ -114,9 +122,11 @@ public sealed partial class Store
         await WaitForRing();
         // Most of what must be durable becomes so while changes still go on, so that they wait for little.
         if (!Breaks(BrokenRules.ThawEarly) && await EnsureDurable(_appliedLsn) != IoStatus.Ok) return IoStatus.Unavailable;
-        // All stop before the first is waited for: the group's cut is where none goes on.
-        ValueTask[] freezes = [.. volumes.Select(FreezeAsync)];
-        foreach (ValueTask freeze in freezes) await freeze;
+        ulong heldSince = _loop.NowNanos;
+        // All stop before the first is waited for: the group's cut is where none goes on. From here to the thaw clients wait, of the first
+        // cut also for the compiler: nothing here may be made of the runtime's generic types where plain code does.
+        foreach (Volume volume in volumes) volume.Freezes++;
+        foreach (Volume volume in volumes) await DrainAsync(volume);
         IoStatus status = State != StoreState.Online ? IoStatus.Unavailable
             : !HasSlotsForHeads((uint)requests.Count) ? IoStatus.NoSpace
             : await AppendCuts(requests, volumes, target);
@@ -124,6 +134,7 @@ public sealed partial class Store
         ulong cut = _appliedLsn;
         if (status == IoStatus.Ok && !Breaks(BrokenRules.ThawEarly)) status = await EnsureDurable(cut);
         foreach (Volume volume in volumes) Thaw(volume);
+        CutPauses.Add(_loop.NowNanos - heldSince);
         // Of the cut alone: what was written since the thaw is its clients' business, and would cost a flush.
         return status == IoStatus.Ok ? await EnsureDurable(cut) : status;
     }

@@ -53,7 +53,7 @@ internal sealed class Volume
     public readonly Dictionary<Guid, Layer> Snapshots = [];
 
     /// <summary>See <see cref="Snapshots"/>.</summary>
-    public readonly HashSet<string> SnapshotNames = new(StringComparer.Ordinal);
+    public readonly Dictionary<string, Layer> SnapshotsByName = new(StringComparer.Ordinal);
 
     /// <summary>Those who hold changes back, for a cut.</summary>
     public int Freezes;
@@ -87,11 +87,11 @@ internal sealed class Volume
         if (!layer.IsDeleting)
         {
             Snapshots[layer.Head.Uuid] = layer;
-            SnapshotNames.Add(layer.Head.Name);
+            SnapshotsByName[layer.Head.Name] = layer;
         }
         else if (Snapshots.Remove(layer.Head.Uuid))
         {
-            SnapshotNames.Remove(layer.Head.Name);
+            SnapshotsByName.Remove(layer.Head.Name);
         }
     }
 

@@ -49,8 +49,15 @@ public readonly record struct FreeingState(long PagesLeft, bool Waits);
 /// </summary>
 public interface ILayeredStore : IStore
 {
+    /// <summary>How long each cut since the start held changes back, from the moment at which they stop until they go on, by the
+    /// clock of the loop, which is read once a turn.</summary>
+    PauseCounters CutPauses { get; }
+
     /// <summary>Snapshots of a volume, oldest first.</summary>
     IReadOnlyList<SnapshotInfo> Snapshots(uint volumeId);
+
+    /// <summary>The snapshot of that name, or null. As quick among ten thousand as alone.</summary>
+    SnapshotInfo? FindSnapshot(uint volumeId, string name);
 
     /// <summary>The snapshot that a volume was cloned from, or null.</summary>
     (uint VolumeId, Guid Snapshot)? BaseOf(uint volumeId);

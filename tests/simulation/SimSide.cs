@@ -45,6 +45,9 @@ internal sealed class SimSide(ILayeredStore store, Func<ValueTask>? pause = null
     public Task<VolumeLayers?> LayersAsync(uint volumeId) => RunAsync(s => new ValueTask<VolumeLayers?>(s.OpenVolume(volumeId) is null
         ? null : new VolumeLayers(s.Snapshots(volumeId), lies ? null : s.BaseOf(volumeId), !lies && s.IsFlattening(volumeId))));
 
+    public Task<CutSight?> SightAsync(uint volumeId, string snapshot) => RunAsync(s => new ValueTask<CutSight?>(s.OpenVolume(volumeId) is null
+        ? null : new CutSight(s.FindSnapshot(volumeId, snapshot), !lies && s.IsFlattening(volumeId))));
+
     public Task<IoStatus> CutAsync(IReadOnlyList<SnapshotRequest> requests) => RunAsync(s => s.CreateSnapshotsAsync(requests));
 
     public Task<IoStatus> DeleteSnapshotAsync(uint volumeId, Guid snapshot) => RunAsync(s => s.DeleteSnapshotAsync(volumeId, snapshot));

@@ -57,6 +57,9 @@ internal sealed class DirectoryWorld
 
     public int Ranges { get; private set; }
 
+    /// <summary>How often a store listed all snapshots of a volume.</summary>
+    public int Listings { get; private set; }
+
     public void Arm(int at, Mishap mishap) => (_step, _at, _mishap, _isDead) = (0, at, mishap, false);
 
     public void Disarm() => Arm(-1, default);
@@ -197,8 +200,15 @@ internal sealed class DirectoryWorld
             return heads.Remove(volumeId) ? IoStatus.Ok : IoStatus.NotFound;
         });
 
-        public Task<VolumeLayers?> LayersAsync(uint volumeId) => Task.FromResult(heads.ContainsKey(volumeId)
-            ? new VolumeLayers([.. Of(volumeId).Select(WithClones)], world.Bases.TryGetValue(volumeId, out var b) ? b : null, false) : null);
+        public Task<VolumeLayers?> LayersAsync(uint volumeId)
+        {
+            world.Listings++;
+            return Task.FromResult(heads.ContainsKey(volumeId)
+                ? new VolumeLayers([.. Of(volumeId).Select(WithClones)], world.Bases.TryGetValue(volumeId, out var b) ? b : null, false) : null);
+        }
+
+        public Task<CutSight?> SightAsync(uint volumeId, string snapshot) => Task.FromResult(heads.ContainsKey(volumeId)
+            ? new CutSight(Of(volumeId).Where(s => s.Name == snapshot).Select(WithClones).FirstOrDefault(), false) : null);
 
         public Task<IoStatus> CutAsync(IReadOnlyList<SnapshotRequest> requests) => Change(() =>
         {

@@ -107,6 +107,18 @@ public sealed class SnapshotDirectoryTests
     }
 
     [Fact]
+    public async Task A_cut_lists_no_snapshots()
+    {
+        var world = new DirectoryWorld();
+        using VolumeDirectory d = await StartedAsync(world);
+        int listings = world.Listings;
+        SnapshotResult cut = await d.CutAsync("one", ["old", "beside"], default);
+        Assert.Equal(["one", "one"], cut.Snapshots.Select(s => s.Info.Name));
+        Assert.Equal("snapshot-exists", (await d.CutAsync("one", ["old"], default)).Fault!.Code);
+        Assert.Equal(listings, world.Listings); // clients wait while a store's loop lists ten thousand
+    }
+
+    [Fact]
     public async Task Volumes_that_go_back_together_are_held_and_keep_a_group_or_none_goes_back()
     {
         var world = new DirectoryWorld();

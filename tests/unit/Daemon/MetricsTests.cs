@@ -18,6 +18,7 @@ public sealed class MetricsTests
     {
         await using ApiServer server = await ApiServer.StartAsync(null, null, "nbd=unix:/tmp/blockd-metrics-" + Guid.NewGuid().ToString("N") + ".sock");
         await UseAsync(server);
+        Assert.Equal(201, (await server.SendAsync("POST", "/v1/snapshots", """{"name":"s","volumes":["v"]}""")).Status);
         RawAnswer answer = await server.SendAsync("GET", "/metrics");
         Assert.Equal(200, answer.Status);
         Dictionary<string, double> samples = Read(answer.Body, out Dictionary<string, string> types);
@@ -30,6 +31,9 @@ public sealed class MetricsTests
         Assert.Equal(1, samples["blockd_disk_up{disk=\"store-0\"}"]);
         Assert.True(samples["blockd_disk_free_bytes{disk=\"store-0\"}"] > 0);
         Assert.True(samples["blockd_disk_operations_total{disk=\"store-0\",kind=\"write\"}"] > 0);
+        Assert.Equal(1, samples["blockd_disk_cut_pause_seconds_count{disk=\"store-0\"}"]);
+        Assert.Equal(
+            samples["blockd_disk_cut_pause_seconds_sum{disk=\"store-0\"}"], samples["blockd_disk_cut_pause_max_seconds{disk=\"store-0\"}"], 9);
         Assert.Equal(2, samples["blockd_frontend_operations_total{protocol=\"nbd\"}"]);
         Assert.Equal(0, samples["blockd_faults{severity=\"critical\"}"]);
         Assert.Equal("histogram", types["blockd_disk_latency_seconds"]);

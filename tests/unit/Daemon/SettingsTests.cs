@@ -127,6 +127,8 @@ public sealed class SettingsTests
     [InlineData("loops=65", "allowed: 1 to 64")]
     [InlineData("loops=two", "allowed: 1 to 64")]
     [InlineData("busy-poll=1001", "allowed: 0 to 1000")]
+    [InlineData("background-nice=20", "allowed: 0 to 19")]
+    [InlineData("background-nice=-1", "allowed: 0 to 19")]
     [InlineData("tls-cert=/nonexistent/c.pem", "no such file")]
     [InlineData("tls-key=/nonexistent/k.pem", "no such file")]
     [InlineData("tls-ca=/nonexistent/a.pem", "no such file")]

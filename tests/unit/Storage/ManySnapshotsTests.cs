@@ -35,6 +35,9 @@ public class ManySnapshotsTests(ITestOutputHelper output)
         store = (ILayeredStore)world.Store;
         Tell("open", watch);
         Assert.Equal(Count, store.Snapshots(7).Count);
+        Assert.Equal(Id(5000), store.FindSnapshot(7, "s5000")!.Uuid);
+        Assert.Null(store.FindSnapshot(7, "s0"));
+        Assert.Null(store.FindSnapshot(8, "s1"));
         Check(world, "read all of 3", [1, 5000, Count]);
         var runs = new List<DiffRun>();
         Assert.Equal(IoStatus.Ok, world.Loop.Run(store.DiffAsync(7, Id(1000), Id(1002), 0, 4 * Units.MiB, 100, runs)));
@@ -45,6 +48,8 @@ public class ManySnapshotsTests(ITestOutputHelper output)
             if (n % 1000 != 500) Assert.Equal(IoStatus.Ok, world.Loop.Run(store.DeleteSnapshotAsync(7, Id(n))));
         }
 
+        Assert.Null(store.FindSnapshot(7, "s1"));
+        Assert.Equal(Id(500), store.FindSnapshot(7, "s500")!.Uuid);
         Tell("delete", watch);
         world.Loop.Run(WaitAsync(world));
         Tell("background", watch);

@@ -127,6 +127,19 @@ public class SnapshotTests
     }
 
     [Fact]
+    public void A_cut_says_how_long_it_held_changes_and_a_refused_one_says_nothing()
+    {
+        _world.Write(0, StoreWorld.Pattern(1, Units.BlockBytes));
+        ulong before = _world.Loop.NowNanos;
+        Cut(1);
+        ulong passed = _world.Loop.NowNanos - before;
+        Assert.InRange(Store.CutPauses.Nanos, 1UL, passed); // a flush takes its time on the simulated disk too
+        Assert.Equal(Store.CutPauses.Nanos, Store.CutPauses.NanosMax);
+        Assert.Equal(IoStatus.Conflict, _world.Loop.Run(Store.CreateSnapshotsAsync([new SnapshotRequest(7, Id(1), "again", 1)])));
+        Assert.Equal(1UL, Store.CutPauses.Histogram.Aggregate(0UL, (sum, n) => sum + n));
+    }
+
+    [Fact]
     public void Layers_go_in_any_order_and_free_what_nobody_needs()
     {
         foreach (int[] order in new int[][] { [0, 1, 2, 3], [3, 2, 1, 0], [1, 3, 0, 2], [2, 0, 3, 1] })
