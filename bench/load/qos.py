@@ -73,6 +73,21 @@ class RawPair:
         pass
 
 
+class SplitPair(Pair):
+    """Control: the quiet volume served by our daemon, the greedy one a file of the same disk that is used without any server. What a greedy
+    volume of the same daemon costs beyond this is the daemon's own."""
+
+    def __init__(self, folder, size, options, _share):
+        super().__init__(folder, size, options, "256k")
+        self.raw = RawPair(folder, size, options, None)
+
+    def of(self, volume):
+        return self.raw.of(volume) if volume == "greedy" else super().of(volume)
+
+    def greedy(self, load):
+        return self.raw.greedy(load)
+
+
 class PeerPair(RawPair):
     """Control: two files of the same disk, each served by a qemu-nbd of its own."""
 
@@ -109,7 +124,7 @@ class PeerPair(RawPair):
 
 # Of the greedy client, which would have processors of its own. At nice 19 a thread that wakes up may still wait for its time slice.
 PRIORITIES = {"idle": ["chrt", "--idle", "0"], "nice": ["nice", "-n", "19"], "same": []}
-CONTROLS = {"raw": RawPair, "qemu-nbd": PeerPair}
+CONTROLS = {"raw": RawPair, "split": SplitPair, "qemu-nbd": PeerPair}
 
 
 def beside(pair, workload, seconds, priority, greedy):
@@ -132,7 +147,7 @@ def beside(pair, workload, seconds, priority, greedy):
 def fairness(options, folder):
     size = machine.parse_size(options.size)
     shares, controls = [s for s in options.shares.split(",") if s], [c for c in options.controls.split(",") if c]
-    machine.need_space(folder, len(shares) * (3 * size + (1 << 30)) + len(controls) * 2 * size)
+    machine.need_space(folder, len(shares) * (3 * size + (1 << 30)) + len(controls) * (4 * size + (1 << 30)))
     pairs = {}
     for share in shares + controls:
         os.mkdir(f"{folder}/{share}")
@@ -162,6 +177,11 @@ def fairness(options, folder):
             ratios[share, workload] = middle("ratio")
             lines.append(f"| {share} | {workload} | {middle('alone_p50_us'):.0f} | {middle('alone_p99_us'):.0f} | {middle('p50_us'):.0f} | "
                          f"{middle('p99_us'):.0f} | {middle('ratio'):.2f} | {middle('greedy_mb_per_s'):.0f} |")
+    # What two files without a server show on the same disk and processors is not the daemon's.
+    for share in shares if "raw" in controls else []:
+        for workload in options.workloads.split(","):
+            over = ratios[share, workload] / ratios["raw", workload]
+            lines.append(f"{share} {workload}: p99 ratio {ratios[share, workload]:.2f}, {over:.2f} of that of raw (target 1.5: {verdict(over <= 1.5)})")
     for what, (got, wanted) in limits.items():
         lines.append(f"limited to {wanted:.0f} {what}: {got:.0f} in {options.limit_seconds} s, {100 * (got / wanted - 1):+.1f} % (target 5 %: {verdict(abs(got / wanted - 1) <= 0.05)})")
     return {"rounds": rows, "limits": limits, "ratios": {f"{s} {w}": r for (s, w), r in ratios.items()}}, "\n".join(lines)
@@ -186,7 +206,8 @@ def main():
     parser.add_argument("--size", default="1g", help="of each volume")
     parser.add_argument("--shares", default="off,256k", help="values of --disk-share to compare")
     parser.add_argument("--load", choices=LOADS, default="write-128k", help="of the greedy volume")
-    parser.add_argument("--controls", default="raw,qemu-nbd", help="of raw (two fio on two files) and qemu-nbd (one for each file)")
+    parser.add_argument("--controls", default="raw,split,qemu-nbd",
+                        help="of raw (two fio on two files), split (the quiet one by our daemon, the greedy one a raw file) and qemu-nbd (one for each file)")
     parser.add_argument("--priority", choices=PRIORITIES, default="idle", help="of the greedy client beside the quiet one, with which it shares the processors here")
     parser.add_argument("--workloads", default="randread,randwrite")
     parser.add_argument("--rounds", type=int, default=3)

@@ -33,11 +33,11 @@ public sealed class QosDoorsTests
 
         // A reader who came before the move takes all there is for minutes.
         Assert.Equal(200, (await server.SendAsync("PATCH", "/v1/volumes/log", "{\"qos\":{\"bytesPerSecond\":65536}}")).Status);
-        while (daemon.Volumes.Doors.Find(log.Id).Any(d => d.Limits.BytesPerSecond != QosLimits.BytesPerSecondMin)) await Task.Delay(1, Cancel);
+        await UntilAsync(() => daemon.Volumes.Doors.Find(log.Id).All(d => d.Limits.BytesPerSecond == QosLimits.BytesPerSecondMin), "a door has no limit");
         Assert.Equal(QosLimits.BytesPerSecondMin, readers.Limits.BytesPerSecond);
         Assert.True(await first.Thread.InvokeAsync(() => new ValueTask<bool>(readers.Enter(new AdmissionWaiter(() => { }), DebtBytes))));
         Task<AppendAnswerInfo> appending = blockd.AppendAsync("log", Guid.NewGuid(), 1, [new byte[100]], cancel: Cancel);
-        while (!appending.IsCompleted && daemon.Volumes.Doors.Find(log.Id).Sum(d => d.Waiting) == 0) await Task.Delay(1, Cancel);
+        await UntilAsync(() => appending.IsCompleted || daemon.Volumes.Doors.Find(log.Id).Sum(d => d.Waiting) > 0, "the append got lost");
         Assert.False(appending.IsCompleted, "an append passed a limit that was used up");
 
         // Without a limit it goes on.
@@ -65,8 +65,14 @@ public sealed class QosDoorsTests
         Assert.Empty(test.Daemon.Volumes.Doors.Find(stays.Id));
         DirectoryResult changed = await test.Daemon.Directory.ChangeAsync("v", new ChangeVolume(Qos: new QosLimits(Iops: 70)));
         test.Daemon.OnChanged(changed.Volume!);
-        while (door.Limits.Iops != 70) await Task.Delay(1, Cancel);
+        await UntilAsync(() => door.Limits.Iops == 70, "who is attached has the old limits");
         Assert.Same(door, Assert.Single(test.Daemon.Volumes.Doors.Find(volume.Id)));
+    }
+
+    /// <summary>What comes by a message from another thread.</summary>
+    private static async Task UntilAsync(Func<bool> isSo, string otherwise)
+    {
+        for (long end = Environment.TickCount64 + 30_000; !isSo(); await Task.Delay(1, Cancel)) Assert.True(Environment.TickCount64 < end, otherwise);
     }
 
     private static async Task<VolumeRecord> CreateLogAsync(Blockd.Daemon daemon, Guid store)
