@@ -100,9 +100,14 @@ internal sealed class AppendState
         LengthBytes = Math.Max(LengthBytes, page.LengthBytes);
     }
 
-    /// <summary>Takes a page away: the volume goes.</summary>
+    /// <summary>Takes a page away with its clients: the volume goes. Appends may wait meanwhile that still ask who is known.</summary>
     public void Drop(uint index)
     {
+        for (uint place = 0; place < AppendPage.PlacesMax; place++)
+        {
+            if (Pages[index]?[place] is { } client) _clients.Remove(client.Id);
+        }
+
         Pages[index] = null;
         Slots[index] = 0;
     }

@@ -195,7 +195,8 @@ public sealed partial class Store
     }
 
     /// <summary><see cref="MakeSpaceAsync"/>, once for all who ask for it meanwhile: each note takes a page of the ring, and
-    /// many writers short of space would fill it.</summary>
+    /// many writers short of space would fill it. So would who asks again and again while a checkpoint waits for a disk: what the
+    /// ring keeps back is for the checkpoint.</summary>
     [AsyncMethodBuilder(typeof(LoopMethodBuilder<>))]
     private async ValueTask<IoStatus> ShareSpaceAsync()
     {
@@ -207,6 +208,7 @@ public sealed partial class Store
         }
 
         _isMakingSpace = true;
+        await WaitForRing();
         IoStatus status = await MakeSpaceAsync();
         _isMakingSpace = false;
         for (int left = _spaceWaiters.Count; left > 0; left--) _spaceWaiters.Dequeue().Complete(status);

@@ -36,6 +36,19 @@ public class AppendTests
     }
 
     [Fact]
+    public void A_page_that_goes_takes_its_clients_along_and_no_others()
+    {
+        var state = new AppendState();
+        AppendPage one = new() { [3] = new AppendClient(Ada) }, two = new() { [0] = new AppendClient(Bob) };
+        state.SetPage(0, 11, one);
+        state.SetPage(1, 12, two);
+        state.Drop(0);
+        Assert.Null(state.Find(Ada)); // appends of a volume that goes still ask
+        Assert.Same(two[0], state.Find(Bob));
+        Assert.Equal(1, state.ClientCount);
+    }
+
+    [Fact]
     public void Appends_of_one_turn_share_one_batch_and_lie_in_their_order()
     {
         StoreWorld world = World();
