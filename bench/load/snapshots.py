@@ -2,7 +2,11 @@
 
 import bisect
 import glob
+import http.client
+import json
 import os
+import random
+import re
 import statistics
 import threading
 import time
@@ -13,6 +17,8 @@ from daemon import Daemon, verdict
 from machine import BenchError
 
 CUTS_AT_ONCE = 30
+KINDS = ["cut", "commit", "nothing"]
+STRETCH, REST = 0.05, 0.05  # seconds that are looked at after each, and between two
 RANDOM = ["--bs=4k", "--iodepth=32", "--time_based=1", "--norandommap=1"]
 
 
@@ -80,40 +86,78 @@ def median_ratio(sides):
     return one / other
 
 
+class Kept:
+    """One connection to the admin API that stays open, so that the client costs the machine as little as it can."""
+
+    def __init__(self, daemon):
+        self.daemon = daemon
+        token = machine.read(os.path.join(daemon.data, "admin.token")).strip()
+        self.headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+        self.connection = http.client.HTTPConnection("127.0.0.1", daemon.api, timeout=30)
+        self.connection.connect()
+
+    def call(self, method, path, body=None):
+        self.connection.request(method, path, body and json.dumps(body), self.headers)
+        answer = self.connection.getresponse()
+        text = answer.read().decode(errors="replace")
+        if answer.status >= 300:
+            raise BenchError(f"{path}: {answer.status} {text}")
+        return text
+
+    def held(self):
+        """How long the store held changes back for all cuts so far: of how many, of how many for less than 4.096 ms, the longest in ms."""
+        found = dict(re.findall(r"^blockd_disk_cut_pause_(count|max_seconds|seconds_count|seconds_bucket{[^}]*le=\"0.004096\"})(?:{[^}]*})? (\S+)$",
+                                self.call("GET", "/metrics"), re.MULTILINE))
+        short = next((float(value) for name, value in found.items() if "bucket" in name), 0)
+        return int(float(found.get("seconds_count", 0))), int(short), 1000 * float(found.get("max_seconds", 0))
+
+
 def pauses(bench, count):
-    """The longest answer of 4k writes around each of many cuts, beside the longest of stretches of the same length without one, each
-    behind a cut: so both see the machine at the same moments. In lots, since every snapshot keeps what is overwritten after it."""
-    with_cut, without = [], []
+    """The longest answer of 4k writes in stretches of the same length, by what the stretch begins with: a cut; a call that writes
+    metadata as a cut does and cuts nothing; nothing. In an order that is drawn, so that all see the machine at the same moments.
+    In lots, since every snapshot keeps what is overwritten after it. The first lot is not counted: in a daemon that has just begun
+    the just-in-time compiler is at work. With it what the store says of how long it held changes back."""
+    api = Kept(bench.daemon)
+    longest = {kind: [] for kind in KINDS}
+    pauses_of(bench, api, CUTS_AT_ONCE, count)
+    before = api.held()
     for lot in range(0, count, CUTS_AT_ONCE):
-        found = pauses_of(bench, min(CUTS_AT_ONCE, count - lot), lot)
-        with_cut += found[0]
-        without += found[1]
-    if len(with_cut) < count // 2:
-        raise BenchError(f"only {len(with_cut)} cuts while fio ran")
-    return sorted(with_cut), sorted(without)
+        for kind, found in pauses_of(bench, api, min(CUTS_AT_ONCE, count - lot), lot).items():
+            longest[kind] += found
+    if min(len(found) for found in longest.values()) < count // 2:
+        raise BenchError(f"only {min(len(found) for found in longest.values())} stretches of a kind while fio ran")
+    after = api.held()
+    held = {"cuts": after[0] - before[0], "below_4.1_ms": after[1] - before[1], "longest_ms_since_start": after[2]}
+    return {kind: sorted(found) for kind, found in longest.items()}, held
 
 
-def pauses_of(bench, count, number):
+def pauses_of(bench, api, count, number):
     log = os.path.join(bench.folder, f"lat{number}")
-    rest = 0.1
-    seconds = 2 + count * (2 * rest + 0.05)
-    spans, names = [], []
+    order = [kind for kind in KINDS for _ in range(count)]
+    random.Random(number).shuffle(order)
+    seconds = 3 + len(order) * 1.15 * (STRETCH + REST)
+    begun, names = [], []
 
-    def cut_now_and_then():
+    def do_all():
         time.sleep(1.5)
-        for _ in range(count):
+        for kind in order:
             began = time.time()
-            name, took = bench.snapshot("bench")
-            names.append(name)
-            spans.append((began, began + took + 0.02))
-            time.sleep(2 * rest)
+            if kind == "cut":
+                bench.names += 1
+                names.append(f"s{bench.names}")
+                api.call("POST", "/v1/snapshots", {"name": names[-1], "volumes": ["bench"]})
+            elif kind == "commit":
+                bench.names += 1
+                api.call("PATCH", "/v1/volumes/bench", {"description": f"change {bench.names}"})
+            begun.append((kind, began))
+            time.sleep(max(0, began + STRETCH - time.time()) + REST)
 
-    cutter = threading.Thread(target=cut_now_and_then)
-    cutter.start()
+    worker = threading.Thread(target=do_all)
+    worker.start()
     bench.random("bench", "randwrite", number, seconds, [f"--write_lat_log={log}", "--log_unix_epoch=1"], part=8)
-    cutter.join()
-    if len(spans) < count:
-        raise BenchError("a snapshot could not be cut, see above")
+    worker.join()
+    if len(begun) < len(order):
+        raise BenchError("a call failed, see above")
     bench.delete_all("bench", names)
     answers = []
     for path in glob.glob(log + "_clat*.log"):
@@ -123,12 +167,13 @@ def pauses_of(bench, count, number):
                 answers.append((int(at) / 1000, int(nanos) / 1e6))
     answers.sort()
     times = [at for at, _ in answers]
-    spans = [span for span in spans if span[1] + rest < times[-1]]  # a slow machine cuts behind fio's end
-
-    def longest(begin, end):
-        return max((ms for _, ms in answers[bisect.bisect_left(times, begin):bisect.bisect_right(times, end)]), default=0)
-
-    return [longest(*span) for span in spans], [longest(end + rest / 2, end + rest / 2 + end - begin) for begin, end in spans]
+    found = {kind: [] for kind in KINDS}
+    for kind, began in begun:
+        if began + STRETCH > times[-1]:
+            continue  # a slow machine is not done when fio is
+        inside = answers[bisect.bisect_left(times, began):bisect.bisect_right(times, began + STRETCH)]
+        found[kind].append(max((ms for _, ms in inside), default=STRETCH * 1000))
+    return found
 
 
 def first_writes(bench):
@@ -223,13 +268,16 @@ def run(options, folder):
         figures.update(size=bench.size, create_empty_s=empty, create_full_s=full)
         lines.append(f"snapshots: a cut takes {empty * 1000:.1f} ms on an empty volume, {full * 1000:.1f} ms on a full one of {bench.size / 2**30:g} GiB")
         if "pauses" in parts:
-            with_cut, without = pauses(bench, options.cuts)
-            figures["longest_write_ms"] = {"with": with_cut, "without": without}
-            p99, control = (side[int(len(side) * 0.99)] for side in (with_cut, without))
+            longest, held = pauses(bench, options.cuts)
+            figures["longest_write_ms"], figures["held"] = longest, held
+            said = {kind: f"median {statistics.median(v):.1f}, p99 {v[int(len(v) * 0.99)]:.1f}, largest {v[-1]:.1f} ms" for kind, v in longest.items()}
+            p99 = longest["cut"][int(len(longest["cut"]) * 0.99)]
             lines.append(
-                f"longest write around one of {len(with_cut)} cuts: median {statistics.median(with_cut):.1f}, p99 {p99:.1f}, largest {with_cut[-1]:.1f} ms under "
-                f"4k random writes QD32; in stretches as long between them: median {statistics.median(without):.1f}, p99 {control:.1f}, largest {without[-1]:.1f}; "
-                f"target < 5 ms: {verdict(p99 < 5)}")
+                f"longest 4k random write, QD32, in {STRETCH * 1000:.0f} ms from one of {len(longest['cut'])} cuts: {said['cut']}; from a call that cuts nothing: "
+                f"{said['commit']}; from nothing: {said['nothing']}; target < 5 ms: {verdict(p99 < 5)}")
+            lines.append(
+                f"the store held changes back for less than 4.1 ms in {held['below_4.1_ms']} of {held['cuts']} cuts, the longest since its start "
+                f"{held['longest_ms_since_start']:.2f} ms")
         if "first" in parts:
             first = figures["first_write_ratio"] = first_writes(bench)
             lines.append(f"first write to an extent after a cut: {first:.2f}x of the time of a plain one, QD32; target <= 1.3x: {verdict(first <= 1.3)}")
