@@ -345,7 +345,7 @@ public sealed partial class Store
     {
         AppendState state = volume.Appends!;
         int index = Array.IndexOf(state.Pages, null);
-        if (index < 0 || _slots.FreeCount <= slotsKept) return;
+        if (index < 0 || !HasSlotsForHeads(slotsKept + 1)) return;
         Check.That(_slots.TryTake(MetadataKind.Appends, volume.Head.Id, (uint)index, out uint slot));
         // It says no length: what was appended last may not be durable, and a power cut drop it, while this record stays.
         state.SetPage((uint)index, slot, new AppendPage());

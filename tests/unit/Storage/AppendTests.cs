@@ -149,6 +149,24 @@ public class AppendTests
     }
 
     [Fact]
+    public void A_page_for_more_clients_takes_no_slot_that_is_promised()
+    {
+        var world = new StoreWorld(1, 96 * Mib, 0, Small with { SlotFraction = 0.005 });
+        Assert.Equal(IoStatus.Ok, world.Loop.Run(world.Store.CreateVolumeAsync(Head())));
+        Assert.Equal(IoStatus.Ok, world.Loop.Run(world.Store.CreateVolumeAsync(StoreWorld.HeadOf(8, 64 * Units.MiB))));
+        for (int i = 0; i < AppendPage.PlacesMax; i++) Append(world, new(new Guid(i + 1, 0, 0, new byte[8]), 1), [3]);
+        StoreStats stats = world.Store.GetStats();
+        ulong free = stats.SlotsTotal - stats.SlotsUsed;
+        Assert.InRange(free, 5UL, 60UL);
+        Assert.Equal(IoStatus.Ok, world.Loop.Run(((ILayeredStore)world.Store).PromiseAsync(8, free * Units.MiB, isForced: true)));
+        Assert.Equal(AppendOutcome.Done, Append(world, new(Ada, 1), [1]).Outcome);
+        stats = world.Store.GetStats();
+        Assert.Equal((free, free), (stats.SlotsPromised, stats.SlotsTotal - stats.SlotsUsed));
+        Assert.Equal(AppendPage.PlacesMax, Info(world).Clients); // one was forgotten
+        Assert.True(Append(world, new(Ada, 1), [1]).IsRepeat);
+    }
+
+    [Fact]
     public void A_sealed_volume_takes_nothing_for_ever()
     {
         StoreWorld world = World();
