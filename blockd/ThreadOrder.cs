@@ -6,8 +6,10 @@ namespace BlockServer.Blockd;
 /// that it belongs to the program and not to a <see cref="Daemon"/>. Runs on the ordinary thread pool.</summary>
 internal sealed class ThreadOrder : IAsyncDisposable
 {
-    // The compiler's thread ends when it had nothing to do for 4 s, those of the pool after 20 s; others come in their place.
-    private static readonly TimeSpan s_every = TimeSpan.FromSeconds(1);
+    // The compiler's thread ends when it had nothing to do for 4 s, those of the pool after 20 s; others come in their place. A daemon
+    // that used less than a fiftieth of a processor is at rest: there a look each second would be half of all that it uses.
+    private static readonly TimeSpan s_every = TimeSpan.FromSeconds(1), s_everyAtRest = TimeSpan.FromSeconds(10);
+    private const int RestShare = 50;
 
     private readonly BackgroundThreads _threads;
     private readonly Action<string> _log;
@@ -30,17 +32,23 @@ internal sealed class ThreadOrder : IAsyncDisposable
 
     private async Task RunAsync()
     {
-        using var timer = new PeriodicTimer(s_every);
+        TimeSpan wait = s_every, used = Environment.CpuUsage.TotalTime;
         try
         {
-            do
+            while (true)
             {
                 _threads.Look();
-                if (_threads.Refusal is not { } refusal) continue;
-                _log("threads in the background run beside those that serve: " + refusal);
-                return; // it will be refused again
+                if (_threads.Refusal is { } refusal)
+                {
+                    _log("threads in the background run beside those that serve: " + refusal);
+                    return; // it will be refused again
+                }
+
+                await Task.Delay(wait, _stop.Token);
+                TimeSpan now = Environment.CpuUsage.TotalTime;
+                wait = now - used > wait / RestShare ? s_every : s_everyAtRest;
+                used = now;
             }
-            while (await timer.WaitForNextTickAsync(_stop.Token));
         }
         catch (OperationCanceledException)
         {
