@@ -1,4 +1,4 @@
-using System.Numerics;
+using BlockServer.Core;
 using BlockServer.Core.Api;
 using BlockServer.Protocols.Iscsi;
 using BlockServer.Protocols.Iscsi.Scsi;
@@ -9,14 +9,11 @@ namespace BlockServer.Blockd;
 /// <summary>Counters of one volume. Lives on the volume's loop: written and read there only.</summary>
 internal sealed class VolumeMeter : INbdMeter, IUnitMeter
 {
-    /// <summary>Buckets of a histogram: the last one counts what took longer than all others.</summary>
-    public const int Buckets = 28;
-
     /// <summary>Front ends, as <see cref="FrontEnd"/> numbers them.</summary>
     public const int Nbd = 0, Iscsi = 1;
 
-    private readonly ulong[] _readHistogram = new ulong[Buckets];
-    private readonly ulong[] _writeHistogram = new ulong[Buckets];
+    private readonly ulong[] _readHistogram = new ulong[LatencyBuckets.Count];
+    private readonly ulong[] _writeHistogram = new ulong[LatencyBuckets.Count];
     private readonly Waits _readWaits = new();
     private readonly Waits _writeWaits = new();
     private ulong _readOps, _readBytes, _readNanos, _writeOps, _writeBytes, _writeNanos, _flushOps, _trimOps, _errors;
@@ -48,14 +45,14 @@ internal sealed class VolumeMeter : INbdMeter, IUnitMeter
                 _readOps++;
                 _readBytes += bytes;
                 _readNanos += durationNanos;
-                _readHistogram[BucketOf(durationNanos)]++;
+                _readHistogram[LatencyBuckets.Of(durationNanos)]++;
                 if (queuedNanos != 0) _readWaits.Count(durationNanos, queuedNanos);
                 break;
             case NbdCommand.Write:
                 _writeOps++;
                 _writeBytes += bytes;
                 _writeNanos += durationNanos;
-                _writeHistogram[BucketOf(durationNanos)]++;
+                _writeHistogram[LatencyBuckets.Of(durationNanos)]++;
                 if (queuedNanos != 0) _writeWaits.Count(durationNanos, queuedNanos);
                 break;
             case NbdCommand.Flush:
@@ -98,17 +95,13 @@ internal sealed class VolumeMeter : INbdMeter, IUnitMeter
         ToStats(volume), _readWaits.DeviceOf(_readHistogram), _writeWaits.DeviceOf(_writeHistogram), _readWaits.QueueOf(_readOps),
         _writeWaits.QueueOf(_writeOps), _taskSetFull);
 
-    // Bucket i: less than 2^i microseconds.
-    private static int BucketOf(ulong nanos) =>
-        Math.Min(Buckets - 1, 64 - BitOperations.LeadingZeroCount(nanos / 1000));
-
     /// <summary>The requests that waited to be let in. Of all others the device had the whole time and the queue none, so those cost
     /// nothing here.</summary>
     private sealed class Waits
     {
-        private readonly ulong[] _whole = new ulong[Buckets];
-        private readonly ulong[] _device = new ulong[Buckets];
-        private readonly ulong[] _queue = new ulong[Buckets];
+        private readonly ulong[] _whole = new ulong[LatencyBuckets.Count];
+        private readonly ulong[] _device = new ulong[LatencyBuckets.Count];
+        private readonly ulong[] _queue = new ulong[LatencyBuckets.Count];
         private ulong _count;
 
         public ulong Nanos { get; private set; }
@@ -117,9 +110,9 @@ internal sealed class VolumeMeter : INbdMeter, IUnitMeter
         {
             _count++;
             Nanos += queuedNanos;
-            _whole[BucketOf(durationNanos)]++;
-            _device[BucketOf(durationNanos - queuedNanos)]++;
-            _queue[BucketOf(queuedNanos)]++;
+            _whole[LatencyBuckets.Of(durationNanos)]++;
+            _device[LatencyBuckets.Of(durationNanos - queuedNanos)]++;
+            _queue[LatencyBuckets.Of(queuedNanos)]++;
         }
 
         public ulong[] DeviceOf(ulong[] all) => [.. all.Select((count, i) => count - _whole[i] + _device[i])];

@@ -40,9 +40,7 @@ public interface IVolumeHost
 
     /// <summary>What a cut asks of the layers before and after it; null when the store does not serve the volume. Clients wait while
     /// the store's loop looks, so that a store with ten thousand snapshots has to answer it without listing them.</summary>
-    async Task<CutSight?> SightAsync(uint volumeId, string snapshot) =>
-        await LayersAsync(volumeId) is not { } layers ? null
-        : new CutSight(layers.Snapshots.FirstOrDefault(s => s.Name == snapshot), layers.IsFlattening);
+    Task<CutSight?> SightAsync(uint volumeId, string snapshot);
 
     /// <summary>As <see cref="ILayeredStore.CreateSnapshotsAsync"/>.</summary>
     Task<IoStatus> CutAsync(IReadOnlyList<SnapshotRequest> requests);

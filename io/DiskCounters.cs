@@ -1,4 +1,4 @@
-using System.Numerics;
+using BlockServer.Core;
 
 namespace BlockServer.Io;
 
@@ -18,10 +18,7 @@ public sealed class DiskCounters
 /// <summary>Requests of one kind, and how long the medium took. Lives on one loop.</summary>
 public sealed class RequestCounters
 {
-    /// <summary>Buckets of <see cref="Histogram"/>: the last one counts what took longer than all others.</summary>
-    public const int Buckets = 28;
-
-    private readonly ulong[] _histogram = new ulong[Buckets];
+    private readonly ulong[] _histogram = new ulong[LatencyBuckets.Count];
 
     /// <summary>Requests that were answered.</summary>
     public ulong Operations { get; private set; }
@@ -35,14 +32,14 @@ public sealed class RequestCounters
     /// <summary>How long they took together, nanoseconds.</summary>
     public ulong Nanos { get; private set; }
 
-    /// <summary>Bucket i counts requests of less than 2^i microseconds, and at least 2^(i-1).</summary>
+    /// <summary>Requests by <see cref="LatencyBuckets"/>.</summary>
     public IReadOnlyList<ulong> Histogram => _histogram;
 
     internal void Count(int bytes, ulong nanos, bool hasFailed)
     {
         Operations++;
         Nanos += nanos;
-        _histogram[Math.Min(Buckets - 1, 64 - BitOperations.LeadingZeroCount(nanos / 1000))]++;
+        _histogram[LatencyBuckets.Of(nanos)]++;
         if (hasFailed) Errors++;
         else Bytes += (uint)bytes;
     }

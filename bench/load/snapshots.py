@@ -90,7 +90,6 @@ class Kept:
     """One connection to the admin API that stays open, so that the client costs the machine as little as it can."""
 
     def __init__(self, daemon):
-        self.daemon = daemon
         token = machine.read(os.path.join(daemon.data, "admin.token")).strip()
         self.headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
         self.connection = http.client.HTTPConnection("127.0.0.1", daemon.api, timeout=30)

@@ -153,6 +153,8 @@ public sealed class GroupCutTests
 
         public Task<VolumeLayers?> LayersAsync(uint volumeId) => inner.LayersAsync(volumeId);
 
+        public Task<CutSight?> SightAsync(uint volumeId, string snapshot) => inner.SightAsync(volumeId, snapshot);
+
         public async Task<IoStatus> CutAsync(IReadOnlyList<SnapshotRequest> requests)
         {
             await Task.Delay(delays.Next(6));
