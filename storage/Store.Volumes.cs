@@ -13,14 +13,10 @@ public sealed partial class Store
         if (!IsValid(head)) return IoStatus.Invalid;
         if (_volumes.ContainsKey(head.Id)) return IoStatus.Conflict;
         uint slots = head.IsAppendOnly ? 2u : 1;
-        if (!HasSlotsForHeads(slots) && (_dirty.Count > 0 || _isCheckpointing))
-        {
-            await WaitForCheckpoint(); // tombstones of dropped slots go home
-            if (Refusal is { } late) return late;
-            if (_volumes.ContainsKey(head.Id)) return IoStatus.Conflict;
-        }
-
-        if (!HasSlotsForHeads(slots) || !_slots.TryTake(MetadataKind.VolumeHead, head.Id, 0, out uint slot)) return IoStatus.NoSpace;
+        bool hasSlots = await WaitForSlotsAsync(slots);
+        if (Refusal is { } late) return late; // or another one of this number came meanwhile
+        if (_volumes.ContainsKey(head.Id)) return IoStatus.Conflict;
+        if (!hasSlots || !_slots.TryTake(MetadataKind.VolumeHead, head.Id, 0, out uint slot)) return IoStatus.NoSpace;
         var volume = new Volume(head, slot, _slots);
         _volumes.Add(head.Id, volume);
         return await WriteFirstHeadAsync(volume, 0);

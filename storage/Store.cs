@@ -81,6 +81,7 @@ public sealed partial class Store : ILayeredStore, IAppendStore, IAppendCopy
         MediumBytes = _geometry.TotalBytes,
         SlotsTotal = _geometry.SlotCount,
         SlotsUsed = _slots.Used,
+        SlotsReturning = _slots.Returning,
         MetadataResidentBytes = _slots.ResidentBytes,
         MetadataBudgetBytes = _options.MetadataBudgetBytes,
         MetadataTableBytes = _slots.TableBytes + _scattered.Bytes + _volumes.Values.Aggregate(0UL, (sum, v) => sum + v.Line.MapBytes),
