@@ -19,7 +19,7 @@ public sealed partial class Store : ILayeredStore, IAppendStore, IAppendCopy
     private readonly BlockAllocator _blocks;
     private readonly SortedDictionary<uint, Volume> _volumes = [];
     private readonly RangeLocks _locks = new();
-    private readonly List<Volume> _interrupted = []; // clones whose flattening waits for ResumeFlattening
+    private readonly List<Volume> _interrupted = []; // of which something that takes room waits for ResumeFlattening
     private readonly uint _reserve;
     private Superblock _superblock;
     private ulong _nextVersion = 1;
