@@ -62,19 +62,19 @@ internal sealed class DiskJudge(int lowSpacePercent, int metadataWarnPercent = 1
         else if (_isProtected) faults.Add(new SeenFault(EventCatalogue.StoreProtected, pulse.Name, $"disk {pulse.Name} takes no new extents: {Why(last.Stats)}"));
         else if (_isLow) faults.Add(new SeenFault(EventCatalogue.StoreLow, pulse.Name, $"disk {pulse.Name} has less than {lowSpacePercent}% free"));
         if (_isMetadataLow && !_isProtected)
-            faults.Add(new SeenFault(EventCatalogue.MetadataLow, pulse.Name, $"disk {pulse.Name} uses {last.Stats.SlotsUsed} of {last.Stats.SlotsTotal} metadata slots"));
+            faults.Add(new SeenFault(EventCatalogue.MetadataLow, pulse.Name, $"disk {pulse.Name} uses {last.Stats.SlotsHeld} of {last.Stats.SlotsTotal} metadata slots"));
         return faults;
     }
 
     private static string Why(StoreStats s) => SlotRoom(s) == 0
-        ? $"{s.SlotsUsed} of {s.SlotsTotal} metadata slots are in use" : $"{SizeText.Format(Room(s) * Units.BlockBytes)} are left in front of the level of --write-protect";
+        ? $"{s.SlotsHeld} of {s.SlotsTotal} metadata slots are in use" : $"{SizeText.Format(Room(s) * Units.BlockBytes)} are left in front of the level of --write-protect";
 
     /// <summary>Nothing grows any more.</summary>
     private static bool IsFull(StoreStats s) => s.BlocksFreeSoon <= s.BlocksReserved;
 
     private static ulong Room(StoreStats s) => s.BlocksFreeSoon - Math.Min(s.BlocksFreeSoon, s.BlocksKept);
 
-    private static ulong SlotRoom(StoreStats s) => s.SlotsTotal - Math.Min(s.SlotsTotal, s.SlotsUsed + s.SlotsKept);
+    private static ulong SlotRoom(StoreStats s) => s.SlotsTotal - Math.Min(s.SlotsTotal, s.SlotsHeld + s.SlotsKept);
 
     private void Take(TimeSpan now, DiskLook look)
     {
@@ -87,7 +87,7 @@ internal sealed class DiskJudge(int lowSpacePercent, int metadataWarnPercent = 1
         ulong level = look.Stats.BlocksTotal * Units.BlockBytes / 100 * (ulong)lowSpacePercent;
         _isLow = look.FreeBytes < (_isLow ? level + level / 4 : level);
         StoreStats s = look.Stats;
-        _isMetadataLow = metadataWarnPercent < 100 && s.SlotsUsed * 100 >= s.SlotsTotal * (ulong)metadataWarnPercent - (_isMetadataLow ? s.SlotsTotal * 3 : 0);
+        _isMetadataLow = metadataWarnPercent < 100 && s.SlotsHeld * 100 >= s.SlotsTotal * (ulong)metadataWarnPercent - (_isMetadataLow ? s.SlotsTotal * 3 : 0);
         // Over when a hundredth more is free: not at the first extent that is trimmed.
         bool isNear = s.BlocksKept > s.BlocksReserved && Room(s) < Math.Max(Units.BlocksPerExtent, _isProtected ? s.BlocksTotal / 100 : 0);
         _isProtected = isNear || SlotRoom(s) <= (_isProtected ? s.SlotsTotal / 100 : 0);

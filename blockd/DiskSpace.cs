@@ -11,7 +11,7 @@ internal static class DiskSpace
     {
         ulong blocks = Left(s.BlocksFreeSoon, s.BlocksKept + s.BlocksPromised);
         // One slot is for the head of the volume.
-        ulong slots = Left(s.SlotsTotal, s.SlotsUsed + s.SlotsKept + s.SlotsPromised + 1);
+        ulong slots = Left(s.SlotsTotal, s.SlotsHeld + s.SlotsKept + s.SlotsPromised + 1);
         return Math.Min(blocks * Units.BlockBytes, slots * Units.ExtentBytes);
     }
 
@@ -22,7 +22,7 @@ internal static class DiskSpace
     /// <summary>How many volumes of a size may still be promised.</summary>
     public static long Fitting(StoreStats s, ulong sizeBytes)
     {
-        ulong blocks = Left(s.BlocksFreeSoon, s.BlocksKept + s.BlocksPromised), slots = Left(s.SlotsTotal, s.SlotsUsed + s.SlotsKept + s.SlotsPromised);
+        ulong blocks = Left(s.BlocksFreeSoon, s.BlocksKept + s.BlocksPromised), slots = Left(s.SlotsTotal, s.SlotsHeld + s.SlotsKept + s.SlotsPromised);
         ulong each = (sizeBytes + Units.BlockBytes - 1) >> Units.BlockShift, extents = (sizeBytes + Units.ExtentBytes - 1) >> Units.ExtentShift;
         return (long)Math.Min(blocks / each, slots / (extents + 1));
     }
@@ -35,7 +35,7 @@ internal static class DiskSpace
         return new CapacityFigures(
             s.MediumBytes, s.LogBytes, s.MediumBytes - s.LogBytes - s.BlocksTotal * Units.BlockBytes, s.BlocksKept * Units.BlockBytes, s.BlocksBad * Units.BlockBytes,
             usable, used, Left(s.BlocksFreeSoon, s.BlocksKept) * Units.BlockBytes, promised, s.BlocksPromised * Units.BlockBytes, thin, PromisableBytes(s),
-            Ratio(used, s.BlocksPromised * Units.BlockBytes, thin, usable), s.SlotsTotal, s.SlotsUsed, sizeBytes is { } size ? Fitting(s, size) : null);
+            Ratio(used, s.BlocksPromised * Units.BlockBytes, thin, usable), s.SlotsTotal, s.SlotsHeld, sizeBytes is { } size ? Fitting(s, size) : null);
     }
 
     /// <summary>All disks together.</summary>

@@ -115,7 +115,8 @@ internal sealed class Metrics(Daemon daemon)
         Each("blockd_disk_metadata_budget_bytes", "Memory that metadata pages may use.", s => s.Stats.MetadataBudgetBytes);
         Each("blockd_disk_metadata_table_bytes", "Memory that says where metadata pages are.", s => s.Stats.MetadataTableBytes);
         Each("blockd_disk_metadata_slots", "Metadata pages that the disk has room for.", s => s.Stats.SlotsTotal);
-        Each("blockd_disk_metadata_slots_used", "Metadata pages in use.", s => s.Stats.SlotsUsed);
+        Each("blockd_disk_metadata_slots_used", "Metadata pages in use.", s => s.Stats.SlotsHeld);
+        Each("blockd_disk_metadata_slots_returning", "Metadata pages of what is gone, which the next checkpoints give back.", s => s.Stats.SlotsReturning);
         Each("blockd_disk_metadata_slots_promised", "Metadata pages that were promised to volumes and not taken yet.", s => s.Stats.SlotsPromised);
         Each("blockd_disk_metadata_loads_total", "Metadata pages read because they were not in memory.", s => s.Stats.MetadataLoads, true);
         Each("blockd_disk_ring_ratio", "Part of the redo ring that is in use, 0 to 1.", s => s.Stats.RingOccupancy);

@@ -376,8 +376,8 @@ internal sealed class SharedVolumes(IMetaStore meta, VolumeDirectory directory, 
     private void OnLowSpace(StoreHost host, ulong freeBytes)
     {
         StoreStats stats = host.Store.GetStats();
-        string what = stats.SlotsUsed * 100 >= stats.SlotsTotal * (ulong)settings.MetadataWarnPercent
-            ? $"{stats.SlotsUsed} of {stats.SlotsTotal} metadata slots are in use, more than {settings.MetadataWarnPercent}% (--metadata-warn)"
+        string what = stats.SlotsHeld * 100 >= stats.SlotsTotal * (ulong)settings.MetadataWarnPercent
+            ? $"{stats.SlotsHeld} of {stats.SlotsTotal} metadata slots are in use, more than {settings.MetadataWarnPercent}% (--metadata-warn)"
             : $"{SizeText.Format(freeBytes)} free, less than {settings.LowSpacePercent}% (--low-space)";
         log($"disk {host.Name} runs low: {what}; trim or delete something, or add a disk");
         foreach (SharedVolume volume in List())

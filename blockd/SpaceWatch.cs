@@ -32,7 +32,7 @@ internal sealed class SpaceWatch(Func<StoreStats?> look, Func<StoreStats, ulong>
         if (look() is not { } stats) return;
         ulong level = stats.BlocksTotal * Units.BlockBytes / 100 * (ulong)percent, now = free(stats);
         bool wasLow = IsLow;
-        ulong slots = metadataPercent == 100 ? ulong.MaxValue : stats.SlotsTotal * (ulong)metadataPercent / 100, used = stats.SlotsUsed + (wasLow ? stats.SlotsTotal * 3 / 100 : 0);
+        ulong slots = metadataPercent == 100 ? ulong.MaxValue : stats.SlotsTotal * (ulong)metadataPercent / 100, used = stats.SlotsHeld + (wasLow ? stats.SlotsTotal * 3 / 100 : 0);
         IsLow = now < (wasLow ? level + level / 4 : level) || used >= slots;
         // A write begins two extents at most.
         ulong until = slots == ulong.MaxValue ? slots : (slots - Math.Min(slots, used)) * Units.BlockBytes;

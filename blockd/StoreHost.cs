@@ -214,7 +214,7 @@ internal sealed class StoreHost : IMoveSide
         return new DiskInfo(
             StoreId, Name, DiskPath, _file.IsBlockDevice ? "device" : "file", StateWord(state), _file.SizeBytes,
             stats.BlocksTotal * Units.BlockBytes, stats.BlocksUsed * Units.BlockBytes, FreeBytes(stats), stats.SlotsTotal,
-            stats.SlotsUsed, stats.MetadataResidentBytes, volumes, stats.ChecksumErrors, stats.IoErrors, stats.BlocksBad, stats.RingOccupancy,
+            stats.SlotsHeld, stats.MetadataResidentBytes, volumes, stats.ChecksumErrors, stats.IoErrors, stats.BlocksBad, stats.RingOccupancy,
             stats.FailReason, stats.ExtentsScattered, stats.BlocksRelaid * Units.BlockBytes,
             Health: state == StoreState.Failed ? "failed" : IsHung ? "hung" : stats.ChecksumErrors + stats.IoErrors + stats.BlocksBad > 0 ? "failing" : "good");
     }

@@ -102,6 +102,13 @@ internal sealed class SlotTable
 
     public uint Used { get; private set; }
 
+    /// <summary>Of the used ones, those that hold nothing any more: a checkpoint brings their tombstones home and gives them
+    /// back.</summary>
+    public uint Returning { get; private set; }
+
+    /// <summary>Slots that were given back so far.</summary>
+    public ulong Released { get; private set; }
+
     public uint FreeCount => (uint)_free.Count + _slotCount - Next;
 
     /// <summary>Bytes of RAM that entries take.</summary>
@@ -249,9 +256,22 @@ internal sealed class SlotTable
         return true;
     }
 
+    /// <summary>What the slot held is gone. Its tombstone must go home before it may begin anew. For a table that is
+    /// <see cref="Rebuild">built</see>.</summary>
+    public void Drop(uint slot)
+    {
+        ref Slot s = ref this[slot];
+        Check.That(s.Kind > MetadataKind.Free);
+        s.Kind = MetadataKind.Free;
+        Returning++;
+    }
+
     /// <summary>The tombstone is durable: the slot may begin anew.</summary>
     public void Release(uint slot)
     {
+        Check.That(Returning > 0);
+        Returning--;
+        Released++;
         Used--;
         _free.Push(slot);
     }
@@ -264,8 +284,10 @@ internal sealed class SlotTable
         for (uint slot = Next; slot-- > 0;)
         {
             ref Slot s = ref this[slot];
-            if (s.Kind > MetadataKind.Free || s.IsDirty) Used++;
+            bool isHeld = s.Kind > MetadataKind.Free;
+            if (isHeld || s.IsDirty) Used++;
             else _free.Push(slot);
+            if (!isHeld && s.IsDirty) Returning++;
         }
     }
 

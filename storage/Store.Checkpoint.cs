@@ -60,14 +60,17 @@ public sealed partial class Store
         WakeCheckpointWaiters();
     }
 
-    /// <summary>Waits for the end of a cycle, begun by somebody else perhaps: for slots whose tombstones are not home yet.</summary>
-    private async ValueTask WaitForCheckpoint()
+    /// <summary>Waits for the end of a cycle, begun by somebody else perhaps: for slots whose tombstones are not home yet. Answers
+    /// whether any came back.</summary>
+    private async ValueTask<bool> WaitForCheckpoint()
     {
-        if (State != StoreState.Online) return;
+        if (State != StoreState.Online) return false;
+        ulong released = _slots.Released;
         var done = new LoopEvent<bool>();
         _checkpointWaiters.Add(done);
         KickCheckpoint();
         await done.WaitAsync();
+        return _slots.Released != released;
     }
 
     private void WakeCheckpointWaiters()

@@ -29,7 +29,7 @@ public sealed partial class Store
 
     private async ValueTask<IoStatus> CreateOnAsync(VolumeHead head, uint volumeId, Guid snapshot)
     {
-        if (!await WaitForSlotsAsync(head.IsAppendOnly ? 2 : 1)) return IoStatus.NoSpace;
+        if (!await WaitForSlotsAsync(head.IsAppendOnly ? 2u : 1)) return IoStatus.NoSpace;
         if (Find(volumeId, snapshot) is not { } basis) return IoStatus.NotFound;
         if (State != StoreState.Online) return IoStatus.Unavailable;
         if (_volumes.ContainsKey(head.Id)) return IoStatus.Conflict;
@@ -69,10 +69,22 @@ public sealed partial class Store
     {
         foreach (Volume volume in _interrupted)
         {
-            if (IsFreeing(volume)) StartBackground(() => FlattenAllAsync(volume));
+            if (!IsFreeing(volume)) continue;
+            if (volume.IsOverhanging) StartBackground(() => EndShrinkAsync(volume));
+            if (volume.IsFlattening) StartBackground(() => FlattenAllAsync(volume));
         }
 
         _interrupted.Clear();
+    }
+
+    private async Task EndShrinkAsync(Volume volume)
+    {
+        _background++;
+        RangeLock held = await _locks.TakeAsync(volume.Head.Id, StructureLock, 0, 1);
+        // Whoever grew the volume meanwhile has done it.
+        if (volume.IsOverhanging && IsFreeing(volume)) await DropBeyondAsync(volume);
+        _locks.Give(held);
+        _background--;
     }
 
     private static Layer? BaseOf(Volume volume)

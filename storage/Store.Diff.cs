@@ -204,43 +204,4 @@ public sealed partial class Store
         for (uint page = layer.FirstPage; page != 0; page = _slots.Link(page - 1).Next) pages.Add(page - 1);
         return pages;
     }
-
-    /// <summary>Tests only, at rest: reads every page and answers the first thing that contradicts S2 or S9, or null.</summary>
-    internal async ValueTask<string?> AuditAsync()
-    {
-        var owned = new Dictionary<uint, uint>();
-        var below = new byte[MetadataPage.EntriesBytes];
-        for (uint slot = 0; slot < _slots.Next; slot++)
-        {
-            if (_slots[slot].Kind != MetadataKind.Extent) continue;
-            uint older = _slots.Link(slot).Older;
-            below.AsSpan().Clear();
-            if (older != 0)
-            {
-                if (await BringSlotAsync(older - 1) != IoStatus.Ok) return null; // nothing to compare with
-                _slots.Entries(older - 1).CopyTo(below);
-            }
-
-            if (await BringSlotAsync(slot) != IoStatus.Ok) return null;
-            ulong shared = SharedUpTo(slot);
-            for (int i = 0; i < Units.BlocksPerExtent; i++)
-            {
-                BlockEntry entry = MetadataPage.Entry(_slots.Entries(slot), i);
-                if (entry.Block is 0 or MetadataPage.UnknownBlock) continue;
-                string where = $"slot {slot} (volume {_slots[slot].VolumeId}, layer {_slots.Link(slot).Layer}, extent {_slots[slot].Extent}) entry {i}";
-                if (entry.Version > shared && !owned.TryAdd(entry.Block, slot)) return $"S2: {where}: block {entry.Block} is slot {owned[entry.Block]}'s too";
-                if (entry.Version <= shared && MetadataPage.Entry(below, i) != entry) return $"S2: {where}: shares {entry}, below is {MetadataPage.Entry(below, i)}";
-            }
-        }
-
-        var resting = new HashSet<uint>(_quarantine.SelectMany(q => Enumerable.Range((int)q.Block, (int)q.Count).Select(b => (uint)b)));
-        for (uint block = _geometry.DataStart; block < _geometry.DataStart + _geometry.DataBlocks; block++)
-        {
-            if (_blocks.IsUsed(block) != (owned.ContainsKey(block) || resting.Contains(block) || _blocks.IsBad(block)))
-                return $"S9: block {block} is {(_blocks.IsUsed(block) ? "taken, but nobody's" : $"free, but slot {owned.GetValueOrDefault(block)}'s")}";
-            if (owned.ContainsKey(block) && resting.Contains(block)) return $"S3: block {block} is in quarantine and in use";
-        }
-
-        return owned.Count == (int)_used ? null : $"S9: {owned.Count} blocks are in use, counted are {_used}";
-    }
 }

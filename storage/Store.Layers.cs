@@ -36,6 +36,7 @@ public sealed partial class Store
         if (isThere) _slots.Pin(seen);
         Check.That(_slots.TryTake(MetadataKind.Extent, volume.Head.Id, extent, out uint slot));
         volume.Pages++;
+        if (volume.PromisedSlots != 0) NotePromise(volume); // whoever asks before this is applied must not have the same slot again
         if (!top.IsUnlinked) Enlist(top, slot, isThere ? seen + 1 : 0);
         volume.Line.SetSlot(extent, slot);
         isNewPage = !isThere && top.IsUnlinked;

@@ -162,11 +162,12 @@ public sealed partial class Store
             }
 
             if (volume.Appends is not null && await AdoptLengthAsync(volume) is { } lengthFault) return lengthFault;
-            // Over a snapshot this takes slots; without any it is done again before the volume grows or a snapshot of it is cut.
-            if (await DropBeyondAsync(volume) is not (IoStatus.Ok or IoStatus.NoSpace))
+            // Over a snapshot this takes room, which may be somebody's who was promised it and has not said so yet; without any it is
+            // done again before the volume grows or a snapshot of it is cut.
+            if (await DropBeyondAsync(volume, takesRoom: !_options.AwaitsPromises) is not (IoStatus.Ok or IoStatus.NoSpace))
                 return "dropping what lies behind a shrunk volume failed";
             if (volume.IsFlattening && !_options.AwaitsPromises) StartBackground(() => FlattenAllAsync(volume));
-            else if (volume.IsFlattening) _interrupted.Add(volume);
+            else if (volume.IsFlattening || volume.IsOverhanging) _interrupted.Add(volume);
             foreach (Layer layer in volume.Layers.Values.Where(layer => layer.IsDeleting)) StartBackground(() => FreeLayerAsync(layer));
         }
 

@@ -118,7 +118,7 @@ public sealed partial class Store
             if (await DropBeyondAsync(volume) is var dropped and not IoStatus.Ok) return volume.IsDeleting ? IoStatus.NotFound : dropped;
         }
 
-        if (!await WaitForSlotsAsync(requests.Count)) return IoStatus.NoSpace;
+        if (!await WaitForSlotsAsync((uint)requests.Count)) return IoStatus.NoSpace;
         await WaitForRing();
         // Most of what must be durable becomes so while changes still go on, so that they wait for little.
         if (!Breaks(BrokenRules.ThawEarly) && await EnsureDurable(_appliedLsn) != IoStatus.Ok) return IoStatus.Unavailable;
@@ -137,18 +137,6 @@ public sealed partial class Store
         CutPauses.Add(_loop.NowNanos - heldSince);
         // Of the cut alone: what was written since the thaw is its clients' business, and would cost a flush.
         return status == IoStatus.Ok ? await EnsureDurable(cut) : status;
-    }
-
-    /// <summary>Waits until <paramref name="count"/> slots are free; false when none become so. The caller takes them at once.</summary>
-    private async ValueTask<bool> WaitForSlotsAsync(int count)
-    {
-        for (int attempt = 0; !HasSlotsForHeads((uint)count); attempt++)
-        {
-            if (attempt == 3 || (_dirty.Count == 0 && !_isCheckpointing)) return false;
-            await WaitForCheckpoint(); // tombstones of dropped slots go home
-        }
-
-        return true;
     }
 
     private ValueTask<IoStatus> AppendCuts(IReadOnlyList<SnapshotRequest> requests, List<Volume> volumes, Layer? target)

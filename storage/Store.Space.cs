@@ -11,6 +11,9 @@ public sealed partial class Store
     // More often than this a change does not wait for blocks to come back: somebody reads them without end.
     private const int SpaceWaitsMax = 1000;
 
+    // Checkpoints that a change waits for although no slot is known to come back: something is perhaps being deleted.
+    private const int SlotWaitsMax = 3;
+
     private readonly uint _blocksKept;
     private readonly uint _slotsKept;
     private ulong _returning;
@@ -39,7 +42,7 @@ public sealed partial class Store
         volume.PromisedBlocks = (bytes + Units.BlockBytes - 1) >> Units.BlockShift;
         volume.PromisedSlots = (uint)((bytes + Units.ExtentBytes - 1) >> Units.ExtentShift);
         NotePromise(volume);
-        bool isTooMuch = BlocksFreeSoon < _blocksKept + _blocksPromised || _slots.FreeCount < _slotsKept + _slotsPromised;
+        bool isTooMuch = BlocksFreeSoon < _blocksKept + _blocksPromised || SlotsFreeSoon < _slotsKept + _slotsPromised;
         isMore = volume.PromisedBlocks > before.blocks;
         if (isForced || !isMore || !isTooMuch) return IoStatus.Ok;
         (volume.PromisedBlocks, volume.PromisedSlots) = before;
@@ -133,19 +136,46 @@ public sealed partial class Store
     private int OwnEnds(Volume volume, ulong first, int count, int blocks) =>
         Math.Max(0, OwnBlocks(volume, first, 1) + OwnBlocks(volume, first + (ulong)count - 1, 1) - (2 - blocks));
 
+    /// <summary>Slots that are free when the tombstones of what is gone are home.</summary>
+    private uint SlotsFreeSoon => _slots.FreeCount + _slots.Returning;
+
     /// <summary>There are slots for the pages that a change of the blocks begins, and the volume may take them.</summary>
-    private bool HasSlots(Volume volume, ulong first, int count, bool begins)
+    private bool HasSlots(Volume volume, ulong first, int count, bool begins) => HasSlots(volume, first, count, begins, _slots.FreeCount);
+
+    /// <summary>And there will be when checkpoints have brought back what is gone.</summary>
+    private bool WillHaveSlots(Volume volume, ulong first, int count, bool begins) =>
+        _slots.Returning > 0 && HasSlots(volume, first, count, begins, SlotsFreeSoon);
+
+    private bool HasSlots(Volume volume, ulong first, int count, bool begins, uint free)
     {
         uint low = ExtentOf(first), high = ExtentOf(first + (ulong)count - 1);
         uint pages = (uint)PagesToBegin(volume, low, high, begins);
         if (pages == 0) return true;
-        if (volume.SlotsLeft >= pages) return _slots.FreeCount >= pages;
+        if (volume.SlotsLeft >= pages) return free >= pages;
         bool isNew = !volume.Line.TryGetSlot(low, out _) || !volume.Line.TryGetSlot(high, out _);
-        return _slots.FreeCount >= (isNew ? _slotsKept : 0) + (_slotsPromised - volume.SlotsLeft) + pages;
+        return free >= (isNew ? _slotsKept : 0) + (_slotsPromised - volume.SlotsLeft) + pages;
     }
 
     /// <summary>There are slots for heads, besides those that are promised.</summary>
     private bool HasSlotsForHeads(uint count) => _slots.FreeCount >= count + _slotsPromised;
+
+    /// <summary>Waits for slots for heads; false when none come back. The caller takes them at once.</summary>
+    private async ValueTask<bool> WaitForSlotsAsync(uint count)
+    {
+        for (int waits = 0; !HasSlotsForHeads(count);)
+        {
+            bool willCome = _slots.Returning > 0 && SlotsFreeSoon >= count + _slotsPromised;
+            if (!MayWaitForSlots(willCome, waits)) return false;
+            if (await WaitForCheckpoint() || !willCome) waits++;
+        }
+
+        return true;
+    }
+
+    /// <summary>A checkpoint may give slots back. One cycle takes the pages that were changed first, and may be over before it comes
+    /// to a tombstone: where enough will come, only cycles that gave some back, to others then, are counted.</summary>
+    private bool MayWaitForSlots(bool willCome, int waits) =>
+        State == StoreState.Online && (_dirty.Count > 0 || _isCheckpointing) && waits < (willCome ? SpaceWaitsMax : SlotWaitsMax);
 
     /// <summary>Counts the pages of each volume; at the end of recovery.</summary>
     private void CountPages()

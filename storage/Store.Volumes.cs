@@ -13,14 +13,10 @@ public sealed partial class Store
         if (!IsValid(head)) return IoStatus.Invalid;
         if (_volumes.ContainsKey(head.Id)) return IoStatus.Conflict;
         uint slots = head.IsAppendOnly ? 2u : 1;
-        if (!HasSlotsForHeads(slots) && (_dirty.Count > 0 || _isCheckpointing))
-        {
-            await WaitForCheckpoint(); // tombstones of dropped slots go home
-            if (Refusal is { } late) return late;
-            if (_volumes.ContainsKey(head.Id)) return IoStatus.Conflict;
-        }
-
-        if (!HasSlotsForHeads(slots) || !_slots.TryTake(MetadataKind.VolumeHead, head.Id, 0, out uint slot)) return IoStatus.NoSpace;
+        bool hasSlots = await WaitForSlotsAsync(slots);
+        if (Refusal is { } late) return late; // or another one of this number came meanwhile
+        if (_volumes.ContainsKey(head.Id)) return IoStatus.Conflict;
+        if (!hasSlots || !_slots.TryTake(MetadataKind.VolumeHead, head.Id, 0, out uint slot)) return IoStatus.NoSpace;
         var volume = new Volume(head, slot, _slots);
         _volumes.Add(head.Id, volume);
         return await WriteFirstHeadAsync(volume, 0);
@@ -168,24 +164,32 @@ public sealed partial class Store
     }
 
     /// <summary>Drops what lies behind the end of a volume, and remembers when that was not to be had. Behind the length of an
-    /// append-only one nobody reads, and appends write there: that of a crash is dropped when it is opened, or overwritten.</summary>
-    private async ValueTask<IoStatus> DropBeyondAsync(Volume volume)
+    /// append-only one nobody reads, and appends write there: that of a crash is dropped when it is opened, or overwritten. Without
+    /// <paramref name="takesRoom"/> pages over those of layers below are left as they are, and NoSpace is answered.</summary>
+    private async ValueTask<IoStatus> DropBeyondAsync(Volume volume, bool takesRoom = true)
     {
-        IoStatus status = await DropBehindEndAsync(volume);
+        IoStatus status = await DropBehindEndAsync(volume, takesRoom);
         volume.IsOverhanging = status != IoStatus.Ok && volume.Appends is null;
         return status;
     }
 
-    private async ValueTask<IoStatus> DropBehindEndAsync(Volume volume)
+    private async ValueTask<IoStatus> DropBehindEndAsync(Volume volume, bool takesRoom)
     {
         ulong end = EndOf(volume);
         ulong whole = (end + Units.ExtentBytes - 1) >> Units.ExtentShift;
+        IoStatus done = IoStatus.Ok;
         for (uint extent = volume.Line.Skip((uint)whole); extent < volume.Line.ExtentEnd; extent = volume.Line.Skip(extent + 1))
         {
             if (!volume.Line.TryGetSlot(extent, out uint slot)) continue;
             // What a layer below has would show again: there a page of holes lies over it.
             bool isAlone = IsOwn(volume, slot) && _slots.Link(slot).Older == 0;
             if (!isAlone && _slots[slot].Mapped == 0) continue;
+            if (!isAlone && !takesRoom)
+            {
+                done = IoStatus.NoSpace;
+                continue;
+            }
+
             IoStatus status = isAlone
                 ? await DropExtentAsync(volume, extent)
                 : await ChangeExtentAsync(volume, extent, 0, Units.ExtentBytes, default);
@@ -195,7 +199,8 @@ public sealed partial class Store
         uint last = (uint)(end >> Units.ExtentShift);
         int from = (int)(end % Units.ExtentBytes);
         int hole = (from + Units.BlockBytes - 1) & ~(Units.BlockBytes - 1);
-        if (from == 0 || !volume.Line.TryGetSlot(last, out _)) return IoStatus.Ok;
+        if (from == 0 || !volume.Line.TryGetSlot(last, out uint lastSlot)) return done;
+        if (!takesRoom && !(IsOwn(volume, lastSlot) && _slots.Link(lastSlot).Older == 0)) return IoStatus.NoSpace;
         if (hole < Units.ExtentBytes)
         {
             IoStatus status = await ChangeExtentAsync(volume, last, hole, Units.ExtentBytes - hole, default);
@@ -203,11 +208,10 @@ public sealed partial class Store
         }
 
         // The half block at the end: zeros behind it, unless it is a hole.
-        if (hole == from) return IoStatus.Ok;
+        if (hole == from) return done;
         (IoStatus looked, bool isHole, _) = await LookAsync(volume, ((ulong)last << Units.ExtentShift) + (ulong)from);
-        return looked != IoStatus.Ok || isHole
-            ? looked
-            : await ChangeExtentAsync(volume, last, from, hole - from, new byte[hole - from]);
+        if (looked == IoStatus.Ok && !isHole) looked = await ChangeExtentAsync(volume, last, from, hole - from, new byte[hole - from]);
+        return looked == IoStatus.Ok ? done : looked;
     }
 
     private async ValueTask<IoStatus> DropExtentAsync(Volume volume, uint extent)

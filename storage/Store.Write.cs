@@ -178,7 +178,7 @@ public sealed partial class Store
     private async ValueTask<IoStatus> MakeRoomAsync(Volume volume, ulong first, int count, int blocks, bool begins)
     {
         uint low = ExtentOf(first), high = ExtentOf(first + (ulong)count - 1);
-        for (int attempt = 0, checkpoint = 0; State == StoreState.Online;)
+        for (int attempt = 0, slotWaits = 0; State == StoreState.Online;)
         {
             if (volume.Freezes > 0)
             {
@@ -206,8 +206,9 @@ public sealed partial class Store
             if (!HasSlots(volume, first, count, begins))
             {
                 // Dropped slots come back when their tombstones are home.
-                if (checkpoint++ == 3 || (_dirty.Count == 0 && !_isCheckpointing)) return IoStatus.NoSpace;
-                await WaitForCheckpoint();
+                bool willCome = WillHaveSlots(volume, first, count, begins);
+                if (!MayWaitForSlots(willCome, slotWaits)) return IoStatus.NoSpace;
+                if (await WaitForCheckpoint() || !willCome) slotWaits++;
                 continue;
             }
 
@@ -457,7 +458,7 @@ public sealed partial class Store
         else if (slot.Kind == MetadataKind.Snapshot) RemoveLayer(record.Volume!.Layers[slot.Extent]);
         else if (slot.Kind == MetadataKind.Appends) record.Volume!.Appends!.Drop(slot.Extent);
         else if (slot.Kind == MetadataKind.VolumeHead) RemoveLayer(record.Volume!.Top);
-        slot.Kind = MetadataKind.Free;
+        _slots.Drop(record.Slot);
         Touch(record.Slot, record.Lsn);
         NoteClientBlocks(0);
     }

@@ -19,7 +19,7 @@ public sealed partial class Store : ILayeredStore, IAppendStore, IAppendCopy
     private readonly BlockAllocator _blocks;
     private readonly SortedDictionary<uint, Volume> _volumes = [];
     private readonly RangeLocks _locks = new();
-    private readonly List<Volume> _interrupted = []; // clones whose flattening waits for ResumeFlattening
+    private readonly List<Volume> _interrupted = []; // of which something that takes room waits for ResumeFlattening
     private readonly uint _reserve;
     private Superblock _superblock;
     private ulong _nextVersion = 1;
@@ -81,6 +81,7 @@ public sealed partial class Store : ILayeredStore, IAppendStore, IAppendCopy
         MediumBytes = _geometry.TotalBytes,
         SlotsTotal = _geometry.SlotCount,
         SlotsUsed = _slots.Used,
+        SlotsReturning = _slots.Returning,
         MetadataResidentBytes = _slots.ResidentBytes,
         MetadataBudgetBytes = _options.MetadataBudgetBytes,
         MetadataTableBytes = _slots.TableBytes + _scattered.Bytes + _volumes.Values.Aggregate(0UL, (sum, v) => sum + v.Line.MapBytes),

@@ -29,7 +29,7 @@ public sealed record StoreOptions
     public ulong MetadataBudgetBytes { get; init; } = 256 * Units.MiB;
 
     /// <summary>The owner promises room anew after every opening, and says so by <see cref="ILayeredStore.ResumeFlattening"/>: until then
-    /// flattening that a restart interrupted waits, for what it copies might take what somebody was promised.</summary>
+    /// flattening and shrinks over snapshots that a restart interrupted wait, for what they take might be what somebody was promised.</summary>
     public bool AwaitsPromises { get; init; }
 
     /// <summary>Open although something acknowledged is lost; without it such a store is refused.</summary>

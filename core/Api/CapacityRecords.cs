@@ -18,7 +18,7 @@ namespace BlockServer.Core.Api;
 /// <param name="OvercommitRatio">Used, promised and what thin volumes could ask for, by what is usable: above 1 the disks are too small
 /// for all that may be written.</param>
 /// <param name="MetadataSlots">Metadata slots: one for each MiB of a volume that holds data, and a few more.</param>
-/// <param name="MetadataSlotsUsed">Of them in use.</param>
+/// <param name="MetadataSlotsUsed">Of them in use; those of what is gone are not, though a checkpoint is yet to give them back.</param>
 /// <param name="Fits">How many volumes of the size that was asked for can be promised room; null: none was.</param>
 public sealed record CapacityFigures(
     ulong RawBytes, ulong LogBytes, ulong MetadataBytes, ulong ReserveBytes, ulong BadBytes, ulong UsableBytes, ulong UsedBytes, ulong FreeBytes,

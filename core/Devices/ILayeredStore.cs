@@ -87,7 +87,7 @@ public interface ILayeredStore : IStore
     ValueTask<IoStatus> FlattenAsync(uint volumeId);
 
     /// <summary>Whoever was promised room has been promised it anew since the store was opened: flattening that a restart interrupted goes
-    /// on. Needed where the store was opened to wait for that.</summary>
+    /// on, and shrinks over snapshots. Needed where the store was opened to wait for that.</summary>
     void ResumeFlattening();
 
     /// <summary>The volume is being flattened, or that it is done is not durable yet.</summary>

@@ -78,8 +78,15 @@ public sealed record StoreStats
     /// <summary>Metadata slots in all.</summary>
     public required ulong SlotsTotal { get; init; }
 
-    /// <summary>Metadata slots in use.</summary>
+    /// <summary>Metadata slots in use, those that are coming back included.</summary>
     public required ulong SlotsUsed { get; init; }
+
+    /// <summary>Of <see cref="SlotsUsed"/>, slots that hold nothing any more: the next checkpoints give them back. Whoever needs one
+    /// waits for those, and an idle store makes none.</summary>
+    public ulong SlotsReturning { get; init; }
+
+    /// <summary>Metadata slots that hold something: what levels and figures of room go by.</summary>
+    public ulong SlotsHeld => SlotsUsed - SlotsReturning;
 
     /// <summary>Metadata pages in RAM, in bytes.</summary>
     public required ulong MetadataResidentBytes { get; init; }

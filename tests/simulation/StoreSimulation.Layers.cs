@@ -344,7 +344,7 @@ public sealed partial class StoreSimulation
             fault = audit.GetAwaiter().GetResult();
             if (fault is not null && _loop.NowNanos > until)
             {
-                Violate(fault.StartsWith("S9", StringComparison.Ordinal) ? ViolationKind.Leak : ViolationKind.WrongData, "audit: " + fault);
+                Violate(fault[..2] switch { "S1" => ViolationKind.BrokenPromise, "S9" => ViolationKind.Leak, _ => ViolationKind.WrongData }, "audit: " + fault);
                 return;
             }
 

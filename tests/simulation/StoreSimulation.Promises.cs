@@ -37,7 +37,9 @@ public sealed partial class StoreSimulation
 
         // Who fills an extent that exists goes below the level of write protection, but never into what others were promised.
         StoreStats stats = store.GetStats();
-        if (stats.BlocksFreeSoon >= stats.BlocksReserved + stats.BlocksPromised && stats.SlotsTotal - stats.SlotsUsed >= stats.SlotsPromised)
+        // Pages of its own layers that went when it was opened are slots that come back: whoever needs one waits for them.
+        ulong slotsFreeSoon = stats.SlotsTotal - stats.SlotsUsed + stats.SlotsReturning;
+        if (stats.BlocksFreeSoon >= stats.BlocksReserved + stats.BlocksPromised && slotsFreeSoon >= stats.SlotsPromised)
         {
             _counters[Did.PromisesKept] += _promises.Count;
             return;
@@ -228,6 +230,6 @@ public sealed partial class StoreSimulation
     {
         StoreStats s = store.GetStats();
         return $"{s.BlocksFreeSoon} blocks free soon of {s.BlocksTotal}, {s.BlocksKept} kept, {s.BlocksPromised} promised; "
-            + $"{s.SlotsTotal - s.SlotsUsed} slots free, {s.SlotsKept} kept, {s.SlotsPromised} promised";
+            + $"{s.SlotsTotal - s.SlotsUsed} slots free, {s.SlotsReturning} coming back, {s.SlotsKept} kept, {s.SlotsPromised} promised";
     }
 }

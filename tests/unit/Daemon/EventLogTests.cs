@@ -200,19 +200,37 @@ public sealed class EventLogTests : IDisposable
         Assert.False(watch.IsWorthALook(new DiskPulse("d", 13, 0)));
     }
 
+    [Fact]
+    public void Slots_that_come_back_with_the_next_checkpoint_are_no_fault()
+    {
+        var watch = new DiskJudge(10, metadataWarnPercent: 85);
+        Assert.Empty(Codes(watch, 1, 1, 0, Look(slots: 1000, returning: 200)));
+        Assert.Equal([EventCatalogue.MetadataLow], Codes(watch, 2, 2, 0, Look(slots: 1000, returning: 150)));
+        Assert.Equal([EventCatalogue.StoreProtected], Codes(watch, 3, 3, 0, Look(slots: 1000, returning: 50)));
+        Assert.Empty(Codes(watch, 4, 4, 0, Look(slots: 1000, returning: 1000)));
+
+        DiskLook look = Look(slots: 990, returning: 40); // 50 are kept and the volume's head takes one
+        Assert.Equal(0UL, DiskSpace.PromisableBytes(look.Stats));
+        Assert.Equal(0, DiskSpace.Fitting(look.Stats, Units.MiB));
+        look = Look(slots: 990, returning: 51);
+        Assert.Equal(10 * Units.MiB, DiskSpace.PromisableBytes(look.Stats));
+        Assert.Equal(5, DiskSpace.Fitting(look.Stats, Units.MiB));
+        Assert.Equal(939UL, DiskSpace.Describe(look.Stats, 0, 0, null).MetadataSlotsUsed);
+    }
+
     private static string[] Codes(DiskJudge watch, int seconds, ulong answered, int inFlight, DiskLook? look) =>
         [.. watch.Judge(TimeSpan.FromSeconds(seconds), new DiskPulse("d", answered, inFlight), look).Select(f => f.Code)];
 
     private static DiskLook Look(
         StoreState state = StoreState.Online, ulong ioErrors = 0, ulong checksums = 0, int free = 50, ulong bad = 0, ulong operations = 0, ulong nanos = 0,
-        int? soon = null, int kept = 1, ulong slots = 0)
+        int? soon = null, int kept = 1, ulong slots = 0, ulong returning = 0)
     {
         const ulong Blocks = 25_600;
         return new DiskLook(
             state,
             new StoreStats
             {
-                BlocksTotal = Blocks, BlocksUsed = 0, BlocksQuarantined = 0, BlocksReserved = Blocks / 100, SlotsTotal = 1000, SlotsUsed = slots, SlotsKept = 50,
+                BlocksTotal = Blocks, BlocksUsed = 0, BlocksQuarantined = 0, BlocksReserved = Blocks / 100, SlotsTotal = 1000, SlotsUsed = slots, SlotsReturning = returning, SlotsKept = 50,
                 BlocksKept = Blocks / 100 * (ulong)kept, BlocksFreeSoon = Blocks / 100 * (ulong)(soon ?? free + 1), MetadataResidentBytes = 0,
                 MetadataBudgetBytes = 0, RingOccupancy = 0, Checkpoints = 0, ChecksumErrors = checksums, IoErrors = ioErrors,
                 FailReason = state == StoreState.Failed ? "a flush failed" : null, BlocksBad = bad,
