@@ -1,4 +1,3 @@
-using System.Diagnostics;
 using System.Globalization;
 using BlockServer.Cluster;
 using BlockServer.Core;
@@ -305,12 +304,11 @@ internal sealed class AdminRoutes : IAdminRoutes
 
     private async Task<IReadOnlyList<SessionInfo>> SessionListAsync(ApiCall call)
     {
-        Dictionary<uint, string> names = _daemon.Directory.List().ToDictionary(v => v.Id, v => v.Name);
         var sessions = new List<SessionInfo>();
         foreach (IGrouping<LoopThread, Session> there in _daemon.Sessions.List().Where(s => _access.Sees(call.Caller, s)).GroupBy(s => s.Thread))
         {
             sessions.AddRange(await there.Key.InvokeAsync(() => new ValueTask<SessionInfo[]>(
-                [.. there.Select(s => s.Describe(names))])));
+                [.. there.Select(s => s.Describe(id => _daemon.Directory.Find(id)?.Name))])));
         }
 
         return [.. sessions.OrderBy(s => long.Parse(s.Id, CultureInfo.InvariantCulture))];
@@ -339,19 +337,17 @@ internal sealed class AdminRoutes : IAdminRoutes
     private async Task StatsAsync(ApiCall call)
     {
         var volumes = new List<VolumeStats>();
-        IEnumerable<VolumeRecord> seen = _daemon.Directory.List().Where(v => call.Sees(v.Name) && _daemon.Meters.Find(v.Id) is not null);
-        foreach (IGrouping<LoopThread?, VolumeRecord> there in seen.GroupBy(_daemon.Volumes.ThreadOf))
+        IEnumerable<(VolumeRecord Volume, VolumeMeter Meter)> seen = _daemon.Meters.All.Select(m => (Volume: _daemon.Directory.Find(m.VolumeId), m.Meter))
+            .Where(m => m.Volume is not null && call.Sees(m.Volume.Name))!;
+        foreach (IGrouping<LoopThread?, (VolumeRecord Volume, VolumeMeter Meter)> there in seen.GroupBy(m => _daemon.Volumes.ThreadOf(m.Volume)))
         {
-            if (there.Key is not { } thread) continue;
-            (string Name, VolumeMeter Meter)[] used = [.. there.Select(v => (v.Name, Meter: _daemon.Meters.Find(v.Id)!)).Where(v => v.Meter is not null)];
-            if (used.Length > 0)
-                volumes.AddRange(await thread.InvokeAsync(() => new ValueTask<VolumeStats[]>([.. used.Select(u => u.Meter.ToStats(u.Name))])));
+            if (there.Key is { } thread)
+                volumes.AddRange(await thread.InvokeAsync(() => new ValueTask<VolumeStats[]>([.. there.Select(m => m.Meter.ToStats(m.Volume.Name))])));
         }
 
         DateTimeOffset now = SystemClock.Instance.UtcNow;
-        using Process self = Process.GetCurrentProcess();
         var stats = new StatsInfo(
-            now, (now - _daemon.StartedAt).TotalSeconds, self.TotalProcessorTime.TotalSeconds,
+            now, (now - _daemon.StartedAt).TotalSeconds, Environment.CpuUsage.TotalTime.TotalSeconds,
             [.. volumes.OrderBy(v => v.Volume, StringComparer.Ordinal)]);
         await call.AnswerAsync(stats, ApiJson.Default.StatsInfo);
     }
@@ -360,42 +356,23 @@ internal sealed class AdminRoutes : IAdminRoutes
 
     private async Task<IReadOnlyList<VolumeInfo>> DescribeAsync(IReadOnlyList<VolumeRecord> volumes, ApiCall call)
     {
-        var used = new Dictionary<uint, ulong>();
-        var reservations = new Dictionary<uint, ReservationInfo>();
-        var layers = new Dictionary<uint, VolumeLayers>();
-        foreach (IGrouping<Guid, VolumeRecord> there in volumes.GroupBy(v => v.StoreId))
-        {
-            if (_daemon.Stores.Find(there.Key) is not { } host) continue;
-            foreach ((uint id, ulong bytes) in await host.UsedBytesAsync([.. there.Select(v => v.Id)])) used[id] = bytes;
-
-            foreach ((uint id, VolumeLayers shown) in await host.LayersAsync([.. there.Select(v => v.Id)])) layers[id] = shown;
-        }
-
-        // What is reserved belongs to the loop of the volume.
-        foreach (IGrouping<LoopThread, SharedVolume> there in volumes.Select(v => _daemon.Volumes.Find(v.Id)).OfType<SharedVolume>().GroupBy(v => v.Thread))
-        {
-            (uint Id, ReservationInfo? Info)[] reserved = await there.Key.InvokeAsync(
-                () => new ValueTask<(uint, ReservationInfo?)[]>([.. there.Select(v => (v.Id, _daemon.Volumes.Describe(v.Id)))]));
-            foreach ((uint id, ReservationInfo? info) in reserved)
-            {
-                if (info is not null) reservations[id] = info;
-            }
-        }
-
+        IReadOnlyDictionary<uint, VolumeSight> sights = await VolumeSight.OfAsync(_daemon, volumes);
         Dictionary<uint, int> sessions = _daemon.Sessions.CountByVolume();
-        Dictionary<uint, string>? names = layers.Values.Any(l => l.Base is not null) ? _daemon.Directory.List().ToDictionary(v => v.Id, v => v.Name) : null;
-        string? BaseOf(VolumeLayers? shown)
-        {
-            if (shown?.Base is not { } basis) return null;
-            string name = names!.GetValueOrDefault(basis.VolumeId, "(deleted)");
-            return !call.Caller.IsConfined || call.Sees(name) ? $"{name}@{shown.BaseName}" : "(another's)";
-        }
+        return [.. volumes.Select(v => Describe(v, sights.GetValueOrDefault(v.Id), sessions.GetValueOrDefault(v.Id), call))];
+    }
 
-        return [.. volumes.Select(v => new VolumeInfo(
-            v.Id, v.Uuid, v.Name, v.SizeBytes, used.GetValueOrDefault(v.Id), 1, used.ContainsKey(v.Id) ? VolumeDirectory.ImportFault(v) is not null ? "initializing" : "online" : "unavailable", v.Export,
-            v.Description, v.StoreId, sessions.GetValueOrDefault(v.Id), v.Revision, v.CreatedAt, used.ContainsKey(v.Id) ? v.IsPopulating ? _populations.FaultOf(v.Id) : null : WhyNot(v),
-            reservations.GetValueOrDefault(v.Id), BaseOf(layers.GetValueOrDefault(v.Id)), layers.GetValueOrDefault(v.Id)?.IsFlattening ?? false,
-            layers.GetValueOrDefault(v.Id)?.Snapshots.Count ?? 0, StreamRoutes.Describe(v.Import), v.IsImage, v.IsAppendOnly, v.IsSealed, v.Qos, v.PromisedBytes == 0))];
+    private VolumeInfo Describe(VolumeRecord v, VolumeSight sight, int sessions, ApiCall call) => new(
+        v.Id, v.Uuid, v.Name, v.SizeBytes, sight.UsedBytes ?? 0, 1,
+        sight.UsedBytes is null ? "unavailable" : VolumeDirectory.ImportFault(v) is null ? "online" : "initializing", v.Export,
+        v.Description, v.StoreId, sessions, v.Revision, v.CreatedAt, sight.UsedBytes is null ? WhyNot(v) : v.IsPopulating ? _populations.FaultOf(v.Id) : null,
+        sight.Reservation, BaseOf(sight, call), sight.IsFlattening, sight.Snapshots, StreamRoutes.Describe(v.Import), v.IsImage, v.IsAppendOnly, v.IsSealed,
+        v.Qos, v.PromisedBytes == 0);
+
+    private string? BaseOf(VolumeSight sight, ApiCall call)
+    {
+        if (sight.Base is not { } basis) return null;
+        string name = _daemon.Directory.Find(basis.VolumeId)?.Name ?? "(deleted)";
+        return !call.Caller.IsConfined || call.Sees(name) ? $"{name}@{sight.BaseName}" : "(another's)";
     }
 
     private string WhyNot(VolumeRecord volume)

@@ -62,11 +62,11 @@ internal sealed class Session(
     /// <summary>The loop that serves it.</summary>
     public LoopThread Thread => handle.Thread;
 
-    /// <summary>As the API shows it. On the loop.</summary>
-    public SessionInfo Describe(IReadOnlyDictionary<uint, string> names)
+    /// <summary>As the API shows it; <paramref name="nameOf"/> says a volume's name, or null when it is gone. On the loop.</summary>
+    public SessionInfo Describe(Func<uint, string?> nameOf)
     {
-        string volume = string.Join(',', Volumes.Select(v => names.GetValueOrDefault(v)).OfType<string>()
-            .Concat(Snapshots.Where(s => names.ContainsKey(s.VolumeId)).Select(s => $"{names[s.VolumeId]}@{s.Name}")));
+        string volume = string.Join(',', Volumes.Select(nameOf)
+            .Concat(Snapshots.Select(s => nameOf(s.VolumeId) is { } name ? $"{name}@{s.Name}" : null)).OfType<string>());
         SessionFigures figures = handle.Figures();
         return new SessionInfo(
             Id, handle.Protocol, volume, Peer, listener, isTls, identity, since, figures.Reads, figures.ReadBytes,

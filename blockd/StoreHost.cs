@@ -151,28 +151,25 @@ internal sealed class StoreHost : IMoveSide
     public Task<ulong> HighestUsedByteAsync(uint volumeId) => Thread.InvokeAsync(() => Store.HighestUsedByteAsync(volumeId));
 
     /// <inheritdoc/>
-    public async Task<VolumeLayers?> LayersAsync(uint volumeId) => (await LayersAsync([volumeId])).GetValueOrDefault(volumeId);
+    public Task<VolumeLayers?> LayersAsync(uint volumeId) => Thread.InvokeAsync(() => new ValueTask<VolumeLayers?>(
+        // Of a failed store too: what it holds can be read, and moved.
+        IsOpen(volumeId) ? new VolumeLayers(Store.Snapshots(volumeId), Store.BaseOf(volumeId), Store.IsFlattening(volumeId)) : null));
 
-    /// <summary>The layers of each of <paramref name="volumeIds"/> that is served, in one visit to the loop.</summary>
-    public Task<Dictionary<uint, VolumeLayers>> LayersAsync(IReadOnlyList<uint> volumeIds) => Thread.InvokeAsync(() =>
+    /// <summary>What the API shows of a volume; nothing of one that is not here. On the loop.</summary>
+    public VolumeSight Look(uint volumeId)
     {
-        var layers = new Dictionary<uint, VolumeLayers>();
-        foreach (uint id in volumeIds)
-        {
-            // Of a failed store too: what it holds can be read, and moved.
-            if (Store.State == StoreState.Closed || Store.OpenVolume(id) is null) continue;
-            (uint VolumeId, Guid Snapshot)? basis = Store.BaseOf(id);
-            string? name = basis is { } b ? Store.Snapshots(b.VolumeId).FirstOrDefault(s => s.Uuid == b.Snapshot)?.Name : null;
-            layers.Add(id, new VolumeLayers(Store.Snapshots(id), basis, Store.IsFlattening(id), name));
-        }
+        if (!IsOpen(volumeId)) return default;
+        (uint VolumeId, Guid Snapshot)? basis = Store.BaseOf(volumeId);
+        return new VolumeSight(
+            Store.State == StoreState.Online ? Store.UsedBytes(volumeId) : null, basis, basis is { } b ? Store.FindSnapshot(b.VolumeId, b.Snapshot)?.Name : null,
+            Store.IsFlattening(volumeId), Store.SnapshotCount(volumeId), null);
+    }
 
-        return new ValueTask<Dictionary<uint, VolumeLayers>>(layers);
-    });
+    private bool IsOpen(uint volumeId) => Store.State != StoreState.Closed && Store.OpenVolume(volumeId) is not null;
 
     /// <inheritdoc/>
     public Task<CutSight?> SightAsync(uint volumeId, string snapshot) => Thread.InvokeAsync(() => new ValueTask<CutSight?>(
-        Store.State == StoreState.Closed || Store.OpenVolume(volumeId) is null ? null
-        : new CutSight(Store.FindSnapshot(volumeId, snapshot), Store.IsFlattening(volumeId))));
+        IsOpen(volumeId) ? new CutSight(Store.FindSnapshot(volumeId, snapshot), Store.IsFlattening(volumeId)) : null));
 
     /// <inheritdoc/>
     public Task<IoStatus> CutAsync(IReadOnlyList<SnapshotRequest> requests) => AskAsync(() => Store.CreateSnapshotsAsync(requests));

@@ -27,6 +27,9 @@ internal sealed class Meters
 
     public VolumeMeter Of(uint volumeId) => _meters.GetOrAdd(volumeId, _ => new VolumeMeter());
 
+    /// <summary>Those of all volumes that were attached, as they come.</summary>
+    public IEnumerable<(uint VolumeId, VolumeMeter Meter)> All => _meters.Select(m => (m.Key, m.Value));
+
     /// <summary>The meter of a volume that was attached, or null.</summary>
     public VolumeMeter? Find(uint volumeId) => _meters.GetValueOrDefault(volumeId);
 

@@ -59,9 +59,8 @@ public sealed record SnapshotResult(IReadOnlyList<VolumeSnapshot> Snapshots, Dir
 /// <param name="Snapshots">Oldest first.</param>
 /// <param name="Base">The snapshot that it was cloned from and shares blocks with, or null.</param>
 /// <param name="IsFlattening">They are being copied.</param>
-/// <param name="BaseName">Name of that snapshot.</param>
 public sealed record VolumeLayers(
-    IReadOnlyList<SnapshotInfo> Snapshots, (uint VolumeId, Guid Snapshot)? Base, bool IsFlattening, string? BaseName = null);
+    IReadOnlyList<SnapshotInfo> Snapshots, (uint VolumeId, Guid Snapshot)? Base, bool IsFlattening);
 
 /// <summary>What a cut asks of the layers of a volume.</summary>
 /// <param name="Snapshot">The snapshot of the name that was asked for, or null.</param>

@@ -25,6 +25,13 @@ public sealed partial class Store
             ? InfoOf(layer) : null;
 
     /// <inheritdoc/>
+    public SnapshotInfo? FindSnapshot(uint volumeId, Guid snapshot) => Find(volumeId, snapshot) is { } layer ? InfoOf(layer) : null;
+
+    /// <inheritdoc/>
+    public int SnapshotCount(uint volumeId) =>
+        _volumes.TryGetValue(volumeId, out Volume? volume) && !volume.IsDeleting ? volume.Snapshots.Count : 0;
+
+    /// <inheritdoc/>
     public async ValueTask<IoStatus> CreateSnapshotsAsync(IReadOnlyList<SnapshotRequest> requests)
     {
         if (Refusal is { } refusal) return refusal;

@@ -59,6 +59,12 @@ public interface ILayeredStore : IStore
     /// <summary>The snapshot of that name, or null. As quick among ten thousand as alone.</summary>
     SnapshotInfo? FindSnapshot(uint volumeId, string name);
 
+    /// <summary>The snapshot of that identity, or null. As quick.</summary>
+    SnapshotInfo? FindSnapshot(uint volumeId, Guid snapshot);
+
+    /// <summary>How many snapshots a volume has. As quick.</summary>
+    int SnapshotCount(uint volumeId);
+
     /// <summary>The snapshot that a volume was cloned from, or null.</summary>
     (uint VolumeId, Guid Snapshot)? BaseOf(uint volumeId);
 

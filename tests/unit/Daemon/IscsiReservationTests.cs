@@ -46,6 +46,24 @@ public sealed class IscsiReservationTests
     }
 
     [Fact]
+    public async Task It_is_shown_also_of_a_volume_that_is_served_on_another_loop_than_its_disk()
+    {
+        await using TestDaemon test = await TestDaemon.StartAsync("loops=2", "iscsi=127.0.0.1:0");
+        StoreHost first = test.Daemon.Stores.All.Single();
+        StoreHost second = await test.Daemon.Disks.AddAsync(new AddDisk(test.PathOf("second.blk"), null, 80 * Units.MiB));
+        VolumeRecord volume = await test.CreateAsync("disk", store: second.StoreId), idle = await test.CreateAsync("idle", store: second.StoreId);
+        SharedVolume? served = await first.Thread.InvokeAsync(() => test.Daemon.Volumes.OpenAsync(volume, first.Thread));
+        Assert.NotEqual(second.Thread, served!.Thread);
+        using RawInitiator one = Connect(test);
+        Assert.Equal(0, one.Send("5F000000000000001800", List(0, 0x1122)).Status);
+        Assert.Equal(0, one.Send("5F010500000000001800", List(0x1122, 0)).Status);
+        IReadOnlyDictionary<uint, VolumeSight> sights = await VolumeSight.OfAsync(test.Daemon, [idle, volume]);
+        Assert.Equal("write-exclusive-registrants-only", sights[volume.Id].Reservation?.Type);
+        Assert.Null(sights[idle.Id].Reservation);
+        Assert.All(sights.Values, sight => Assert.NotNull(sight.UsedBytes));
+    }
+
+    [Fact]
     public async Task The_record_goes_with_the_volume()
     {
         await using TestDaemon test = await TestDaemon.StartAsync("iscsi=127.0.0.1:0");

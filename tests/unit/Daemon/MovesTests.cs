@@ -226,8 +226,8 @@ public sealed class MovesTests
         Assert.Equal(bud, await ContentAsync(test, "bud"));
         DiskInfo there = await test.Daemon.Stores.Find(second)!.DescribeAsync();
         Assert.True(there.UsedBytes < 8 * Units.MiB + 64 * Units.BlockBytes, $"{there.UsedBytes} bytes are used: the blocks are not shared any more");
-        VolumeLayers layers = (await test.Daemon.Directory.LayersAsync(test.Daemon.Directory.Find("bud")!))!;
-        Assert.Equal("t", layers.BaseName);
+        VolumeRecord moved = test.Daemon.Directory.Find("bud")!;
+        Assert.Equal("t", (await VolumeSight.OfAsync(test.Daemon, [moved]))[moved.Id].BaseName);
     }
 
     [Fact]

@@ -37,6 +37,8 @@ public class ManySnapshotsTests(ITestOutputHelper output)
         Assert.Equal(Count, store.Snapshots(7).Count);
         Assert.Equal(Id(5000), store.FindSnapshot(7, "s5000")!.Uuid);
         Assert.Null(store.FindSnapshot(7, "s0"));
+        Assert.Equal(("s5000", 10_000), (store.FindSnapshot(7, Id(5000))!.Name, store.SnapshotCount(7)));
+        Assert.Equal((null, 0), (store.FindSnapshot(7, Id(10_001)), store.SnapshotCount(8)));
         Assert.Null(store.FindSnapshot(8, "s1"));
         Check(world, "read all of 3", [1, 5000, Count]);
         var runs = new List<DiffRun>();
@@ -53,7 +55,7 @@ public class ManySnapshotsTests(ITestOutputHelper output)
         Tell("delete", watch);
         world.Loop.Run(WaitAsync(world));
         Tell("background", watch);
-        Assert.Equal(10, store.Snapshots(7).Count);
+        Assert.Equal((10, 10), (store.Snapshots(7).Count, store.SnapshotCount(7)));
         Check(world, "read all of 10", [.. Enumerable.Range(0, 10).Select(i => 500 + i * 1000)]);
         Assert.Null(world.Loop.Run(((Store)world.Store).AuditAsync()));
         world.Reopen(isClean: true);
