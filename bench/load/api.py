@@ -6,7 +6,9 @@ import concurrent.futures
 import http.client
 import itertools
 import json
+import multiprocessing
 import os
+import random
 import select
 import socket
 import statistics
@@ -20,13 +22,15 @@ from daemon import Daemon, run_bench, verdict
 from machine import BenchError, read
 
 CONNECTIONS = 8  # of one address 16 may be open
+CONTROL_ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n200\r\n" + b"x" * 512 + b"\r\n0\r\n\r\n"
+END_OF_CHUNKS = b"\r\n0\r\n\r\n"
 
 
 class Connection:
     """One connection of the load: a request at a time."""
 
-    def __init__(self, daemon):
-        self.socket = socket.create_connection(("127.0.0.1", daemon.api))
+    def __init__(self, port):
+        self.socket = socket.create_connection(("127.0.0.1", port))
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.answer = b""
         self.began = None
@@ -41,29 +45,44 @@ class Connection:
         if not got:
             raise BenchError("the API closed a connection of the load")
         self.answer += got
-        head, gap, body = self.answer.partition(b"\r\n\r\n")
-        if not gap:
-            return None
-        if b" 200 " not in head.split(b"\r\n", 1)[0]:
-            raise BenchError(head.decode(errors="replace"))
-        if b"chunked" in head.lower():
-            if not body.endswith(b"0\r\n\r\n"):
+        if not self.answer.startswith(b"HTTP/1.1 200 ") and len(self.answer) > 12:
+            raise BenchError(self.answer.decode(errors="replace"))
+        if not self.answer.endswith(END_OF_CHUNKS):
+            head, gap, body = self.answer.partition(b"\r\n\r\n")
+            length = next((int(line.split(b":")[1]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")), None)
+            if not gap or length is None or len(body) < length:
                 return None
-        elif len(body) < next(int(line.split(b":")[1]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")):
-            return None
         took, self.answer, self.began = time.monotonic() - self.began, b"", None
         return took
+
+
+def answer(listener):
+    """The control: answers each request with the same bytes, and does nothing else. A process of its own; ends with its parent."""
+    clients = {}
+    with select.epoll() as waiting:
+        waiting.register(listener.fileno(), select.EPOLLIN)
+        while True:
+            for number, _ in waiting.poll():
+                if number == listener.fileno():
+                    client, _ = listener.accept()
+                    client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                    clients[client.fileno()] = client
+                    waiting.register(client.fileno(), select.EPOLLIN)
+                elif clients[number].recv(65536):
+                    clients[number].sendall(CONTROL_ANSWER)
+                else:
+                    clients.pop(number).close()
 
 
 class Callers(threading.Thread):
     """Sends requests at a steady rate over several connections until it is told to stop. A late one is sent at once: the rate is kept.
     One thread, since what it uses itself is missing to fio and daemon; how much that is, it says."""
 
-    def __init__(self, daemon, per_second, paths, connections=CONNECTIONS):
+    def __init__(self, daemon, port, per_second, paths):
         super().__init__(daemon=True)
         token = read(os.path.join(daemon.data, "admin.token")).strip()
-        self.requests = itertools.cycle(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{daemon.api}\r\nAuthorization: Bearer {token}\r\n\r\n".encode() for path in paths)
-        self.connections = {c.socket.fileno(): c for c in (Connection(daemon) for _ in range(connections))}
+        self.requests = itertools.cycle(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nAuthorization: Bearer {token}\r\n\r\n".encode() for path in paths)
+        self.connections = {c.socket.fileno(): c for c in (Connection(port) for _ in range(CONNECTIONS))}
         self.step = 1 / per_second
         self.done = threading.Event()
         self.failure = None
@@ -99,43 +118,72 @@ class Callers(threading.Thread):
 
 
 def under_load(options, folder):
-    """4k random reads and writes over NBD with and without requests to the API, in turn."""
+    """4k random reads and writes over NBD alone, with requests to the API, and with as many to a control that only answers, in turn."""
     size = machine.parse_size(options.size)
     machine.need_space(folder, 3 * size)
     daemon = Daemon(folder, size, int(size * 2.4) + (256 << 20), options.blockd, options.blockd_options.split(), with_api=True)
-    runs = {rw: {"quiet": [], "loaded": []} for rw in ("randread", "randwrite")}
-    rates, times, own = [], [], 0
+    runs = {rw: {"quiet": [], "api": [], "control": []} for rw in ("randread", "randwrite")}
+    loads = {"api": {"rates": [], "times": [], "own": 0}, "control": {"rates": [], "times": [], "own": 0}}
+    listener = socket.create_server(("127.0.0.1", 0))
+    control = multiprocessing.Process(target=answer, args=(listener,), daemon=True)
     try:
+        control.start()
         daemon.start_ready()
+        ports = {"api": daemon.api, "control": listener.getsockname()[1]}
         fio.run(daemon.target("unix"), [f"--size={size}", "--rw=write", "--bs=1M", "--iodepth=8", "--refill_buffers=1"], limit=3600)
-        for number in range(1, options.rounds + 1):
+        for number in range(options.rounds + 1):  # what happens in the first is not counted: the daemon compiles its code
             for rw, sides in runs.items():
-                for side in ("quiet", "loaded") if number % 2 else ("loaded", "quiet"):
-                    callers = None
-                    if side == "loaded":
-                        callers = Callers(daemon, options.rate, ["/v1/volumes/bench", "/v1/version", "/v1/sessions", "/v1/stats"])
-                        callers.start()
-                    began = time.monotonic()
-                    sides[side].append(fio.run(daemon.target("unix"), [
-                        f"--size={size}", f"--rw={rw}", "--bs=4k", "--iodepth=32", "--time_based=1", "--norandommap=1",
-                        f"--runtime={options.seconds}", f"--randseed={number}"], daemon.pid))
-                    took = time.monotonic() - began
+                for side in random.sample(list(sides), len(sides)):
+                    figures, callers, took = one_run(options, daemon, ports.get(side), rw, number)
+                    if number == 0:
+                        continue
+                    sides[side].append(figures)
                     if callers:
-                        callers.done.set()
-                        callers.join()
-                        if callers.failure:
-                            raise BenchError(f"the load of the API failed: {callers.failure}")
-                        rates.append(len(callers.times) / took)
-                        times += callers.times
-                        own += callers.cpu_seconds
+                        loads[side]["rates"].append(len(callers.times) / took)
+                        loads[side]["times"] += callers.times
+                        loads[side]["own"] += callers.cpu_seconds
     finally:
         daemon.stop()
-    ratios = {rw: statistics.median(b["iops"] / a["iops"] for a, b in zip(sides["quiet"], sides["loaded"])) for rw, sides in runs.items()}
-    p99 = statistics.quantiles(times, n=100)[98] * 1000
-    return {"runs": runs, "ratios": ratios, "requests_per_s": rates, "request_p99_ms": p99, "caller_us_per_request": own / len(times) * 1e6}, (
-        f"api: fio 4k QD32 beside {statistics.median(rates):.0f} requests/s (p99 {p99:.1f} ms; the caller itself takes {own / len(times) * 1e6:.0f} us of a core for each): reads {ratios['randread']:.2f}x, writes "
-        f"{ratios['randwrite']:.2f}x (medians of {options.rounds} rounds); target >= 0.9x at 1000/s: "
-        f"{verdict(min(ratios.values()) >= 0.9 and statistics.median(rates) >= 950)}")
+        control.kill()
+        listener.close()
+    kept = {side: {rw: share(sides["quiet"], sides[side]) for rw, sides in runs.items()} for side in loads}
+    said = []
+    for side, load in loads.items():
+        p99 = statistics.quantiles(load["times"], n=100)[98] * 1000
+        load["caller_us_per_request"] = load["own"] / len(load["times"]) * 1e6
+        load["p99_ms"] = p99
+        del load["times"]
+        said.append(f"{statistics.median(load['rates']):.0f} requests/s to {'the API' if side == 'api' else 'a server that only answers'} (p99 {p99:.1f} ms): "
+                    + ", ".join(f"{rw[4:]}s {mean:.2f}x ± {error:.2f}" for rw, (mean, error) in kept[side].items()))
+    isMet = min(mean for mean, _ in kept["api"].values()) >= 0.9 and statistics.median(loads["api"]["rates"]) >= 950
+    return {"runs": runs, "kept": kept, "loads": loads}, (
+        f"api: fio 4k QD32 beside {'; beside '.join(said)} (means of {options.rounds} rounds, standard error; the caller itself takes "
+        f"{loads['api']['caller_us_per_request']:.0f} us of a core for each request); target >= 0.9x at 1000/s: {verdict(isMet)}")
+
+
+def one_run(options, daemon, port, rw, number):
+    callers = None
+    if port:
+        callers = Callers(daemon, port, options.rate, ["/v1/volumes/bench", "/v1/version", "/v1/sessions", "/v1/stats"])
+        callers.start()
+    began = time.monotonic()
+    figures = fio.run(daemon.target("unix"), [
+        f"--size={machine.parse_size(options.size)}", f"--rw={rw}", "--bs=4k", "--iodepth=32", "--time_based=1", "--norandommap=1",
+        f"--runtime={options.seconds}", f"--randseed={number}"], daemon.pid)
+    took = time.monotonic() - began
+    if callers:
+        callers.done.set()
+        callers.join()
+        if callers.failure:
+            raise BenchError(f"the load failed: {callers.failure}")
+    return figures, callers, took
+
+
+def share(alone, beside):
+    """What is kept of IOPS beside a load, by the means, and the standard error by the rounds."""
+    ratios = [b["iops"] / a["iops"] for a, b in zip(alone, beside)]
+    error = statistics.stdev(ratios) / len(ratios) ** 0.5 if len(ratios) > 1 else float("nan")
+    return statistics.mean(b["iops"] for b in beside) / statistics.mean(a["iops"] for a in alone), error
 
 
 def many(options, folder):
@@ -205,8 +253,8 @@ def main():
     parser.add_argument("--part", choices=["load", "many", "all"], default="all")
     parser.add_argument("--backing", choices=["shm", "disk"], default="disk")
     parser.add_argument("--scratch", help="folder on the disk (default: the temporary folder)")
-    parser.add_argument("--seconds", type=float, default=5, help="of each run of fio (5)")
-    parser.add_argument("--rounds", type=int, default=3, help="of which the median is taken (3)")
+    parser.add_argument("--seconds", type=float, default=2, help="of each run of fio (2)")
+    parser.add_argument("--rounds", type=int, default=10, help="of which the mean is taken (10)")
     parser.add_argument("--rate", type=float, default=1000, help="requests a second (1000)")
     parser.add_argument("--size", default="1g", help="of fio's volume (1g)")
     parser.add_argument("--volumes", type=int, default=10000, help="of the daemon with many (10000)")
