@@ -29,7 +29,7 @@ public sealed partial class Store
 
     private async ValueTask<IoStatus> CreateOnAsync(VolumeHead head, uint volumeId, Guid snapshot)
     {
-        if (!await WaitForSlotsAsync(head.IsAppendOnly ? 2u : 1)) return IoStatus.NoSpace;
+        if (!await WaitForSlotsAsync(head.IsAppendOnly ? 2u : 1)) return Refusal ?? IoStatus.NoSpace;
         if (Find(volumeId, snapshot) is not { } basis) return IoStatus.NotFound;
         if (State != StoreState.Online) return IoStatus.Unavailable;
         if (_volumes.ContainsKey(head.Id)) return IoStatus.Conflict;

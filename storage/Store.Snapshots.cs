@@ -125,7 +125,7 @@ public sealed partial class Store
             if (await DropBeyondAsync(volume) is var dropped and not IoStatus.Ok) return volume.IsDeleting ? IoStatus.NotFound : dropped;
         }
 
-        if (!await WaitForSlotsAsync((uint)requests.Count)) return IoStatus.NoSpace;
+        if (!await WaitForSlotsAsync((uint)requests.Count)) return Refusal ?? IoStatus.NoSpace;
         await WaitForRing();
         // Most of what must be durable becomes so while changes still go on, so that they wait for little.
         if (!Breaks(BrokenRules.ThawEarly) && await EnsureDurable(_appliedLsn) != IoStatus.Ok) return IoStatus.Unavailable;

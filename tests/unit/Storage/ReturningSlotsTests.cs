@@ -73,6 +73,24 @@ public sealed class ReturningSlotsTests
     [Theory]
     [InlineData(false)]
     [InlineData(true)]
+    public void A_disk_that_fails_while_one_is_waited_for_is_not_called_full(bool isClone)
+    {
+        StoreWorld world = FullOfDirt(isPromised: false);
+        var store = (ILayeredStore)world.Store;
+        var cut = new SnapshotRequest(8, Guid.NewGuid(), "s", 0);
+        Assert.Equal(IoStatus.Ok, world.Loop.Run(store.OpenVolume(8)!.TrimAsync(0, 2 * Units.MiB, WriteFlags.Fua)));
+        if (isClone) Assert.Equal(IoStatus.Ok, world.Loop.Run(store.CreateSnapshotsAsync([cut])));
+        if (isClone) WriteExtents(world, 8, 0, 1); // the second slot
+        if (isClone) Assert.Equal(IoStatus.Ok, world.Loop.Run(store.OpenVolume(7)!.TrimAsync(0, Units.MiB, WriteFlags.Fua)));
+        for (ulong block = 0; block < world.File.SizeBytes >> Units.BlockShift; block++) world.File.BadWrites.Add(block);
+        Assert.Equal(IoStatus.Unavailable, world.Loop.Run(isClone
+            ? store.CreateCloneAsync(StoreWorld.HeadOf(9, End), 8, cut.Uuid) : store.CreateSnapshotsAsync([cut])));
+        Assert.Equal(StoreState.Failed, store.State);
+    }
+
+    [Theory]
+    [InlineData(false)]
+    [InlineData(true)]
     public void What_a_deletion_gives_back_can_be_promised_at_once(bool isCut)
     {
         StoreWorld world = World(0.02);
