@@ -7,6 +7,7 @@ public sealed partial class StoreSimulation
 {
     private const uint FirstAppendVolume = 1_000;
     private const int AppendVolumesMax = 4;
+    private const int AppendersMax = 6;
 
     // More clients of one volume than fit into its first page (AppendPage.PlacesMax): some may be forgotten where slots are few.
     private const int ClientsOfFirstPage = 10, ClientsMax = 14;
@@ -25,7 +26,7 @@ public sealed partial class StoreSimulation
     {
         if (!_options.Appends || store is not IAppendStore) return;
         _appendRequestsLeft = 10 + _appendDice.NextBelow(_options.RequestsPerLife);
-        int writers = 1 + _appendDice.NextBelow(6);
+        int writers = 1 + _appendDice.NextBelow(AppendersMax);
         _clientsRunning += writers;
         for (int i = 0; i < writers; i++) _ = AppenderAsync((ILayeredStore)store, (IAppendStore)store);
     }
@@ -253,7 +254,10 @@ public sealed partial class StoreSimulation
     /// <summary>A new append, or one that was asked for before.</summary>
     private AppendItem DrawAppend(AppendModel volume, out bool isRetry)
     {
+        // Who was forgotten for others and asks for his first one again is a new client to the store: it lands once more (docs/api.md).
+        bool isNobodyForgotten = volume.Rollbacks == 0 && volume.Clients.Count + AppendersMax <= ClientsOfFirstPage;
         List<AppendItem> known = [.. volume.Items.Where(i => i.Key.Client != Guid.Empty && !i.IsAmbiguous), .. volume.Old];
+        if (!isNobodyForgotten) known.RemoveAll(i => i.Key.Sequence == 1);
         isRetry = known.Count > 0 && _appendDice.NextChance(0.25);
         if (isRetry) return _appendDice.NextChance(0.5) ? known[^(1 + _appendDice.NextBelow(Math.Min(known.Count, 5)))] : known[_appendDice.NextBelow(known.Count)];
         int length = _appendDice.NextBelow(40) switch
