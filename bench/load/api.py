@@ -68,10 +68,14 @@ def answer(listener):
                     client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                     clients[client.fileno()] = client
                     waiting.register(client.fileno(), select.EPOLLIN)
-                elif clients[number].recv(65536):
-                    clients[number].sendall(CONTROL_ANSWER)
-                else:
-                    clients.pop(number).close()
+                    continue
+                try:
+                    if clients[number].recv(65536):
+                        clients[number].sendall(CONTROL_ANSWER)
+                        continue
+                except OSError:
+                    pass  # it left with an answer on its way
+                clients.pop(number).close()
 
 
 class Callers(threading.Thread):
